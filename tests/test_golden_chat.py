@@ -1,0 +1,56 @@
+"""The chat prompt against chat.json, the rendering of the official demo. GOLDEN_DIR names another fixture root."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import tokenizers
+
+from tokenizer import SPEECH_ID, SYSTEM_PROMPT, Tokenizer, past_turn, write_tiny
+
+GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "fixtures"))
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return json.loads((GOLDEN / "ex_omni" / "chat.json").read_text(encoding="utf-8"))["cases"]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    write_tiny(tmp_path)
+    return tmp_path
+
+
+def with_parts(message):
+    """The demo marks speech by `<speech>` in the text; here it is a part of its own."""
+    before, speech, text = message["content"].partition("<speech>")
+    if not speech:
+        return message
+    assert before == "" and text[:1] in ("", "\n")
+    parts = [{"type": "speech"}] + ([{"type": "text", "text": text[1:]}] if text else [])
+    return {**message, "content": parts}
+
+
+def test_chat_prompts_equal_the_demo_as_text_and_as_ids(golden, directory):
+    ours = Tokenizer.from_pretrained(directory)
+    theirs = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+    theirs.add_special_tokens(["<speech>"])             # as the demo does, which then replaces the id by -300
+    speech = theirs.token_to_id("<speech>")
+    assert golden
+    for case in golden:
+        ids = ours.encode_chat([with_parts(m) for m in case["messages"]], case["add_generation_prompt"])
+        assert ours.decode(ids, skip_special_tokens=False) == case["rendered"]
+        assert ids == [SPEECH_ID if i == speech else i for i in theirs.encode(case["rendered"]).ids]
+        assert ids.count(SPEECH_ID) == case["rendered"].count("<speech>")
+
+
+def test_the_system_prompt_is_the_demo_s(golden):
+    assert all(case["messages"][0] == {"role": "system", "content": SYSTEM_PROMPT} for case in golden)
+
+
+def test_a_past_speech_turn_reads_as_in_the_demo(golden):
+    past = {"role": "user", "content": "[Speech input]"}
+    assert any(past in case["messages"] for case in golden)
+    assert past_turn({"role": "user", "content": [{"type": "speech"}]}) == past

@@ -1,0 +1,332 @@
+"""Text <-> token ids: Qwen3's byte-level BPE on tiktoken, and the chat prompt around it.
+
+In: a directory with a tokenizer, and text or chat messages. Out: a flat list of token ids in which every
+speech clip is one SPEECH_ID, the place where the model splices the clip's features in. No torch here.
+
+Three forms on disk are read, the first one found:
+  tokenizer.json              Hugging Face; says its own split pattern, normalizer and special tokens
+  vocab.json + merges.txt     special tokens from tokenizer_config.json and added_tokens.json beside them
+  *.tiktoken                  a "base64(token) rank" per line; special tokens as above, else Qwen's three
+The last two say neither pattern nor normalizer; Qwen's (QWEN_PATTERN and NFC) are taken, as Qwen's own code does.
+
+Text is data, control tokens are structure: `encode` never yields a control token, whatever the text says; only
+`encode_chat` places them. The official demo formats one string and tokenizes that, so `<speech>` or `<|im_end|>`
+typed by a user acts there; here it is ordinary text. Otherwise the prompt is the demo's, id for id
+(arXiv 2602.07106; Qwen3's chat format without its think block).
+"""
+
+import base64
+import itertools
+import json
+import os
+import unicodedata
+from pathlib import Path
+
+import tiktoken
+
+SPEECH_ID = -300        # stands for one speech clip in a prompt; never embedded, so not a row of the vocabulary
+SYSTEM_PROMPT = ("You are a multimodal assistant that understands both speech and text, "
+                 "and can respond using natural language or synthesized speech.")
+ROLES = ("system", "user", "assistant")
+CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")     # in the order of Qwen's ids
+
+# How text is cut before merging; no merge crosses a cut. Qwen takes digits one by one, GPT-2 in runs.
+QWEN_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+                r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+# JSON cannot hold raw bytes, so GPT-2 and its heirs write each byte as one visible character: a byte that is
+# printable Latin-1 as itself, the other 68 as U+0100, U+0101, ... in order (the space becomes U+0120).
+_printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_hidden = [b for b in range(256) if b not in _printable]
+BYTE_OF_CHAR = {chr(b): b for b in _printable} | {chr(0x100 + i): b for i, b in enumerate(_hidden)}
+
+
+class Tokenizer:
+    """Plain text and chat messages to ids, and ids back to text.
+
+    n_vocab: 1 + the largest id; the model's embedding table has at least this many rows (Qwen pads it further).
+    im_start_id, im_end_id: ids of `<|im_start|>` and `<|im_end|>`, which open and close a message.
+    stop_ids: ids that end an answer, `<|im_end|>` and, where it exists, `<|endoftext|>`.
+    """
+
+    def __init__(self, vocab, ranks, added, pattern=QWEN_PATTERN, nfc=True):
+        """vocab: token bytes -> id. ranks: token bytes -> priority, low merges first, of each token that text may
+        become; all 256 bytes among them. added: id -> (text, special) of the tokens that text never becomes.
+        pattern: regex that cuts text into pieces. nfc: whether text is normalized to NFC first.
+        Raises ValueError if a byte or a chat token is missing, or if text could become an added token."""
+        id_of = {text: i for i, (text, special) in added.items()}
+        missing = [name for name in ("<|im_start|>", "<|im_end|>") if name not in id_of]
+        if missing:
+            raise ValueError(f"the vocabulary lacks {' and '.join(missing)}, a chat model's tokenizer has "
+                             "<|im_start|> and <|im_end|> as added tokens: use the one that came with the weights")
+        lost = [b for b in range(256) if bytes([b]) not in ranks]
+        if lost:
+            raise ValueError(f"{len(lost)} of the 256 byte tokens are missing, the first is byte {lost[0]:#04x}: "
+                             "fetch it again")
+        # tiktoken takes one number for both a token's rank and its id. Ranks go in, _id_of_rank turns them into
+        # ids: for Qwen both are equal, in other vocabularies ids need not follow the merge order.
+        self._id_of_rank = {rank: vocab[token] for token, rank in ranks.items()}
+        clash = added.keys() & self._id_of_rank.values()
+        if clash:
+            raise ValueError(f"id {min(clash)} is both the added token {added[min(clash)][0]!r} and a token of plain "
+                             "text, so text could forge it: give the added token an id of its own")
+        self._bpe = tiktoken.Encoding("nanoExOmni", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        self._nfc = nfc
+        self._bytes_of_id = {i: token for token, i in vocab.items()}
+        self._bytes_of_id |= {i: text.encode() for i, (text, special) in added.items()}
+        self.n_vocab = 1 + max(self._bytes_of_id)
+        self._bytes_of_id[SPEECH_ID] = b"<speech>"
+        self._skipped = {SPEECH_ID} | {i for i, (text, special) in added.items() if special}
+        self.im_start_id, self.im_end_id = id_of["<|im_start|>"], id_of["<|im_end|>"]
+        self.stop_ids = tuple(id_of[name] for name in ("<|im_end|>", "<|endoftext|>") if name in id_of)
+
+    @classmethod
+    def from_pretrained(cls, directory):
+        """The tokenizer stored in `directory`, see the top of this file for the forms.
+        Raises FileNotFoundError if there is none, ValueError if one is damaged or of an unsupported kind."""
+        directory = Path(directory)
+        tiktoken_files = sorted(directory.glob("*.tiktoken"))
+        try:
+            if (directory / "tokenizer.json").is_file():
+                return cls(*_read_tokenizer_json(directory / "tokenizer.json"))
+            if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
+                return cls(*_read_vocab_and_merges(directory))
+            if len(tiktoken_files) == 1:
+                return cls(*_read_tiktoken(tiktoken_files[0]))
+        except ValueError as error:
+            raise ValueError(f"cannot use the tokenizer in {directory}: {error}") from error
+        seen = ", ".join(sorted(p.name for p in directory.iterdir())) if directory.is_dir() else "no such directory"
+        raise FileNotFoundError(f"no tokenizer in {directory} ({seen or 'it is empty'}): expected tokenizer.json, or "
+                                "vocab.json and merges.txt, or a single *.tiktoken file; copy them from the checkpoint")
+
+    def encode(self, text):
+        """Plain text -> list of ids, never a control token; "" -> []. Nothing is put before or after it.
+        A lone surrogate, which UTF-8 cannot hold, counts as U+FFFD."""
+        if self._nfc:
+            text = unicodedata.normalize("NFC", text)
+        return [self._id_of_rank[rank] for rank in self._bpe.encode_ordinary(text)]
+
+    def decode(self, ids, skip_special_tokens=True):
+        """Ids -> text: `decode(encode(text))` is `text`, or its NFC form if the vocabulary asks for NFC.
+
+        Special tokens and SPEECH_ID give nothing, or their names if `skip_special_tokens` is False. Added tokens
+        that are not special, such as Qwen's `<think>`, are always kept. Bytes that are not UTF-8 (half a character)
+        and ids without a token (the embedding table is taller than the vocabulary, so an untrained model may
+        generate them) become U+FFFD."""
+        tokens = (self._bytes_of_id.get(i, "\ufffd".encode()) for i in map(int, ids)
+                  if not (skip_special_tokens and i in self._skipped))
+        return b"".join(tokens).decode("utf-8", errors="replace")
+
+    def encode_chat(self, messages, add_generation_prompt=True):
+        """Chat messages -> list of ids: `<|im_start|>ROLE\\nCONTENT<|im_end|>\\n` for each message, then
+        `<|im_start|>assistant\\n` if the model is to answer.
+
+        messages: dicts with "role" (one of ROLES) and "content", a str or a list of parts `{"type": "speech"}` and
+        `{"type": "text", "text": ...}`. A speech part becomes SPEECH_ID; parts are joined by a newline, empty texts
+        left out. No system message is added. Raises ValueError for anything else."""
+        pieces = []                                     # int: a control token or SPEECH_ID, str: text
+        for message in messages:
+            parts = _parts(message)
+            content = [piece for part in parts for piece in ("\n", part)][1:]
+            pieces += [self.im_start_id, message["role"] + "\n", *content, self.im_end_id, "\n"]
+        if add_generation_prompt:
+            pieces += [self.im_start_id, "assistant\n"]
+        ids = []
+        # Role, newline and content are tokenized as one text: a token may span their borders ("\n\n").
+        for is_text, run in itertools.groupby(pieces, key=lambda piece: isinstance(piece, str)):
+            ids += self.encode("".join(run)) if is_text else run
+        return ids
+
+
+# ---- chat history
+
+def _parts(message):
+    """A message's content as a list of texts and SPEECH_IDs. Raises ValueError if the message is malformed."""
+    if not isinstance(message, dict) or message.get("role") not in ROLES:
+        raise ValueError(f"message is {message!r}, expected a dict whose role is one of {', '.join(ROLES)}")
+    content = message.get("content")
+    if isinstance(content, str):
+        return [content]
+    parts = []
+    for part in content if isinstance(content, list) else [None]:
+        match part:
+            case {"type": "speech"}:
+                parts.append(SPEECH_ID)
+            case {"type": "text", "text": str(text)}:
+                parts += [text] if text else []
+            case _:
+                raise ValueError(f"content of the {message['role']} message is {content!r}, expected a str, or a list "
+                                 'of {"type": "speech"} and {"type": "text", "text": ...}')
+    return parts
+
+
+def past_turn(message):
+    """A finished turn as the history keeps it: a message with speech becomes the text `[Speech input]`, or
+    `[Speech] ` + its text, because past audio is not sent again. A message without speech is returned as it is."""
+    parts = _parts(message)
+    if SPEECH_ID not in parts:
+        return message
+    text = "\n".join(part for part in parts if part != SPEECH_ID)
+    return {**message, "content": f"[Speech] {text}" if text else "[Speech input]"}
+
+
+def trim_history(messages, keep=40):
+    """A leading system message, if there is one, and the last `keep` of the other messages, as a new list."""
+    first = 1 if messages and messages[0]["role"] == "system" else 0
+    return messages[:first] + messages[max(first, len(messages) - keep):]
+
+
+# ---- files; each reader returns the arguments of Tokenizer.__init__
+
+def _read_json(path):
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:                         # also UnicodeDecodeError
+        raise ValueError(f"{path.name} is not JSON ({error}): fetch it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds a {type(content).__name__}, expected an object: fetch it again")
+    return content
+
+
+def _read_tokenizer_json(path):
+    spec = _read_json(path)
+    model, normalizer = spec.get("model") or {}, spec.get("normalizer")
+    if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+        raise ValueError(f"its model is of type {model.get('type')}, expected BPE with a vocab and merges")
+    for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
+        if model.get(key):
+            raise ValueError(f"its model has {key} = {model[key]!r}, expected none: tiktoken has no such setting")
+    if normalizer not in (None, {"type": "NFC"}):
+        raise ValueError(f"its normalizer is {json.dumps(normalizer)}, expected null or NFC: add it to encode")
+    added = {token["id"]: (token["content"], token["special"]) for token in spec.get("added_tokens") or []}
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
+    vocab, ranks = _byte_level(model["vocab"], merges, added)
+    return vocab, ranks, added, _split_pattern(spec.get("pre_tokenizer")), normalizer is not None
+
+
+def _split_pattern(pre_tokenizer):
+    """The regex that cuts text into pieces, from the `pre_tokenizer` of a tokenizer.json."""
+    match pre_tokenizer:
+        case {"type": "Sequence", "pretokenizers": [
+                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}:
+            # Text between matches is a piece too ("Isolated"); tiktoken would drop it.
+            return rf"{pattern}|(?:(?!{pattern})[\s\S])+"
+        case {"type": "ByteLevel", "add_prefix_space": False, **options} if options.get("use_regex", True):
+            return GPT2_PATTERN
+    raise ValueError(f"its pre_tokenizer is {json.dumps(pre_tokenizer)}, expected ByteLevel without prefix space, "
+                     "alone or after one isolating Split by Regex: add the case to _split_pattern")
+
+
+def _read_vocab_and_merges(directory):
+    text = (directory / "merges.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
+    added = _added_tokens(directory)
+    return *_byte_level(_read_json(directory / "vocab.json"), [line.split(" ") for line in lines], added), added
+
+
+def _read_tiktoken(path):
+    ranks = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError as error:
+            raise ValueError(f'{path.name} line {number} is {line[:40]!r}, expected "base64 rank": '
+                             "fetch it again") from error
+    first_free = 1 + max(ranks.values(), default=-1)
+    added = _added_tokens(path.parent) or {first_free + i: (text, True) for i, text in enumerate(CONTROL_TOKENS)}
+    return ranks, ranks, added
+
+
+def _added_tokens(directory):
+    """id -> (text, special) from the files beside a vocabulary that cannot say it itself; {} without them.
+    added_tokens.json does not tell which are special; all count as special unless tokenizer_config.json knows."""
+    added = {}
+    if (directory / "added_tokens.json").is_file():
+        added |= {i: (text, True) for text, i in _read_json(directory / "added_tokens.json").items()}
+    if (directory / "tokenizer_config.json").is_file():
+        tokens = _read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+        added |= {int(i): (token["content"], token.get("special", False)) for i, token in tokens.items()}
+    return added
+
+
+def _byte_level(vocab, merges, added):
+    """Byte-level vocabulary and merges as text -> (token bytes -> id, token bytes -> rank)."""
+    added_texts = {text for text, special in added.values()}
+    try:
+        token_of = {text: bytes(map(BYTE_OF_CHAR.__getitem__, text)) for text in vocab if text not in added_texts}
+    except KeyError as error:
+        raise ValueError(f"a token has the character {error}, which stands for no byte: expected a byte-level BPE, "
+                         "not one over characters (SentencePiece)") from error
+    broken = next((merge for merge in merges if len(merge) != 2), None)
+    if broken:
+        raise ValueError(f"the merge {broken} is not of two tokens: fetch it again")
+    try:
+        ranks = _merge_ranks([(token_of[left], token_of[right]) for left, right in merges])
+    except KeyError as error:
+        raise ValueError(f"a merge uses {error}, which is no token of the vocabulary: fetch it again") from error
+    vocab = {token: vocab[text] for text, token in token_of.items()}
+    nameless = next((token for token in ranks if token not in vocab), None)
+    if nameless:
+        raise ValueError(f"{nameless!r}, a single byte or made by a merge, is no ordinary token of the vocabulary: "
+                         "expected all 256 bytes and every merge in it; fetch it again")
+    return vocab, ranks
+
+
+def _merge_ranks(merges):
+    """Merges in order of priority -> token bytes -> rank, with which tiktoken gives the same tokens as the merges.
+
+    merges: list of (left, right) bytes. The two algorithms differ: a merge rule joins one pair of tokens, a rank any
+    two neighbours that spell the token. They agree if each token's rule joins the pair that the token's own bytes come
+    to under the earlier rules. Training makes only such rules; any other can never fire and is left out here. A rule
+    that stands before the rules of its parts would fire out of order: ValueError."""
+    ranks = {bytes([b]): b for b in range(256)}
+    parts, early = {}, []
+
+    def stays_apart(left, right):
+        """Whether the bytes of left + right come to be left, right. Walk back from these two to single bytes along
+        their border, undoing the later merge first: was there a merge across the border that comes before it?
+        Of two merges with the same rank the left one comes first, in both algorithms."""
+        while len(left) > 1 or len(right) > 1:
+            if ranks[left] > ranks[right]:
+                limit, left = ranks[left], parts[left][1]
+            else:
+                limit, right = ranks[right] + 1, parts[right][0]
+            if ranks.get(left + right, limit) < limit:
+                return False
+        return True
+
+    for rank, (left, right) in enumerate(merges, start=256):
+        if left not in ranks or right not in ranks:
+            early.append((left, right))
+        elif left + right not in ranks and stays_apart(left, right):
+            ranks[left + right], parts[left + right] = rank, (left, right)
+    for left, right in early:
+        if left in ranks and right in ranks and left + right not in ranks:
+            raise ValueError(f"the merge of {left!r} and {right!r} stands before those that make its parts, expected "
+                             "merges in the order of training: fetch it again")
+    return ranks
+
+
+def write_tiny(directory):
+    """Write the smallest tokenizer.json that works into `directory`: id = byte value for the 256 bytes, no merges,
+    the three control tokens as ids 256 to 258, and Qwen's pattern and normalizer. For tiny random checkpoints."""
+    path = Path(directory) / "tokenizer.json"
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    spec = {
+        "version": "1.0",
+        "added_tokens": [{"id": 256 + i, "content": text} | flags for i, text in enumerate(CONTROL_TOKENS)],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": BYTE_OF_CHAR, "merges": []},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name("tokenizer.json.tmp")
+    temporary.write_text(json.dumps(spec, indent=1), encoding="utf-8")
+    os.replace(temporary, path)

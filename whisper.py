@@ -1,0 +1,180 @@
+"""Whisper's ears: audio file -> waveform -> log-mel -> encoder states.
+
+Spec ex_omni 1. The encoder is the one of openai/whisper-large-v3 at full size (paper section on the speech encoder)
+and the same class at any other. `EncoderLayer` serves the speech tokenizer too.
+"""
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+SAMPLE_RATE = 16_000                   # Hz
+HOP = 160                              # samples, so 100 mel frames per second
+N_FFT = 400                            # samples, 25 ms
+
+
+@dataclass
+class WhisperConfig:
+    """Field names are those of Hugging Face's config.json; the defaults are whisper-large-v3's."""
+    num_mel_bins: int = 128            # 80 for every Whisper but large-v3
+    d_model: int = 1280
+    encoder_layers: int = 32
+    encoder_attention_heads: int = 20
+    encoder_ffn_dim: int = 5120
+    max_source_positions: int = 1500   # encoder states per window, 50 per second: 1500 = 30 s
+
+    @property
+    def n_frames(self) -> int:
+        """Mel frames per window."""
+        return 2 * self.max_source_positions
+
+    @property
+    def window(self) -> int:
+        """Samples per window."""
+        return self.n_frames * HOP
+
+
+def load_audio(path) -> torch.Tensor:
+    """Read any file that soundfile reads, at any rate and channel count, as (T,) float32 at 16 kHz, mono.
+
+    Channels are averaged, the rate is converted by soxr. Raises FileNotFoundError, or ValueError for a file that is
+    not audio, holds no samples, or holds NaN or infinite ones.
+    """
+    import soundfile
+    import soxr
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} not found: expected an audio file")
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} is not audio that can be read ({error.error_string.rstrip('.')}): "
+                         "give a wav, flac, ogg or mp3 file") from None
+    waveform = check_waveform(torch.from_numpy(samples.mean(axis=1)), path)
+    return torch.from_numpy(soxr.resample(waveform.numpy(), rate, SAMPLE_RATE))
+
+
+def check_waveform(waveform, name="the waveform") -> torch.Tensor:
+    """(T,) samples as a float32 tensor. Raises ValueError where it is empty, not one-dimensional or not finite."""
+    waveform = torch.as_tensor(waveform, dtype=torch.float32)
+    if waveform.ndim != 1 or len(waveform) == 0:
+        raise ValueError(f"{name} has shape {tuple(waveform.shape)}, expected (T,) with at least one sample of sound")
+    bad = int((~waveform.isfinite()).sum())
+    if bad:
+        raise ValueError(f"{name} has {bad} samples that are NaN or infinite of {len(waveform)}: "
+                         "expected finite samples, record or export it again")
+    return waveform
+
+
+@lru_cache
+def mel_filters(n_mels: int, n_fft: int = N_FFT, rate: int = SAMPLE_RATE, f_max: float = 8000.0) -> torch.Tensor:
+    """(n_mels, n_fft // 2 + 1) triangles on the Slaney mel scale, each of unit area (spec ex_omni 1.1).
+
+    The scale is linear below 1 kHz (200/3 Hz per mel) and logarithmic above (27 mels per factor 6.4).
+    """
+    top = 15 + 27 * np.log(f_max / 1000) / np.log(6.4)
+    mels = np.linspace(0, top, n_mels + 2)
+    edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * np.log(6.4) / 27))      # Hz
+    bins = np.linspace(0, rate / 2, n_fft // 2 + 1)                                                 # Hz
+    left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
+    triangles = np.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clip(0)
+    return torch.from_numpy((triangles * 2 / (right - left)).astype(np.float32))
+
+
+def log_mel(waveform: torch.Tensor, n_mels: int, n_frames: int = 3000) -> torch.Tensor:
+    """(T,) samples at 16 kHz -> (n_mels, n_frames) log-mel, 100 frames per second (spec ex_omni 1.1).
+
+    The waveform is cut or zero-padded at its end to exactly n_frames. Values span at most 2 units: everything
+    more than 80 dB below the loudest bin of the window is raised to that floor.
+    """
+    waveform = torch.as_tensor(waveform)
+    waveform = F.pad(waveform[:n_frames * HOP], (0, max(0, n_frames * HOP - len(waveform))))
+    window = torch.hann_window(N_FFT, device=waveform.device)
+    spectrum = torch.stft(waveform, N_FFT, HOP, window=window, return_complex=True)                 # (201, n_frames + 1)
+    power = spectrum[:, :-1].abs() ** 2
+    log = (mel_filters(n_mels).to(waveform.device) @ power).clamp(min=1e-10).log10()
+    return (log.clamp(min=log.max() - 8) + 4) / 4
+
+
+def states_for_frames(n: int) -> int:
+    """Encoder states of n mel frames (spec ex_omni 1.3)."""
+    return max(1, (n + 1) // 2)
+
+
+def windows(waveform: torch.Tensor, config: WhisperConfig) -> torch.Tensor:
+    """(T,) samples -> (W, n_mels, n_frames): consecutive windows that together hear all of it.
+
+    The release cuts a recording after its first 30 s; here a longer one becomes several windows.
+    """
+    return torch.stack([log_mel(part, config.num_mel_bins, config.n_frames) for part in waveform.split(config.window)])
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; the key projection has no bias."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.q_proj, self.k_proj = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False)
+        self.v_proj, self.out_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, x, mask=None):
+        q, k, v = (rearrange(p(x), "b s (h d) -> b h s d", h=self.heads) for p in (self.q_proj, self.k_proj, self.v_proj))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.out_proj(rearrange(out, "b h s d -> b s (h d)"))
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm block: (B, S, D) -> (B, S, D). mask: bool, True = visible, or None."""
+
+    def __init__(self, dim: int, heads: int, ffn: int):
+        super().__init__()
+        self.self_attn_layer_norm, self.self_attn = nn.LayerNorm(dim), SelfAttention(dim, heads)
+        self.final_layer_norm = nn.LayerNorm(dim)
+        self.fc1, self.fc2 = nn.Linear(dim, ffn), nn.Linear(ffn, dim)
+
+    def forward(self, x, mask=None):
+        x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
+        return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
+
+
+def sinusoids(length: int, dim: int) -> torch.Tensor:
+    """(length, dim) position table: the first half of the channels sine, the second cosine (spec ex_omni 1.2)."""
+    frequencies = torch.exp(-np.log(10_000) * torch.arange(dim // 2) / (dim // 2 - 1))
+    angles = torch.arange(length)[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class WhisperEncoder(nn.Module):
+    """(B, n_mels, 2S) log-mel -> (B, S, D) states, S = max_source_positions. Silence is attended, as in Whisper."""
+
+    def __init__(self, config: WhisperConfig):
+        super().__init__()
+        self.config, D = config, config.d_model
+        self.conv1 = nn.Conv1d(config.num_mel_bins, D, 3, padding=1)
+        self.conv2 = nn.Conv1d(D, D, 3, stride=2, padding=1)
+        self.embed_positions = nn.Embedding(config.max_source_positions, D)
+        self.embed_positions.requires_grad_(False)
+        self.layers = nn.ModuleList(EncoderLayer(D, config.encoder_attention_heads, config.encoder_ffn_dim)
+                                    for _ in range(config.encoder_layers))
+        self.layer_norm = nn.LayerNorm(D)
+
+    def init_weights(self) -> None:
+        """What is not learnt: the sinusoid table."""
+        with torch.no_grad():
+            self.embed_positions.weight.copy_(sinusoids(*self.embed_positions.weight.shape))
+
+    def forward(self, mel):
+        if mel.shape[1:] != (self.config.num_mel_bins, self.config.n_frames):
+            raise ValueError(f"mel has shape {tuple(mel.shape)}, expected (B, {self.config.num_mel_bins}, "
+                             f"{self.config.n_frames}): make it with whisper.windows(waveform, config)")
+        x = F.gelu(self.conv1(mel))                                                                 # (B, D, 2S)
+        x = F.gelu(self.conv2(x)).transpose(1, 2)                                                   # (B, S, D)
+        x = x + self.embed_positions.weight
+        for layer in self.layers:
+            x = layer(x)
+        return self.layer_norm(x)
