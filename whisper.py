@@ -1,7 +1,7 @@
 """Whisper's ears: audio file -> waveform -> log-mel -> encoder states.
 
-Spec ex_omni 1. The encoder is the one of openai/whisper-large-v3 at full size (paper section on the speech encoder)
-and the same class at any other. `EncoderLayer` serves the speech tokenizer too.
+Spec ex_omni 1. The encoder is whisper-large-v3's at full size and the same class at any other. `EncoderLayer` serves
+the speech tokenizer too.
 """
 from dataclasses import dataclass
 from functools import lru_cache
@@ -55,7 +55,7 @@ def load_audio(path) -> torch.Tensor:
         raise ValueError(f"{path} is not audio that can be read ({error.error_string.rstrip('.')}): "
                          "give a wav, flac, ogg or mp3 file") from None
     waveform = check_waveform(torch.from_numpy(samples.mean(axis=1)), path)
-    return torch.from_numpy(soxr.resample(waveform.numpy(), rate, SAMPLE_RATE))
+    return check_waveform(torch.from_numpy(soxr.resample(waveform.numpy(), rate, SAMPLE_RATE)), path)
 
 
 def check_waveform(waveform, name="the waveform") -> torch.Tensor:
