@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-import weights
 from decode import GREEDY, Decoder
 from qwen3 import SIZES, Qwen3, fast_matvec_layout, project
+from speech_decoder import SpeechDecoder, SpeechDecoderConfig, mel_frames, schedule
 
 PROMPT, NEW = 32, 48            # tokens
 ROUNDS = 5
@@ -139,3 +139,56 @@ def bench_decode(args) -> dict:
             results[f"{dtype} {name}"] = {"tokens_per_s": speed, "share": share, "bandwidth_GBps": limit}
         del model, runs
     return results
+
+
+def plain_mel(decoder: SpeechDecoder, units, noise):
+    """Units (U,) -> mel (M, F) the plain way: per step the whole network twice, once with and once without conditions,
+    its time embedding worked out each time, with the mask of ones that the reference passes."""
+    flow, guidance = decoder.flow, decoder.flow.decoder.config.inference_cfg_rate
+    mu, spk = flow.mu(units[None]), flow.speaker()
+    x, cond, mask = noise[None], torch.zeros_like(mu), torch.ones(1, 1, mu.shape[2])
+    times = schedule(torch.linspace(0, 1, decoder.config.sampling.steps + 1))
+    for now, then in zip(times, times[1:]):
+        v = flow.decoder.estimator(x, mask, mu, now[None], spk, cond)
+        free = flow.decoder.estimator(x, mask, mu * 0, now[None], spk * 0, cond)
+        x = x + (then - now) * ((1 + guidance) * v - guidance * free)
+    return x[0]
+
+
+@torch.inference_mode()
+def bench_flow(args) -> dict:
+    torch.manual_seed(0)
+    decoder = SpeechDecoder(SpeechDecoderConfig())
+    units = torch.randint(0, decoder.config.flow.vocab_size, (args.units,))
+    noise = torch.randn(decoder.config.flow.output_size, mel_frames(args.units))
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    difference = (decoder.mel(units, noise) - plain_mel(decoder, units, noise)).abs().max()         # also the warm-up
+    assert difference < 1e-3, difference
+    forget_peak()
+    rows = []
+    for _ in range(args.rounds):
+        plain, fast = seconds(lambda: plain_mel(decoder, units, noise)), seconds(lambda: decoder.mel(units, noise))
+        rows.append((plain / fast, plain, fast, 2 * 2048 ** 3 / min(seconds(lambda: a @ b) for _ in range(3)) / 1e9))
+    ratio, plain, fast, gflops = sorted(rows)[len(rows) // 2]
+    print(f"{args.units} units -> mel: plain {plain:.2f} s, here {fast:.2f} s, {ratio:.2f} times faster "
+          f"(rounds: {' '.join(f'{r[0]:.2f}' for r in rows)}), matrix product {gflops:.0f} GFLOP/s, peak {memory_peak()}")
+    return {"plain_s": plain, "seconds": fast, "ratio": ratio, "matmul_GFLOPs": gflops}
+
+
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("what", choices=["decode", "flow"])
+    p.add_argument("--against", choices=["transformers"], help="decode: a peer to run on the same weights")
+    p.add_argument("--size", default="qwen3-0.6b", choices=[n for n, c in SIZES.items() if c.tie_word_embeddings])
+    p.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
+    p.add_argument("--units", type=int, default=50, help="flow: how many")
+    p.add_argument("--rounds", type=int, default=ROUNDS)
+    p.add_argument("--threads", type=int, default=2)
+    args = p.parse_args()
+    torch.set_num_threads(args.threads)
+    print(f"{platform.processor() or platform.machine()}, {args.threads} threads, torch {torch.__version__}")
+    print(json.dumps({args.what: {"decode": bench_decode, "flow": bench_flow}[args.what](args)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -50,16 +50,16 @@ class ExOmniConfig:
     dtype: str = "bfloat16"        # of the weights on disk
 
     @classmethod
-    def from_dir(cls, directory) -> "ExOmniConfig":
+    def from_dir(cls, directory, given: dict = {}) -> "ExOmniConfig":
         """Read config.json and generation_config.json. The release leaves the geometry of Whisper and of the
-        generator's backbone to the directories named in it; ours stand in config.json. Raises FileNotFoundError or
-        ValueError."""
+        generator's backbone to the directories named in it; ours stand in config.json; `given` are fields to take
+        instead. Raises FileNotFoundError or ValueError."""
         directory = Path(directory)
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory} is not a directory: expected a checkpoint, "
                                     "make one with `python prepare.py weights`")
         path = directory / "config.json"
-        values = weights.read_json(path)
+        values = weights.read_json(path) | given
 
         def nested(ours, release):
             if ours in values:
@@ -203,9 +203,10 @@ def gather_rows(x, mask, fill=0) -> tuple:
     return pad_sequence(rows, batch_first=True, padding_value=fill), pad_sequence(real, batch_first=True)
 
 
-def write_checkpoint(directory, config: ExOmniConfig, tensors: dict) -> None:
+def write_checkpoint(directory, config: ExOmniConfig, tensors: dict, read=lambda shard: shard) -> None:
     """config.json, generation_config.json and the official tensors, in shards of at most SHARD_BYTES, each written
-    under a temporary name first; shards of an earlier checkpoint are removed last."""
+    under a temporary name first; shards of an earlier checkpoint are removed last. `tensors` may be on the meta
+    device: read(name -> tensor of one shard) then gives the real ones when their turn comes."""
     directory = Path(directory)
     shards, size = [{}], 0
     for name, tensor in tensors.items():
@@ -216,7 +217,7 @@ def write_checkpoint(directory, config: ExOmniConfig, tensors: dict) -> None:
     names = ["model.safetensors"] if len(shards) == 1 else [
         f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards):
-        weights.write_tensors(directory / name, shard)
+        weights.write_tensors(directory / name, read(shard))
     weights.write_json(directory / "config.json", config.to_dict())
     weights.write_json(directory / "generation_config.json", {"eos_token_id": list(config.stop_ids), "top_p": config.top_p})
     for path in set(directory.glob("model*.safetensors")) - {directory / name for name in names}:
@@ -486,11 +487,11 @@ class ExOmni(nn.Module):
         files = sorted(directory.glob("model*.safetensors"))
         if not files:
             raise FileNotFoundError(f"{directory} has no model*.safetensors: fetch the weights again")
-        with torch.device("meta"):
+        with weights.shapes_only():
             model = cls(config).to(dtype)
         if torch.device(device).type == "cpu" and dtype == torch.bfloat16:
             fast_matvec_layout(model)
-        model.to_empty(device=device).eval()
+        weights.allocate(model, device).eval()
         model.summary = weights.load(model, files, lambda name: our_name(name, model.lm_head is None))
         model.directory = directory
         if any((directory / name).is_file() for name in TOKENIZER_FILES) or list(directory.glob("*.tiktoken")):

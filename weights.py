@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
-MAPPED_BYTES = 64 << 20  # pages of a mapped file count as ours until it is unmapped: do so this often
+MAPPED_BYTES = 16 << 20  # pages of a mapped file count as ours until it is unmapped: do so this often
 
 
 def read_json(path) -> dict:
@@ -60,7 +61,10 @@ def write_json(path, value) -> None:
 def write_tensors(path, tensors: dict) -> None:
     """Write name -> tensor as safetensors, under a temporary name first. Views into packed weights are fine."""
     with replacing(path) as temporary:
-        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, {"format": "pt"})
+        try:
+            save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, {"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{path} could not be written ({error})") from None
 
 
 @contextmanager
@@ -152,8 +156,30 @@ def load(module: torch.nn.Module, paths, rename=lambda name: name) -> str:
     return f"loaded {len(target)} tensors" + (f", ignored {len(dropped)} ({few(dropped, 2)})" if dropped else "")
 
 
+class Unfilled(TorchFunctionMode):
+    """Skips normal_ initialisation: of a tensor on the meta device it changes nothing, but imports 800 modules of
+    torch (70 MB, 2 s)."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.nn.init.normal_, torch.Tensor.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def shapes_only():
+    """Modules built inside have shapes, but neither memory nor values."""
+    with torch.device("meta"), Unfilled():
+        yield
+
+
 def empty(build, device="cpu", dtype=torch.float32) -> torch.nn.Module:
     """build() with parameters allocated but not initialised: `load` is about to fill them."""
-    with torch.device("meta"):
+    with shapes_only():
         module = build()
-    return module.to(dtype=dtype).to_empty(device=device).eval()
+    return allocate(module.to(dtype=dtype), device).eval()
+
+
+def allocate(module: torch.nn.Module, device) -> torch.nn.Module:
+    """module.to_empty(device), which would import sympy (30 MB, half a second) to do the same."""
+    return module._apply(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device))

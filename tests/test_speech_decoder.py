@@ -106,7 +106,7 @@ def test_a_block_keeps_the_noise_of_the_one_before(decoder):
 
 def test_the_fade_adds_up_to_one_and_the_harmonics_run_on(decoder):
     voice = sd.Stream(decoder)
-    torch.testing.assert_close(voice.rise + voice.fall, torch.ones(sd.OVERLAP, dtype=torch.float64))
+    torch.testing.assert_close(voice.rise + voice.fall, torch.ones(sd.OVERLAP))
     hift, mel = decoder.hift, torch.randn(M, 30)
     hift.config.nsf_sigma, sigma = 0.0, hift.config.nsf_sigma       # sines without noise
     try:

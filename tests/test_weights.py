@@ -1,0 +1,217 @@
+"""weights.py: strict, complete, and in little more memory than the model."""
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import model
+import weights
+from model import PRESETS, ExOmni
+from qwen3 import Qwen3Config
+
+ROOT = Path(__file__).parent.parent
+
+
+def module():
+    return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A module and the file it was written to."""
+    torch.manual_seed(0)
+    original = module()
+    weights.write_tensors(tmp_path / "model.safetensors", original.state_dict())
+    return original, tmp_path / "model.safetensors"
+
+
+def rewritten(path, edit):
+    state = load_file(path)
+    edit(state)
+    save_file(state, path)
+    return path
+
+
+# ---- strict -----------------------------------------------------------------------------------------------------
+
+def test_a_module_comes_back_from_one_file_or_several(saved, tmp_path):
+    original, path = saved
+    state = original.state_dict()
+    parts = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for i, part in enumerate(parts):
+        weights.write_tensors(part, {name: t for name, t in state.items() if name.startswith(f"{i}.")})
+    weights.write_tensors(tmp_path / "c.safetensors", {"old": torch.ones(1)})
+    parts.append(tmp_path / "c.safetensors")
+    for files, summary in (([path], "loaded 4 tensors"), (parts, "loaded 4 tensors, ignored 1 (old)")):
+        copy = weights.empty(module)
+        assert weights.load(copy, files, lambda name: None if name == "old" else name) == summary
+        assert all(torch.equal(t, state[name]) for name, t in copy.state_dict().items())
+        assert not copy.training
+
+
+def test_a_loaded_module_keeps_its_dtype(saved):
+    original, path = saved
+    copy = weights.empty(module, dtype=torch.bfloat16)
+    weights.load(copy, [path])
+    assert torch.equal(copy[0].weight, original[0].weight.bfloat16())
+
+
+@pytest.mark.parametrize("edit, expected", [
+    (lambda s: s.pop("0.bias"), "1 missing: 0.bias"),
+    (lambda s: (s.pop("0.bias"), s.pop("1.weight")), "2 missing: 0.bias, 1.weight"),
+    (lambda s: s.update({"2.weight": torch.ones(1)}), "1 left over: 2.weight"),
+    (lambda s: s.update({f"x{i}": torch.ones(1) for i in range(9)}), "9 left over: x0, x1, x2, x3 and 5 more"),
+    (lambda s: s.update({"0.weight": torch.ones(4, 5)}), "0.weight is [4, 5], expected [4, 3]"),
+    (lambda s: s.update({"0.weight": torch.ones(12)}), "0.weight is [12], expected [4, 3]"),
+    (lambda s: s.update({"again.0.bias": torch.ones(4)}), "stands twice"),
+    (lambda s: (s.pop("0.bias"), s.update({"0.bais": torch.ones(4)})), "1 missing: 0.bias; 1 left over: 0.bais")],
+    ids=["missing", "two missing", "left over", "many left over", "shape", "flat", "double", "misspelt"])
+def test_what_does_not_fit_is_named_and_nothing_is_loaded(saved, edit, expected):
+    original, path = saved
+    rewritten(path, edit)
+    copy = module()
+    before = {name: t.clone() for name, t in copy.state_dict().items()}
+    with pytest.raises(ValueError) as error:
+        weights.load(copy, [path], lambda name: name.removeprefix("again."))
+    assert expected in str(error.value) and str(path) in str(error.value)
+    assert all(torch.equal(t, before[name]) for name, t in copy.state_dict().items())
+
+
+def test_a_tensor_in_two_shards_is_an_error(saved, tmp_path):
+    original, path = saved
+    weights.write_tensors(tmp_path / "more.safetensors", {"0.bias": torch.ones(4)})
+    with pytest.raises(ValueError, match="0.bias stands twice"):
+        weights.load(module(), [path, tmp_path / "more.safetensors"])
+
+
+# ---- damaged files ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("keep", [0, 4, 60, -1])
+def test_a_truncated_file_is_named(saved, keep):
+    path = saved[1]
+    os.truncate(path, keep if keep >= 0 else path.stat().st_size - 1)
+    with pytest.raises(ValueError, match="model.safetensors is not a complete safetensors file"):
+        weights.load(module(), [path])
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="model.safetensors not found"):
+        weights.load(module(), [tmp_path / "model.safetensors"])
+
+
+@pytest.mark.parametrize("text, expected", [
+    (b"{", "is not valid json"), (b"\xff\xfe", "is not valid json"), (b"[1]", "holds a json list, expected an object")])
+def test_json_that_is_none_is_named(tmp_path, text, expected):
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match=expected) as error:
+        weights.read_json(tmp_path / "config.json")
+    assert "config.json" in str(error.value)
+
+
+def test_json_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="config.json not found"):
+        weights.read_json(tmp_path / "config.json")
+
+
+# ---- writing ----------------------------------------------------------------------------------------------------
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "new" / "value.json"
+    weights.write_json(path, {"a": "ü"})
+    for failure in (OSError("the disk is full"), KeyboardInterrupt()):
+        with pytest.raises(type(failure)), weights.replacing(path) as temporary:
+            temporary.write_text("half of")
+            raise failure
+    with pytest.raises(TypeError):
+        weights.write_json(path, {"a": object()})
+    assert weights.read_json(path) == {"a": "ü"} and list(path.parent.iterdir()) == [path]
+
+
+def test_files_are_readable_as_the_umask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        weights.write_json(tmp_path / "value.json", {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "value.json").stat().st_mode & 0o777 == 0o640
+
+
+def test_views_are_written_as_what_they_show(tmp_path):
+    packed = torch.arange(12.).view(6, 2)
+    weights.write_tensors(tmp_path / "t.safetensors", {"q": packed[:4], "k": packed[4:], "turned": packed.T})
+    seen = load_file(tmp_path / "t.safetensors")
+    assert torch.equal(seen["k"], packed[4:]) and torch.equal(seen["turned"], packed.T)
+
+
+def python(program, *args):
+    return subprocess.run([sys.executable, "-c", program, *args], cwd=ROOT, capture_output=True, text=True)
+
+
+FULL_DISK = """
+import resource, sys, torch, weights
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    weights.write_tensors(sys.argv[1], {"a": torch.zeros(1 << 20)})
+except OSError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file sizes cannot be limited there")
+def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
+    done = python(FULL_DISK, tmp_path / "a.safetensors")
+    assert "a.safetensors" in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+# ---- memory -----------------------------------------------------------------------------------------------------
+
+# Peak memory beyond what the process held before, in kB. The second way is what the first avoids.
+MEASURE = """
+import sys, torch
+from pathlib import Path
+from model import ExOmni, ExOmniConfig, our_name
+from safetensors.torch import load_file
+
+def status(field):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field))
+
+way, directory = sys.argv[1], Path(sys.argv[2])
+torch.ones(8, 8) @ torch.ones(8, 8)
+before = status("VmRSS:")
+if way == "from_pretrained":
+    model = ExOmni.from_pretrained(directory)
+else:
+    state = load_file(directory / "model.safetensors")
+    state = {our_name(name, False): tensor for name, tensor in state.items()}
+    model = ExOmni(ExOmniConfig.from_dir(directory)).bfloat16()
+    model.load_state_dict(state)
+print(status("VmHWM:") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc to measure")
+@pytest.mark.parametrize("shard", [4 << 30, 50_000_000], ids=["one file", "shards"])
+def test_opening_a_checkpoint_takes_little_more_memory_than_its_size(tmp_path, monkeypatch, shard):
+    monkeypatch.setattr(model, "SHARD_BYTES", shard)
+    llm = Qwen3Config(20_000, 1024, 3072, 8, 16, 8, 128)
+    config = replace(PRESETS["tiny"], llm=llm, dtype="bfloat16")
+    weights.empty(lambda: ExOmni(config), dtype=torch.bfloat16).save_pretrained(tmp_path)    # any values will do
+    files = list(tmp_path.glob("model*.safetensors"))
+    size = sum(path.stat().st_size for path in files)
+    assert size > 300e6 and (len(files) > 1) == (shard < size)
+
+    def peak(way):
+        done = python(MEASURE, way, tmp_path)
+        assert done.returncode == 0, done.stderr
+        return 1024 * int(done.stdout)
+
+    assert size <= peak("from_pretrained") <= 1.15 * size
+    if len(files) == 1:
+        assert peak("load_state_dict") > 1.15 * size, "the measurement does not see what it should"
