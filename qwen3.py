@@ -65,7 +65,7 @@ def project(x, weight):
 
 
 class PackedLinear(nn.Module):
-    """Bias-free linear maps of the same input in one matrix: (..., in) -> one (..., out) per part.
+    """Bias-free linear maps of the same input in one matrix: (..., in) -> (..., all outs), one after the other.
 
     self.qkv = PackedLinear(self, 1024, q_proj=2048, k_proj=1024) stands for self.q_proj and self.k_proj: state_dict()
     has the tensors `q_proj.weight` and `k_proj.weight`, as views into the one parameter, and loads them.
@@ -79,7 +79,7 @@ class PackedLinear(nn.Module):
         parent.register_load_state_dict_pre_hook(pack_names)
 
     def forward(self, x):
-        return project(x, self.weight).split(list(self.parts.values()), dim=-1)
+        return project(x, self.weight)
 
 
 def packed_children(parent, prefix):
@@ -108,6 +108,28 @@ class Projection(nn.Linear):
 
     def forward(self, x):
         return project(x, self.weight)
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, the mean in float32.
+
+    On a CPU a token is so little work that the number of operations is what costs: these are half of F.rms_norm's.
+    """
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__(dim, eps=eps)
+        self.eps_on_cpu = torch.tensor(eps, device="cpu")
+
+    def unit(self, x):
+        """x without the weight: every vector of unit mean square."""
+        if x.is_cuda:
+            return F.rms_norm(x, self.normalized_shape, None, self.eps)
+        wide = x.float()
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        return (wide * torch.addcmul(self.eps_on_cpu, length, length, value=1 / x.shape[-1]).rsqrt()).to(x.dtype)
+
+    def forward(self, x):
+        return super().forward(x) if x.is_cuda else self.unit(x) * self.weight
 
 
 class KVCache:
@@ -180,12 +202,14 @@ class Attention(nn.Module):
         H, G, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         self.heads, self.kv_heads, self.head_dim = H, G, d
         self.qkv = PackedLinear(self, config.hidden_size, q_proj=H * d, k_proj=G * d, v_proj=G * d)
-        self.q_norm, self.k_norm = (nn.RMSNorm(d, eps=config.rms_norm_eps) for _ in range(2))
+        self.q_norm, self.k_norm = (RMSNorm(d, config.rms_norm_eps) for _ in range(2))
         self.o_proj = Projection(H * d, config.hidden_size)
 
     def forward(self, x, place: Place, cache: KVCache | None, layer: int):
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv(x))             # (B, N, heads, d)
-        q, k = rotate(self.q_norm(q), *place.rope), rotate(self.k_norm(k), *place.rope)
+        H, G, d = self.heads, self.kv_heads, self.head_dim
+        qk, v = self.qkv(x).unflatten(-1, (-1, d)).split([H + G, G], dim=2)                     # (B, N, heads, d)
+        scale = torch.cat([self.q_norm.weight.expand(H, d), self.k_norm.weight.expand(G, d)])   # queries and keys at once
+        q, k = rotate(self.q_norm.unit(qk) * scale, *place.rope).split([H, G], dim=2)
         if cache is not None:
             cache.write(layer, k, v, place.slots)
         if not place.fresh:
@@ -196,7 +220,7 @@ class Attention(nn.Module):
         """q (B, N, H, d), k, v (B, G, K, d) -> (B, N, H, d)."""
         if q.shape[1] == 1:                                         # one token: the heads of a group act as queries
             groups = q.view(q.shape[0], self.kv_heads, -1, self.head_dim)
-            return F.scaled_dot_product_attention(groups, k, v, visible).view_as(q)
+            return F.scaled_dot_product_attention(groups, k, v, visible).view(q.shape)
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, visible, is_causal=visible is None, enable_gqa=True)
         return out.transpose(1, 2)
 
@@ -211,7 +235,7 @@ class MLP(nn.Module):
         self.down_proj = Projection(config.intermediate_size, config.hidden_size)
 
     def forward(self, x):
-        gate, up = self.gate_up(x)
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
 
@@ -220,9 +244,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: Qwen3Config):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x, place: Place, cache: KVCache | None, layer: int):
@@ -242,7 +266,7 @@ class Qwen3(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def init_weights(self, std: float = 0.02) -> None:
         """Normal weights; norms start at one."""

@@ -15,7 +15,7 @@ import weights  # noqa: E402
 M = 16                                                              # mel bins
 TINY = {
     "flow": {"vocab_size": 50, "input_size": 16, "output_size": M, "spk_embed_dim": 8,
-             "encoder": {"output_size": 16, "attention_heads": 2, "linear_units": 32, "num_blocks": 2, "block_size": 10},
+             "encoder": {"output_size": 16, "attention_heads": 2, "linear_units": 32, "num_blocks": 2},
              "decoder": {"estimator": {"channels": [16, 16], "n_blocks": 1, "num_mid_blocks": 1, "num_heads": 2,
                                        "attention_head_dim": 8}}},
     "hift": {"in_channels": M, "base_channels": 16, "resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1, 3]],

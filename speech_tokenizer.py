@@ -1,0 +1,204 @@
+"""GLM-4-Voice speech tokenizer: waveform at 16 kHz -> 12.5 units per second.
+
+A Whisper encoder made causal, cut off after `quantize_position` layers, pooled by 4 and quantised to the nearest of
+16384 code vectors (spec glm4_voice 1): 16 kHz -> 100 Hz log-mel -> 50 Hz states -> 12.5 Hz units, 1280 samples each.
+
+Shapes: B batch, T samples or mel frames, S states (50 per second), U units, D width, H heads.
+"""
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import weights
+from whisper import HOP, N_FFT, SAMPLE_RATE, EncoderLayer, check_waveform, log_mel, sinusoids
+
+MAX_SECONDS = 30                              # a longer recording is cut into pieces of this length
+BATCH = 128                                   # pieces padded together
+ROWS = 16                                     # pieces computed together: bounds memory, changes no number
+
+
+@dataclass
+class SpeechTokenizerConfig:
+    """Field names are those of the checkpoint's config.json; the defaults are the published values (spec 1.3)."""
+    num_mel_bins: int = 128
+    d_model: int = 1280
+    encoder_attention_heads: int = 20
+    encoder_ffn_dim: int = 5120
+    max_source_positions: int = 1500          # states per piece, 50 per second
+    quantize_position: int = 16               # layers before the quantiser; Whisper's later ones are not built
+    pooling_position: int = 16                # layers before pooling, at most quantize_position
+    pooling_kernel_size: int = 4              # states per unit
+    pooling_type: str = "avg"                 # or "max"
+    quantize_vocab_size: int = 16384          # codes
+    quantize_causal_block_size: int = 200     # states that see each other (4 s); None: every state sees every other
+    encoder_causal_convolution: bool = True   # only True is known here
+
+    def __post_init__(self):
+        if self.pooling_type not in ("avg", "max"):
+            raise ValueError(f"pooling_type is {self.pooling_type!r}, expected 'avg' or 'max'")
+        if not 0 < self.pooling_position <= self.quantize_position:
+            raise ValueError(f"pooling_position is {self.pooling_position}, expected 1 to quantize_position "
+                             f"({self.quantize_position})")
+        if not self.encoder_causal_convolution:
+            raise ValueError("encoder_causal_convolution is false, expected true: another kind of tokenizer")
+
+    @property
+    def samples_per_unit(self) -> int:
+        """1280 at the published size: 2 mel frames per state, 4 states per unit."""
+        return 2 * self.pooling_kernel_size * HOP
+
+    @property
+    def max_samples(self) -> int:
+        """Samples per piece: 30 s, less where there are fewer positions."""
+        return min(MAX_SECONDS * SAMPLE_RATE, 2 * self.max_source_positions * HOP)
+
+
+class SpeechTokenizer(nn.Module):
+    """(B, n_mels, T) log-mel -> (B, U, D) pooled states -> (B, U) ids."""
+
+    def __init__(self, config: SpeechTokenizerConfig):
+        super().__init__()
+        self.config, D = config, config.d_model
+        self.conv1 = nn.Conv1d(config.num_mel_bins, D, 3)
+        self.conv2 = nn.Conv1d(D, D, 3, stride=2)
+        self.embed_positions = nn.Embedding(config.max_source_positions, D)
+        self.layers = nn.ModuleList(EncoderLayer(D, config.encoder_attention_heads, config.encoder_ffn_dim)
+                                    for _ in range(config.quantize_position))
+        self.codebook = nn.Embedding(config.quantize_vocab_size, D)
+        self.embed_positions2 = nn.Embedding(-(-config.max_source_positions // config.pooling_kernel_size), D)
+
+    @classmethod
+    def from_pretrained(cls, directory, device="cpu", dtype=torch.float32) -> "SpeechTokenizer":
+        """Read config.json and model.safetensors; names bare or under `model.encoder.`. Returns eval mode.
+
+        Left out on purpose: the decoder of a full checkpoint, layers after the quantiser, what only training needs.
+        Raises FileNotFoundError or ValueError for files that are missing or do not fit.
+        """
+        directory = Path(directory)
+        values, known = weights.read_json(directory / "config.json"), {f.name for f in fields(SpeechTokenizerConfig)}
+        config = SpeechTokenizerConfig(**{name: value for name, value in values.items() if name in known})
+        check_features(directory / "preprocessor_config.json", config)
+        tokenizer = weights.empty(lambda: cls(config), device, dtype)
+        weights.load(tokenizer, [directory / "model.safetensors"], lambda name: rename(name, config))
+        return tokenizer
+
+    def save_pretrained(self, directory) -> None:
+        weights.write_json(Path(directory) / "config.json", asdict(self.config))
+        weights.write_tensors(Path(directory) / "model.safetensors", self.state_dict())
+
+    def init_weights(self, scale=1.0) -> None:
+        """Position table: `scale` x Whisper's sinusoids. Used before training from scratch."""
+        with torch.no_grad():
+            self.embed_positions.weight.copy_(scale * sinusoids(*self.embed_positions.weight.shape))
+
+    def features(self, waveforms: list) -> tuple[torch.Tensor, torch.Tensor]:
+        """B pieces of (T,) samples -> log-mel (B, n_mels, T), padded, and its mask (B, T) bool, True = sound.
+
+        Padded with zeros to the longest, then to whole units; each row has its own loudness floor (spec 1.1).
+        """
+        stride, device = self.config.samples_per_unit, self.codebook.weight.device
+        n_frames = -(-max(map(len, waveforms)) // stride) * stride // HOP
+        mel = torch.stack([log_mel(w.to(device), self.config.num_mel_bins, n_frames) for w in waveforms])
+        lengths = torch.tensor([-(-len(w) // HOP) for w in waveforms], device=device)
+        return mel, torch.arange(n_frames, device=device) < lengths[:, None]
+
+    def convolve(self, mel):
+        """(B, n_mels, T) -> (B, T/2, D). Causal: both convolutions look two steps back and none ahead."""
+        x = F.gelu(self.conv1(F.pad(mel, (2, 0))))
+        return F.gelu(self.conv2(F.pad(x, (2, 0)))).transpose(1, 2)
+
+    def pool(self, x):
+        """(B, S, D) -> (B, S/4, D). Padding inside the last group is pooled in, as in the reference."""
+        kernel = self.config.pooling_kernel_size
+        x = F.pad(x.transpose(1, 2), (0, -x.shape[1] % kernel))
+        x = F.avg_pool1d(x, kernel) if self.config.pooling_type == "avg" else F.max_pool1d(x, kernel)
+        return x.transpose(1, 2)
+
+    def hidden(self, mel, mask=None):
+        """Log-mel (B, n_mels, T) -> states before the quantiser (B, U, D), U = T/8; gradients flow.
+
+        mask (B, T) bool, True = sound; None where nothing is padding.
+        """
+        config = self.config
+        x = self.convolve(mel.to(self.conv1.weight.dtype))                                          # (B, S, D)
+        x = x + self.embed_positions.weight[:x.shape[1]]
+        valid, block = None if mask is None else mask[:, ::2], config.quantize_causal_block_size
+        visible = attention_mask(x.shape[1], block, valid, x.device)
+        for index, layer in enumerate(self.layers, start=1):
+            x = layer(x, visible)
+            if index == config.pooling_position:
+                x = self.pool(x)                                                                    # (B, U, D)
+                if index < config.quantize_position:    # the same mask at the unit rate, for the layers to come
+                    kernel = config.pooling_kernel_size
+                    valid, block = None if valid is None else valid[:, ::kernel], block and block // kernel
+                    visible = attention_mask(x.shape[1], block, valid, x.device)
+        return x
+
+    def quantise(self, x):
+        """States (B, U, D) -> ids (B, U): the nearest code vector, the first one of equals (spec 1.2, step 6)."""
+        x, codes = x.float(), self.codebook.weight.float()
+        distance = codes.square().sum(1) + x.square().sum(-1, keepdim=True) - 2 * x @ codes.T       # (B, U, codes)
+        return distance.argmin(-1)
+
+    @torch.no_grad()
+    def encode_batch(self, waveforms: list) -> list:
+        """Recordings of (T,) samples at 16 kHz -> a list of (U,) int64 ids, U = ceil(T / 1280) per piece.
+
+        As in the reference, every 30 s become a piece of their own and all pieces share batches of 128 padded to
+        the longest, so that the last unit of a recording can depend on its company. Raises ValueError for a
+        waveform that is empty, not (T,) or not finite.
+        """
+        waveforms = [check_waveform(w, f"waveform {i}") for i, w in enumerate(waveforms)]
+        pieces = [(i, piece) for i, w in enumerate(waveforms) for piece in w.split(self.config.max_samples)]
+        ids = [[] for _ in waveforms]
+        for start in range(0, len(pieces), BATCH):
+            batch = pieces[start:start + BATCH]
+            mel, mask = self.features([piece for _, piece in batch])
+            units = torch.cat([self.quantise(self.hidden(*rows)) for rows in zip(mel.split(ROWS), mask.split(ROWS))])
+            for (i, piece), row in zip(batch, units):
+                ids[i].append(row[:-(-len(piece) // self.config.samples_per_unit)])
+        return [torch.cat(rows) for rows in ids]
+
+    def encode(self, waveform) -> torch.Tensor:
+        """(T,) samples at 16 kHz -> (U,) int64 ids, 12.5 per second. Raises ValueError (see encode_batch)."""
+        return self.encode_batch([waveform])[0]
+
+
+def attention_mask(length: int, block, valid, device):
+    """Who may see whom (spec 1.2, step 4): bool, broadcasts to (B, H, S, S), or None where all see all.
+
+    State i sees state j if j is sound and stands in i's block of `block` states or an earlier one.
+    """
+    if valid is not None and bool(valid.all()):
+        valid = None                                      # without a mask attention takes its fused path
+    mask = None if valid is None else valid[:, None, None, :]
+    if block is not None and block < length:
+        blocks = torch.arange(length, device=device) // block
+        causal = blocks[None, :] <= blocks[:, None]
+        mask = causal if mask is None else causal & mask
+    return mask
+
+
+def rename(name: str, config: SpeechTokenizerConfig):
+    """A tensor's name in the file -> its name here, or None for one that is dropped on purpose."""
+    if name.startswith(("model.decoder.", "decoder.", "proj_out.")):
+        return None
+    name = name.removeprefix("model.encoder.")
+    layer = re.match(r"layers\.(\d+)\.", name)
+    beyond = layer and int(layer[1]) >= config.quantize_position
+    return None if beyond or name in ("ema_count", "ema_weight") or name.startswith("layer_norm") else name
+
+
+def check_features(path: Path, config: SpeechTokenizerConfig) -> None:
+    """Compare a preprocessor_config.json, if there is one, with the features made here. Raises ValueError."""
+    if not path.is_file():
+        return
+    expected = {"feature_size": config.num_mel_bins, "sampling_rate": SAMPLE_RATE, "hop_length": HOP, "n_fft": N_FFT}
+    seen = weights.read_json(path)
+    for name, value in expected.items():
+        if seen.get(name, value) != value:
+            raise ValueError(f"{path} says {name} = {seen[name]}, expected {value}: not the features of this model")
