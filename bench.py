@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+import weights
 from decode import GREEDY, Decoder
 from qwen3 import SIZES, Qwen3, fast_matvec_layout, project
 from speech_decoder import SpeechDecoder, SpeechDecoderConfig, mel_frames, schedule
@@ -55,11 +56,11 @@ def bandwidth(matrix, vector) -> float:
 def random_llm(size: str, dtype) -> Qwen3:
     """A language model of that shape with small random weights, in the layout that `ExOmni.from_pretrained` gives it."""
     torch.manual_seed(0)
-    with torch.device("meta"):
+    with weights.shapes_only():
         model = Qwen3(SIZES[size]).to(dtype)
     if dtype == torch.bfloat16:
         fast_matvec_layout(model)
-    model.to_empty(device="cpu").eval()
+    weights.allocate(model, "cpu").eval()
     with torch.no_grad():
         for p in model.parameters():
             p.fill_(1) if p.ndim == 1 else p.copy_(torch.randn(p.shape) * 0.02)

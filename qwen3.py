@@ -142,8 +142,8 @@ class KVCache:
     def __init__(self, config: Qwen3Config, batch: int, capacity: int, device, dtype):
         self.capacity = capacity
         slots = capacity + 1                                        # the last one takes what padding writes
-        shape = (config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
-        self.keys, self.values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+        shape = (2, config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
+        self.keys, self.values = (layers.unbind() for layers in torch.zeros(shape, device=device, dtype=dtype))
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.rows = torch.arange(batch, device=device)[:, None]
         self.clear()
@@ -170,7 +170,7 @@ class KVCache:
 
     def read(self, layer: int) -> tuple:
         """The keys and values (B, bound, G, d) to attend to."""
-        return self.keys[layer, :, :self.bound], self.values[layer, :, :self.bound]
+        return self.keys[layer][:, :self.bound], self.values[layer][:, :self.bound]
 
 
 class Place(NamedTuple):

@@ -5,6 +5,7 @@ as we walk, so that opening a checkpoint needs little more memory than the model
 for: one that is missing, left over or of another shape is an error (shared/style, habit 5; spec ex_omni 7).
 """
 import json
+import mmap
 import os
 import tempfile
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
+HUGE_PAGE = 2 << 20
 MAPPED_BYTES = 16 << 20  # pages of a mapped file count as ours until it is unmapped: do so this often
 
 
@@ -181,5 +183,16 @@ def empty(build, device="cpu", dtype=torch.float32) -> torch.nn.Module:
 
 
 def allocate(module: torch.nn.Module, device) -> torch.nn.Module:
-    """module.to_empty(device), which would import sympy (30 MB, half a second) to do the same."""
-    return module._apply(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device))
+    """Give the parameters of a module on the meta device memory, strides as they are.
+
+    As module.to_empty(device) does, which would import sympy for it (30 MB, half a second). On Linux the memory of a
+    CPU asks for huge pages: decoding reads bfloat16 weights about a quarter faster out of them.
+    """
+    def new(t):
+        if torch.device(device).type != "cpu" or t.nbytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+            return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device)
+        memory = mmap.mmap(-1, t.nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=t.dtype, count=t.numel()).as_strided(t.shape, t.stride())
+
+    return module._apply(new)
