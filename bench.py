@@ -19,8 +19,9 @@ import torch
 
 import weights
 from decode import GREEDY, Decoder
+from flow import mel_frames, schedule
 from qwen3 import SIZES, Qwen3, fast_matvec_layout, project
-from speech_decoder import SpeechDecoder, SpeechDecoderConfig, mel_frames, schedule
+from speech_decoder import SpeechDecoder, SpeechDecoderConfig
 
 PROMPT, NEW = 32, 48            # tokens
 ROUNDS = 5

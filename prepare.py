@@ -25,10 +25,11 @@ from tqdm import tqdm
 
 import speech_tokenizer
 import weights
+from flow import CFMConfig, EncoderConfig, EstimatorConfig, FlowConfig, MatchingConfig
+from hift import F0Config, HiFTConfig
 from model import TOKENIZER_FILES, ExOmni, ExOmniConfig, official_name, our_name, preset, write_checkpoint
 from qwen3 import Qwen3Config
-from speech_decoder import (CFMConfig, EncoderConfig, EstimatorConfig, F0Config, FlowConfig, HiFTConfig, MatchingConfig,
-                            SpeechDecoder, SpeechDecoderConfig)
+from speech_decoder import SpeechDecoder, SpeechDecoderConfig
 from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 from tokenizer import Tokenizer, write_tiny
 from whisper import WhisperConfig

@@ -75,6 +75,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.parts = parts
         self.weight = nn.Parameter(torch.empty(sum(parts.values()), dim))
+        nn.init.kaiming_uniform_(self.weight, a=5 ** 0.5)           # as nn.Linear starts
         parent.register_state_dict_post_hook(unpack_names)
         parent.register_load_state_dict_pre_hook(pack_names)
 

@@ -20,8 +20,8 @@ import weights
 from decode import RepetitionAware
 from face import audio2face
 from face_decoder import FPS, UNIT_RATE
+from flow import SAMPLE_RATE
 from model import Answer, ExOmni
-from speech_decoder import SAMPLE_RATE
 from tokenizer import SYSTEM_PROMPT, past_turn, trim_history
 from whisper import load_audio
 

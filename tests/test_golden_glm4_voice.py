@@ -5,7 +5,6 @@ GOLDEN_DIR names a directory with another set of the same form; every size comes
 import math
 import os
 import re
-import sys
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import speech_decoder as sd  # noqa: E402
-import weights  # noqa: E402
-from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig  # noqa: E402
-from whisper import SAMPLE_RATE, mel_filters  # noqa: E402
+import weights
+from flow import HOP, mel_frames, schedule
+from speech_decoder import OVERLAP, SpeechDecoder, Stream
+from speech_tokenizer import SpeechTokenizer
+from whisper import SAMPLE_RATE, mel_filters
 
 ROOT = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "fixtures")) / "glm4_voice"
 SPEC = weights.read_json(ROOT / "glm4_voice.json")
@@ -74,7 +73,7 @@ def decoder(tmp_path_factory):
     weights.write_json(directory / "config.json", {name: SPEC["config"][name] for name in ("flow", "hift")})
     for name in ("flow", "hift"):
         save_file(golden(f"{name}_weights"), directory / f"{name}.safetensors")
-    return sd.SpeechDecoder.from_pretrained(directory)
+    return SpeechDecoder.from_pretrained(directory)
 
 
 @pytest.fixture(autouse=True)
@@ -148,14 +147,14 @@ def test_unit_encoder_and_regulator_of_a_padded_batch(decoder):
     same(flow.encoder.positions(tokens.shape[1], D), "flow_io", "enc.pos_emb", "flow")
     for name in ("layer0_out", "encoder_out", "proj_out"):
         same(seen[name], "flow_io", f"enc.{name}", "flow")
-    same([sd.mel_frames(n) for n in lengths.tolist()], "flow_io", "enc.feat_len", "exact")
+    same([mel_frames(n) for n in lengths.tolist()], "flow_io", "enc.feat_len", "exact")
     same(mu.transpose(1, 2), "flow_io", "enc.mu", "flow")
 
 
 def test_regulator_rounds_as_float32(decoder):
     units = want("flow_io", "reg16.in")
-    same(sd.mel_frames(units.shape[1]), "flow_io", "reg16.feat_len", "exact")
-    same(decoder.flow.length_regulator(units, sd.mel_frames(units.shape[1])), "flow_io", "reg16.mu", "flow")
+    same(mel_frames(units.shape[1]), "flow_io", "reg16.feat_len", "exact")
+    same(decoder.flow.length_regulator(units, mel_frames(units.shape[1])), "flow_io", "reg16.mu", "flow")
 
 
 def test_speaker(decoder):
@@ -186,7 +185,7 @@ def test_units_to_mel(decoder, case):
     times = want("flow_io", f"{case}.t_span")
     same(flow.mu(tokens), "flow_io", f"{case}.mu", "flow")
     same(flow.speaker(embedding), "flow_io", f"{case}.spk", "flow")
-    same(sd.schedule(torch.linspace(0, 1, len(times))), "flow_io", f"{case}.t_span", "flow")
+    same(schedule(torch.linspace(0, 1, len(times))), "flow_io", f"{case}.t_span", "flow")
     mel = decoder.mel(tokens[0], noise=want("flow_io", f"{case}.noise"), speaker=embedding[0])
     same(mel, "flow_io", f"{case}.mel", "mel")
 
@@ -199,14 +198,14 @@ def test_prompted_units_to_mel(decoder):
     same(decoder.flow.mu(torch.cat([prompt, tokens])[None]), "flow_io", "prompt.mu", "flow")
     embedding = want("flow_io", "prompt.embedding")
     same(decoder.flow.speaker(embedding), "flow_io", "prompt.spk", "flow")
-    same(sd.schedule(torch.linspace(0, 1, len(want("flow_io", "prompt.t_span")))), "flow_io", "prompt.t_span", "flow")
+    same(schedule(torch.linspace(0, 1, len(want("flow_io", "prompt.t_span")))), "flow_io", "prompt.t_span", "flow")
     mel = decoder.mel(tokens, want("flow_io", "prompt.noise"), prompt, prompt_mel, speaker=embedding[0])
     same(mel, "flow_io", "prompt.mel", "mel")
 
 
 def test_flow_matching_loss(decoder):
     x1, mu, spk, cond, mask, z = (want("flow_io", f"loss.{name}") for name in ("x1", "mu", "spk", "cond", "mask", "z"))
-    t = sd.schedule(want("flow_io", "loss.t_uniform"))
+    t = schedule(want("flow_io", "loss.t_uniform"))
     matching = decoder.flow.decoder
     same(matching.noisy(x1, z, t)[0], "flow_io", "loss.y", "flow")
     keep = want("flow_io", "loss.keep_cond")
@@ -240,15 +239,15 @@ def test_vocoder(decoder, case):
 # ---- streaming --------------------------------------------------------------------------------------------------
 
 def test_constants_and_fade_window(decoder):
-    voice = sd.Stream(decoder, release_quirks=True)
-    assert SPEC["constants"] == {"mel_overlap_len": sd.OVERLAP, "source_cache_len": sd.HOP}
+    voice = Stream(decoder, release_quirks=True)
+    assert SPEC["constants"] == {"mel_overlap_len": OVERLAP, "source_cache_len": HOP}
     same(torch.cat([voice.rise, voice.fall]), "stream_io", "fade_window", "flow")
 
 
 @pytest.mark.parametrize("case", list(BLOCKS))
 def test_blocks_as_the_release(decoder, case):
     units, joined, mels = want("stream_io", "tokens")[0], [], []
-    voice = sd.Stream(decoder, release_quirks=True)
+    voice = Stream(decoder, release_quirks=True)
     for i, block in enumerate(BLOCKS[case]):
         start, count = block["n_prompt"], block["tokens"][-1]
         new, noise = units[start:start + count], want("stream_io", f"{case}.{i}.noise")
@@ -268,7 +267,7 @@ def test_blocks_as_the_release(decoder, case):
 @pytest.mark.parametrize("case", list(BLOCKS))
 def test_blocks_with_the_draws_of_the_release(decoder, case):
     units, joined, generator = want("stream_io", "tokens")[0], [], torch.Generator()
-    voice = sd.Stream(decoder, generator, release_quirks=True)
+    voice = Stream(decoder, generator, release_quirks=True)
     for i, block in enumerate(BLOCKS[case]):
         generator.manual_seed(42)
         new = units[block["n_prompt"]:block["n_prompt"] + block["tokens"][-1]]

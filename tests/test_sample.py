@@ -15,7 +15,7 @@ import prepare
 import sample
 from face import ARKIT_NAMES
 from face_decoder import frames_for_units
-from speech_decoder import SAMPLE_RATE, mel_frames
+from flow import SAMPLE_RATE, mel_frames
 
 ROOT = Path(__file__).parent.parent
 QUESTION = ROOT / "tests" / "fixtures" / "question.wav"

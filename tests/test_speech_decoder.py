@@ -1,6 +1,4 @@
 """Speech decoder: facts about lengths, blocks, padding, files and training, with tiny random weights."""
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +6,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.parametrizations import weight_norm
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import speech_decoder as sd  # noqa: E402
-import weights  # noqa: E402
+import weights
+from flow import Attention, Flow, FlowConfig, SAMPLE_RATE, attend, mel_frames, schedule
+from hift import HiFT, HiFTConfig, fold_weight_norm, hift_losses, speech_mel
+from speech_decoder import OVERLAP, SamplingConfig, SpeechDecoder, SpeechDecoderConfig, Stream, pick
 
 M = 16                                                              # mel bins
 TINY = {
@@ -26,7 +25,7 @@ TINY = {
 
 def build():
     torch.manual_seed(0)
-    decoder = sd.SpeechDecoder(sd.pick(sd.SpeechDecoderConfig, TINY))
+    decoder = SpeechDecoder(pick(SpeechDecoderConfig, TINY))
     with torch.no_grad():
         decoder.hift.f0_predictor.classifier.bias.fill_(150.0)      # a voiced pitch
     return decoder
@@ -44,27 +43,27 @@ def some_units(count, seed=0):
 # ---- lengths ----------------------------------------------------------------------------------------------------
 
 def test_mel_frames_are_6_890625_per_unit():
-    assert [sd.mel_frames(n) for n in (0, 1, 5, 10, 20, 35)] == [0, 6, 34, 68, 137, 241]
-    assert all(sd.mel_frames(n) == n * 441 // 64 for n in range(3000))
+    assert [mel_frames(n) for n in (0, 1, 5, 10, 20, 35)] == [0, 6, 34, 68, 137, 241]
+    assert all(mel_frames(n) == n * 441 // 64 for n in range(3000))
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 13])           # 2 and 13 units make an odd number of frames
 def test_any_number_of_units_is_decoded(decoder, count):
     samples = decoder.decode(some_units(count))
-    assert samples.shape == (256 * sd.mel_frames(count),) and samples.isfinite().all()
+    assert samples.shape == (256 * mel_frames(count),) and samples.isfinite().all()
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 6, 10, 20, 23, 41])
 @pytest.mark.parametrize("sizes", [None, (1,), (4,), (7, 10), (25, 50)])
 def test_joined_blocks_are_as_long_as_the_whole(decoder, count, sizes):
     blocks = list(decoder.stream(iter(some_units(count).tolist()), sizes))
-    assert sum(map(len, blocks)) == 256 * sd.mel_frames(count) and all(len(block) for block in blocks)
+    assert sum(map(len, blocks)) == 256 * mel_frames(count) and all(len(block) for block in blocks)
 
 
 @pytest.mark.parametrize("count", [23, 35, 61])
 def test_the_release_loses_a_frame_per_block(decoder, count):
     blocks = list(decoder.stream(some_units(count), release_quirks=True))
-    assert sum(map(len, blocks)) == 256 * (sd.mel_frames(count) + 2 - -(-count // 10))
+    assert sum(map(len, blocks)) == 256 * (mel_frames(count) + 2 - -(-count // 10))
 
 
 def test_the_first_block_is_spoken_after_ten_units(decoder):
@@ -97,7 +96,7 @@ def test_padding_never_changes_a_row_of_the_unit_encoder(decoder):
 
 
 def test_a_block_keeps_the_noise_of_the_one_before(decoder):
-    voice = sd.Stream(decoder)
+    voice = Stream(decoder)
     voice.push(some_units(10))
     first = voice.noise
     voice.push(some_units(10, 1))
@@ -105,8 +104,8 @@ def test_a_block_keeps_the_noise_of_the_one_before(decoder):
 
 
 def test_the_fade_adds_up_to_one_and_the_harmonics_run_on(decoder):
-    voice = sd.Stream(decoder)
-    torch.testing.assert_close(voice.rise + voice.fall, torch.ones(sd.OVERLAP))
+    voice = Stream(decoder)
+    torch.testing.assert_close(voice.rise + voice.fall, torch.ones(OVERLAP))
     hift, mel = decoder.hift, torch.randn(M, 30)
     hift.config.nsf_sigma, sigma = 0.0, hift.config.nsf_sigma       # sines without noise
     try:
@@ -126,9 +125,9 @@ def test_it_cannot_be_put_in_training_mode(decoder):
 
 def test_sampling_equals_the_network_run_twice_per_step(decoder):
     flow, units = decoder.flow, some_units(9)
-    noise = torch.randn(1, M, sd.mel_frames(9))
+    noise = torch.randn(1, M, mel_frames(9))
     with torch.no_grad():
-        mu, spk, x, times = flow.mu(units[None]), flow.speaker(), noise, sd.schedule(torch.linspace(0, 1, 4))
+        mu, spk, x, times = flow.mu(units[None]), flow.speaker(), noise, schedule(torch.linspace(0, 1, 4))
         zero, ones = torch.zeros_like(mu), torch.ones(1, 1, mu.shape[2])
         for now, then in zip(times, times[1:]):
             f = flow.decoder.estimator
@@ -140,13 +139,13 @@ def test_sampling_equals_the_network_run_twice_per_step(decoder):
 def test_plain_products_equal_the_fused_attention():
     q, k, v = torch.randn(3, 2, 4, 37, 8).unbind(0)
     with torch.no_grad():
-        plain = sd.attend(q, k, v)
+        plain = attend(q, k, v)
     torch.testing.assert_close(plain, F.scaled_dot_product_attention(q, k, v).transpose(1, 2))
 
 
 def test_guidance_temperature_and_steps_are_settings():
     decoder, units = build(), some_units(6)
-    decoder.config.sampling = sd.SamplingConfig(steps=1, temperature=0.0, guidance=0.0)
+    decoder.config.sampling = SamplingConfig(steps=1, temperature=0.0, guidance=0.0)
     calm = decoder.mel(units)
     torch.testing.assert_close(decoder.mel(units, generator=torch.Generator().manual_seed(7)), calm, rtol=0, atol=0)
     decoder.config.sampling.guidance = 0.7
@@ -173,16 +172,16 @@ def test_shapes_that_do_not_fit_are_refused(decoder):
 def test_saved_and_loaded_is_the_same(tmp_path):
     decoder, units = build(), some_units(8)
     decoder.save_pretrained(tmp_path)
-    again = sd.SpeechDecoder.from_pretrained(tmp_path)
+    again = SpeechDecoder.from_pretrained(tmp_path)
     assert again.config == decoder.config
     torch.testing.assert_close(dict(again.state_dict()), dict(decoder.state_dict()), rtol=0, atol=0)
     torch.testing.assert_close(again.decode(units), decoder.decode(units))
-    half = sd.SpeechDecoder.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    half = SpeechDecoder.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.decode(units).dtype == torch.float32 and half.hift.f0(torch.zeros(1, M, 3)).dtype == torch.float32
 
 
 def test_attention_is_packed_in_memory_and_apart_in_files():
-    attention, other = sd.Attention(16, 2, 8), sd.Attention(16, 2, 8)
+    attention, other = Attention(16, 2, 8), Attention(16, 2, 8)
     assert sorted(attention.state_dict()) == ["to_k.weight", "to_out.0.bias", "to_out.0.weight", "to_q.weight",
                                               "to_v.weight"]
     other.load_state_dict(attention.state_dict())
@@ -191,7 +190,7 @@ def test_attention_is_packed_in_memory_and_apart_in_files():
 
 def test_published_sizes():
     with torch.device("meta"):
-        flow, hift = sd.Flow(sd.FlowConfig()), sd.HiFT(sd.HiFTConfig())
+        flow, hift = Flow(FlowConfig()), HiFT(HiFTConfig())
     assert len(flow.state_dict()) == 1185
     assert round(sum(p.numel() for p in flow.parameters()) / 1e6, 2) == 111.17
     gains = sum(m.weight.shape[0] for name, m in hift.named_modules()
@@ -205,7 +204,7 @@ def test_folded_weight_norm_is_the_weight(conv):
     with torch.no_grad():
         conv.parametrizations.weight.original0.mul_(1.7)
     gain, direction = conv.parametrizations.weight.original0, conv.parametrizations.weight.original1
-    torch.testing.assert_close(sd.fold_weight_norm(gain, direction), conv.weight)
+    torch.testing.assert_close(fold_weight_norm(gain, direction), conv.weight)
 
 
 def normed(tensors):
@@ -224,7 +223,7 @@ def test_a_vocoder_with_weight_norm_loads(tmp_path):
     decoder = build()
     decoder.save_pretrained(tmp_path)
     save_file(normed(decoder.hift.state_dict()), tmp_path / "hift.safetensors")
-    again = sd.SpeechDecoder.from_pretrained(tmp_path)
+    again = SpeechDecoder.from_pretrained(tmp_path)
     torch.testing.assert_close(dict(again.hift.state_dict()), dict(decoder.hift.state_dict()))
 
 
@@ -235,7 +234,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 
     def load(file, tensors):
         save_file(tensors, tmp_path / file)
-        return sd.SpeechDecoder.from_pretrained(tmp_path)
+        return SpeechDecoder.from_pretrained(tmp_path)
 
     for name, text in {"ups.0.weight_g": "ups.0.weight_g is missing", "conv_pre.weight_v": "missing: conv_pre.weight",
                        "m_source.l_linear.bias": "missing: m_source"}.items():
@@ -249,18 +248,18 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
         load("flow.safetensors", {**flow, "encoder_proj.bias": torch.zeros(3)})
     weights.write_json(tmp_path / "config.json", {"flow": TINY["flow"]})
     with pytest.raises(ValueError, match="expected at least flow and hift"):
-        sd.SpeechDecoder.from_pretrained(tmp_path)
+        SpeechDecoder.from_pretrained(tmp_path)
 
 
 # ---- training ---------------------------------------------------------------------------------------------------
 
 def test_speech_mel_has_a_frame_per_256_samples_and_a_floor():
     for count in (1, 5, 13):
-        mel = sd.speech_mel(torch.zeros(2, 1764 * count), M)
-        assert mel.shape == (2, M, sd.mel_frames(count))
+        mel = speech_mel(torch.zeros(2, 1764 * count), M)
+        assert mel.shape == (2, M, mel_frames(count))
         torch.testing.assert_close(mel, torch.full_like(mel, -11.5129), atol=1e-3, rtol=0)
     with pytest.raises(ValueError, match="use a longer clip"):
-        sd.speech_mel(torch.zeros(384))
+        speech_mel(torch.zeros(384))
 
 
 def test_flow_loss_falls():
@@ -288,11 +287,11 @@ def test_the_flow_loss_does_not_read_padding(decoder):
 
 def test_vocoder_losses_fall():
     hift = build().hift.train()
-    time = torch.arange(256 * 16) / sd.SAMPLE_RATE
+    time = torch.arange(256 * 16) / SAMPLE_RATE
     waveform, f0 = 0.3 * torch.sin(2 * torch.pi * 200 * time)[None], torch.full((1, 16), 200.0)
-    mel, optimizer, totals = sd.speech_mel(waveform, M), torch.optim.Adam(hift.parameters(), 3e-3), []
+    mel, optimizer, totals = speech_mel(waveform, M), torch.optim.Adam(hift.parameters(), 3e-3), []
     for _ in range(12):
-        terms = sd.hift_losses(hift, mel, waveform, f0, torch.Generator().manual_seed(0))
+        terms = hift_losses(hift, mel, waveform, f0, torch.Generator().manual_seed(0))
         total = terms["stft"] + 2 * terms["mel"] + terms["f0"] / 50
         optimizer.zero_grad()
         total.backward()

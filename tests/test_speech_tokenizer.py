@@ -1,15 +1,12 @@
 """Speech tokenizer: facts about units, blocks, padding and files, with tiny random weights."""
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-import weights  # noqa: E402
-from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig  # noqa: E402
+import weights
+from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 
 TINY = dict(num_mel_bins=80, d_model=32, encoder_attention_heads=4, encoder_ffn_dim=64, quantize_position=3,
             pooling_position=3, quantize_vocab_size=64)

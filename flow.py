@@ -1,0 +1,440 @@
+"""The flow of the GLM-4-Voice speech decoder: units (12.5 per second) -> log-mel (86.13 frames per second).
+
+Spec glm4_voice 2. A block-causal transformer reads the units, a length regulator stretches them to mel frames: mu, the
+mean path. A 1-D U-Net then carries noise to mel along the velocity it predicts, conditioned on mu (flow matching).
+The modules carry the names of the official checkpoint.
+
+Shapes: B batch, U units, F mel frames (6.890625 per unit), M mel bins, D width of the unit encoder, C width of the U-Net,
+T positions at either rate of the U-Net (F or F/2), H heads.
+"""
+import math
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import nn
+
+from qwen3 import PackedLinear
+
+SAMPLE_RATE = 22_050          # Hz
+UNIT_RATE = 12.5              # units per second
+HOP = 256                     # samples per mel frame
+
+
+@dataclass
+class EncoderConfig:
+    output_size: int = 512          # D
+    attention_heads: int = 8
+    linear_units: int = 2048        # feed-forward width
+    num_blocks: int = 6             # layers
+    block_size: int = 10            # units that see each other, 0.8 s; also the default block of stream()
+    dropout_rate: float = 0.1       # in training
+
+
+@dataclass
+class RegulatorConfig:
+    sampling_ratios: list = field(default_factory=lambda: [1, 1, 1, 1])     # one convolution each
+
+
+@dataclass
+class EstimatorConfig:
+    channels: list = field(default_factory=lambda: [256, 256])              # C of each level, halving the rate
+    n_blocks: int = 4               # transformer blocks behind each Resnet
+    num_mid_blocks: int = 12
+    num_heads: int = 8
+    attention_head_dim: int = 64
+
+
+@dataclass
+class CFMConfig:
+    sigma_min: float = 1e-6
+    training_cfg_rate: float = 0.2  # how often training drops all conditions
+    inference_cfg_rate: float = 0.7     # guidance
+    t_scheduler: str = "cosine"     # the only one known here
+
+    def __post_init__(self):
+        if self.t_scheduler != "cosine":
+            raise ValueError(f"t_scheduler is {self.t_scheduler!r}, expected 'cosine'")
+
+
+@dataclass
+class MatchingConfig:
+    cfm_params: CFMConfig = field(default_factory=CFMConfig)
+    estimator: EstimatorConfig = field(default_factory=EstimatorConfig)
+
+
+@dataclass
+class FlowConfig:
+    """Nested and named as the official yaml; the defaults are the published values (spec 2)."""
+    vocab_size: int = 16384
+    input_size: int = 512           # width of the unit embedding
+    output_size: int = 80           # M
+    spk_embed_dim: int = 192
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    length_regulator: RegulatorConfig = field(default_factory=RegulatorConfig)
+    decoder: MatchingConfig = field(default_factory=MatchingConfig)
+
+
+def mel_frames(units: int) -> int:
+    """Mel frames of so many units; float32 throughout, as in the reference (spec 2.2)."""
+    return int(torch.tensor(units, dtype=torch.int32) / UNIT_RATE * SAMPLE_RATE / HOP)
+
+
+def named(**modules) -> nn.Sequential:
+    """Modules under the names they have in the checkpoint."""
+    return nn.Sequential(OrderedDict(modules))
+
+
+# ---- units -> mu, the mean path ---------------------------------------------------------------------------------
+
+class RelativeAttention(nn.Module):
+    """Transformer-XL attention: logits (q_i + u) k_j + (q_i + v) W_pos P[i - j], over sqrt(d) (spec 2.1)."""
+
+    def __init__(self, dim: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.linear_q, self.linear_k, self.linear_v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.linear_out, self.linear_pos = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False)
+        self.pos_bias_u = nn.Parameter(torch.zeros(heads, dim // heads))
+        self.pos_bias_v = nn.Parameter(torch.zeros(heads, dim // heads))
+
+    def forward(self, x, positions, visible):
+        """x (B, U, D); positions (1, 2U-1, D), row 0 = offset U-1; visible bool, broadcasts to (B, H, U, U)."""
+        U, split = x.shape[1], "b u (h d) -> b h u d"
+        q, k, v = (rearrange(p(x), split, h=self.heads) for p in (self.linear_q, self.linear_k, self.linear_v))
+        p = rearrange(self.linear_pos(positions), split, h=self.heads)                          # (1, H, 2U-1, d)
+        by_offset = (q + self.pos_bias_v[:, None]) @ p.transpose(2, 3) * q.shape[3] ** -0.5     # (B, H, U, 2U-1)
+        i = torch.arange(U, device=x.device)
+        bias = by_offset.gather(3, (U - 1 - i[:, None] + i).expand(*q.shape[:2], U, U))         # (B, H, U, U)
+        out = F.scaled_dot_product_attention(q + self.pos_bias_u[:, None], k, v, bias.masked_fill(~visible, -math.inf),
+                                             dropout_p=self.dropout if self.training else 0.0)
+        return self.linear_out(rearrange(out, "b h u d -> b u (h d)"))
+
+
+class UnitEncoderLayer(nn.Module):
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        D = config.output_size
+        self.norm_mha, self.norm_ff = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.self_attn = RelativeAttention(D, config.attention_heads, config.dropout_rate)
+        self.feed_forward = nn.ModuleDict({"w_1": nn.Linear(D, config.linear_units),
+                                           "w_2": nn.Linear(config.linear_units, D)})
+        self.dropout = nn.Dropout(config.dropout_rate)
+
+    def forward(self, x, positions, visible):
+        x = x + self.dropout(self.self_attn(self.norm_mha(x), positions, visible))
+        inner = F.silu(self.feed_forward.w_1(self.norm_ff(x)))
+        return x + self.dropout(self.feed_forward.w_2(self.dropout(inner)))
+
+
+class UnitEncoder(nn.Module):
+    """(B, U, input_size) embedded units -> (B, U, D). Blocks of block_size units; a block sees itself and the past."""
+
+    def __init__(self, config: EncoderConfig, input_size: int):
+        super().__init__()
+        D, self.block_size = config.output_size, config.block_size
+        self.embed = named(out=nn.Sequential(nn.Linear(input_size, D), nn.LayerNorm(D)))
+        self.dropout = nn.Dropout(config.dropout_rate)
+        self.encoders = nn.ModuleList(UnitEncoderLayer(config) for _ in range(config.num_blocks))
+        self.after_norm = nn.LayerNorm(D)
+
+    @staticmethod
+    def positions(length: int, dim: int, device="cpu") -> torch.Tensor:
+        """(1, 2U-1, D) table of offsets U-1 ... -(U-1), sine and cosine interleaved; float32."""
+        offsets = torch.arange(length - 1, -length, -1, device=device, dtype=torch.float32)
+        frequencies = torch.exp(torch.arange(0, dim, 2, device=device) * (-math.log(10_000.0) / dim))
+        angles = offsets[:, None] * frequencies
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[None]
+
+    def forward(self, x, lengths=None):
+        x = self.embed(x)
+        U, D = x.shape[1:]
+        x = self.dropout(x * D ** 0.5)
+        positions = self.dropout(self.positions(U, D, x.device).to(x.dtype))
+        index = torch.arange(U, device=x.device)
+        visible = index // self.block_size <= index[:, None] // self.block_size                 # (U, U), [i, j]
+        if lengths is not None:
+            visible = visible & (index < lengths[:, None])[:, None, None, :]                    # (B, 1, U, U)
+        for layer in self.encoders:
+            x = layer(x, positions, visible)
+        return self.after_norm(x)
+
+
+class LengthRegulator(nn.Module):
+    """(B, U, M) at the unit rate -> (B, F, M) at the mel rate. GroupNorm sees all frames: not causal (spec 2.2)."""
+
+    def __init__(self, channels: int, convolutions: int):
+        super().__init__()
+        layers = [(nn.Conv1d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.Mish())
+                  for _ in range(convolutions)]
+        self.model = nn.Sequential(*chain(*layers), nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x, frames: int):
+        return self.model(F.interpolate(x.transpose(1, 2), size=frames, mode="nearest")).transpose(1, 2)
+
+
+# ---- mu and noise -> mel, the U-Net -----------------------------------------------------------------------------
+
+def attend(q, k, v, bias=None):
+    """Softmax attention of (B, H, T, d), with `bias` added to the logits -> (B, T, H, d)."""
+    if q.is_cpu and bias is None and q.shape[2] <= 256 and not torch.is_grad_enabled():
+        # While T is short, plain products row by row, which copy nothing, take half the time of the CPU's fused kernel.
+        rows = [(torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=q.shape[2] ** -0.5).softmax(-1) @ v)
+                for q, k, v in zip(q, k, v)]
+        return torch.stack([row.transpose(0, 1) for row in rows])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Self-attention; q, k and v are one matrix product."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int):
+        super().__init__()
+        self.heads, inner = heads, heads * head_dim
+        self.to_qkv = PackedLinear(self, dim, to_q=inner, to_k=inner, to_v=inner)
+        self.to_out = nn.Sequential(nn.Linear(inner, dim))
+
+    def forward(self, x, bias=None):
+        q, k, v = rearrange(self.to_qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.heads)
+        return self.to_out(attend(q, k, v, bias).flatten(2))
+
+
+class TransformerBlock(nn.Module):
+    """(B, T, C) -> (B, T, C), pre-norm. It does not see the time."""
+
+    def __init__(self, dim: int, config: EstimatorConfig):
+        super().__init__()
+        self.norm1, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attn1 = Attention(dim, config.num_heads, config.attention_head_dim)
+        self.ff = named(net=nn.Sequential(named(proj=nn.Linear(dim, 4 * dim)), nn.GELU(), nn.Linear(4 * dim, dim)))
+
+    def forward(self, x, bias=None):
+        x = x + self.attn1(self.norm1(x), bias)
+        return x + self.ff(self.norm3(x))
+
+
+class Block1D(nn.Module):
+    """(B, c, T) -> (B, C, T): convolution, GroupNorm, mish."""
+
+    def __init__(self, c_in: int, c_out: int):
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv1d(c_in, c_out, 3, padding=1), nn.GroupNorm(8, c_out), nn.Mish())
+
+    def forward(self, x, mask=None):
+        return masked(self.block(masked(x, mask)), mask)
+
+
+class Resnet(nn.Module):
+    """(B, c, T) -> (B, C, T), with a bias (1 or B, C) that tells the time (see Estimator.time_biases)."""
+
+    def __init__(self, c_in: int, c_out: int, time_dim: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_dim, c_out))
+        self.block1, self.block2 = Block1D(c_in, c_out), Block1D(c_out, c_out)
+        self.res_conv = nn.Conv1d(c_in, c_out, 1)
+
+    def forward(self, x, time_bias, mask=None):
+        h = self.block1(x, mask) + time_bias[:, :, None]
+        return self.block2(h, mask) + self.res_conv(masked(x, mask))
+
+
+def masked(x, mask):
+    return x if mask is None else x * mask
+
+
+class Estimator(nn.Module):
+    """The 1-D U-Net f(x, mask, mu, t, spk, cond) -> velocity, all (B, M, F) but spk (B, M) and t (1 or B) (spec 2.4).
+
+    mask (B, 1, F): 1 = frame, 0 = padding; None without padding, which is faster and the same. As in the release it
+    is ADDED to the attention logits (+1 between frames), so padding is attended to, only less: a padded batch and
+    single utterances differ.
+    """
+
+    def __init__(self, n_mels: int, config: EstimatorConfig):
+        super().__init__()
+        channels, self.time_dim = config.channels, 4 * n_mels
+        embedding = 4 * channels[0]
+        self.time_mlp = named(linear_1=nn.Linear(self.time_dim, embedding), act=nn.SiLU(),
+                              linear_2=nn.Linear(embedding, embedding))
+
+        def level(c_in, c_out, *resample):
+            blocks = nn.ModuleList(TransformerBlock(c_out, config) for _ in range(config.n_blocks))
+            return nn.ModuleList([Resnet(c_in, c_out, embedding), blocks, *resample])
+
+        self.down_blocks, self.mid_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        last = len(channels) - 1
+        for i, (c_in, C) in enumerate(zip([4 * n_mels, *channels], channels)):
+            halve = nn.Conv1d(C, C, 3, padding=1) if i == last else named(conv=nn.Conv1d(C, C, 3, stride=2, padding=1))
+            self.down_blocks.append(level(c_in, C, halve))
+        for _ in range(config.num_mid_blocks):
+            self.mid_blocks.append(level(channels[-1], channels[-1]))
+        for i, (c_in, C) in enumerate(zip(channels[::-1], [*channels[-2::-1], channels[0]])):
+            double = nn.Conv1d(C, C, 3, padding=1) if i == last else named(
+                conv=nn.ConvTranspose1d(C, C, 4, stride=2, padding=1))
+            self.up_blocks.append(level(2 * c_in, C, double))
+        self.final_block = Block1D(channels[0], channels[0])
+        self.final_proj = nn.Conv1d(channels[0], n_mels, 1)
+
+    def time_embedding(self, t):
+        """(K,) times in [0, 1] -> (K, 4M), sines then cosines, float32."""
+        half = self.time_dim // 2
+        frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000.0) / (half - 1)))
+        angles = 1000 * t[:, None].float() * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    def time_biases(self, t) -> list:
+        """(K,) times -> what each Resnet adds at each of them, (K, C) per Resnet in the order they run.
+
+        Only the time enters, so all steps of a call are worked out at once.
+        """
+        embedding = self.time_mlp(self.time_embedding(t).to(self.final_proj.weight.dtype))
+        return [level[0].mlp(embedding) for level in chain(self.down_blocks, self.mid_blocks, self.up_blocks)]
+
+    def forward(self, x, mask, mu, t, spk, cond):
+        return self.unet(conditions(x, mu, spk, cond), self.time_biases(t), mask)
+
+    def unet(self, x, time_biases, mask=None):
+        """x (B, 4M, F): noisy mel and conditions; time_biases: (1 or B, C) per Resnet. -> velocity (B, M, F)."""
+        biases, masks, skips = iter(time_biases), [mask], []
+
+        def run(level, x, mask):
+            """Resnet and transformer blocks of one level."""
+            x = level[0](x, next(biases), mask)
+            bias = None if mask is None else mask[:, :, :, None] * mask[:, :, None, :]      # (B, 1, T, T)
+            x = x.transpose(1, 2).contiguous()
+            for block in level[1]:
+                x = block(x, bias)
+            return x.transpose(1, 2)
+
+        for i, level in enumerate(self.down_blocks):
+            x = run(level, x, masks[-1])
+            skips.append(x)
+            x = level[2](masked(x, masks[-1]))
+            if i < len(self.down_blocks) - 1:
+                masks.append(None if mask is None else masks[-1][:, :, ::2])
+        for level in self.mid_blocks:
+            x = run(level, x, masks[-1])
+        for level in self.up_blocks:
+            skip, mask = skips.pop(), masks.pop()
+            x = run(level, torch.cat([x[:, :, :skip.shape[2]], skip], dim=1), mask)         # odd F: one frame too many
+            x = level[2](masked(x, mask))
+        return masked(self.final_proj(masked(self.final_block(x, mask), mask)), mask)
+
+
+def conditions(x, mu, spk, cond):
+    """Noisy mel, mu, speaker and prompt one above the other: (B, 4M, F)."""
+    return torch.cat([x, mu, spk[:, :, None].expand(-1, -1, x.shape[2]), cond], dim=1)
+
+
+def schedule(u):
+    """Progress u in [0, 1] -> time: slow at the noisy end."""
+    return 1 - torch.cos(u * 0.5 * math.pi)
+
+
+class FlowMatching(nn.Module):
+    """Carries noise to mel along the estimator's velocity (spec 2.5, 2.6)."""
+
+    def __init__(self, n_mels: int, config: MatchingConfig):
+        super().__init__()
+        self.config = config.cfm_params
+        self.estimator = Estimator(n_mels, config.estimator)
+
+    @torch.no_grad()
+    def sample(self, noise, mu, spk, cond, steps=10, guidance=None):
+        """noise, mu, cond (B, M, F), spk (B, M) -> mel (B, M, F), float32. Rows must be of one length.
+
+        Euler steps with classifier-free guidance: v = (1 + g) f(conditions) - g f(zeros), both in one batch.
+        """
+        guidance = self.config.inference_cfg_rate if guidance is None else guidance
+        x, dtype = noise.float(), mu.dtype
+        times = schedule(torch.linspace(0, 1, steps + 1, device=x.device))
+        biases = self.estimator.time_biases(times[:-1])
+        inputs = conditions(x.to(dtype), mu, spk, cond)                                     # (B, 4M, F)
+        if guidance:
+            inputs = torch.cat([inputs, torch.zeros_like(inputs)])
+        rows, M = inputs.unflatten(0, (-1, len(x))), x.shape[1]                             # a view: (1 or 2, B, 4M, F)
+        for k in range(steps):
+            rows[:, :, :M] = x.to(dtype)
+            v = self.estimator.unet(inputs, [bias[k, None] for bias in biases]).float()
+            if guidance:
+                v, unguided = v.chunk(2)
+                v = (1 + guidance) * v - guidance * unguided
+            x = x + (times[k + 1] - times[k]) * v
+        return x
+
+    def noisy(self, x1, z, t):
+        """Mel x1 and noise z (B, M, F), t (B,) -> the point between them at time t, and the velocity there."""
+        keep = 1 - self.config.sigma_min
+        return (1 - keep * t[:, None, None]) * z + t[:, None, None] * x1, x1 - keep * z
+
+    def loss(self, x1, mu, spk, cond, mask=None, t=None, z=None, keep=None, generator=None):
+        """Flow-matching loss, a scalar: mean squared error of the velocity over the frames of mask (B, 1, F).
+
+        x1, mu, cond, z (B, M, F), spk (B, M). Drawn where not given: time t (B,), noise z, and keep (B,) bool, False
+        for rows that learn without any condition (training_cfg_rate of them).
+        """
+        B, device = len(x1), x1.device
+        t = schedule(draw(torch.rand, (B,), generator, device)) if t is None else t
+        z = draw(torch.randn, x1.shape, generator, device) if z is None else z
+        keep = draw(torch.rand, (B,), generator, device) >= self.config.training_cfg_rate if keep is None else keep
+        y, target = self.noisy(x1, z, t)
+        mu, cond, spk = mu * keep[:, None, None], cond * keep[:, None, None], spk * keep[:, None]
+        error = masked((self.estimator(y, mask, mu, t, spk, cond) - target).square(), mask)
+        return error.sum() / ((B * x1.shape[2] if mask is None else mask.sum()) * x1.shape[1])
+
+
+def draw(random, shape, generator, device):
+    """torch.rand or torch.randn from a generator that may live on another device."""
+    return random(shape, generator=generator, device=generator.device if generator else device).to(device)
+
+
+class Flow(nn.Module):
+    """Units -> mel: unit encoder, length regulator, then flow matching conditioned on their output mu."""
+
+    def __init__(self, config: FlowConfig):
+        super().__init__()
+        self.config, M = config, config.output_size
+        self.input_embedding = nn.Embedding(config.vocab_size, config.input_size)
+        self.spk_embed_affine_layer = nn.Linear(config.spk_embed_dim, M)
+        self.encoder = UnitEncoder(config.encoder, config.input_size)
+        self.encoder_proj = nn.Linear(config.encoder.output_size, M)
+        self.length_regulator = LengthRegulator(M, len(config.length_regulator.sampling_ratios))
+        self.decoder = FlowMatching(M, config.decoder)
+
+    def mu(self, units, lengths=None, frames=None):
+        """Units (B, U) -> mu (B, M, F), the mean path. lengths (B,) units per row, None where no row is padded.
+
+        frames (B,) mel frames per row, None: what the units last. Negative ids, as padding may have, count as 0.
+        """
+        x = self.input_embedding(units.clamp(min=0))                                        # (B, U, input_size)
+        if lengths is not None:
+            x = x * (torch.arange(units.shape[1], device=x.device) < lengths[:, None])[:, :, None]
+            if frames is None:
+                frames = torch.tensor([mel_frames(n) for n in lengths.tolist()], device=x.device)
+        h = self.encoder_proj(self.encoder(x, lengths))                                     # (B, U, M)
+        longest = mel_frames(units.shape[1]) if frames is None else int(frames.max())
+        mu = self.length_regulator(h, longest).transpose(1, 2)                              # (B, M, F)
+        return mu if frames is None else mu * (torch.arange(longest, device=mu.device) < frames[:, None])[:, None]
+
+    def speaker(self, embedding=None):
+        """(B, spk_embed_dim) -> (B, M), direction only. None: the zero vector that the release always passes."""
+        layer = self.spk_embed_affine_layer
+        return layer.bias[None] if embedding is None else layer(F.normalize(embedding))
+
+    def loss(self, units, mel, lengths=None, frames=None, speaker=None, generator=None):
+        """Flow-matching loss of units (B, U) and log-mels (B, M, F); lengths and frames (B,) where rows are padded.
+
+        Half of the rows see the first k frames of their mel as a prompt, k uniform in [0, 0.8 F] (spec 2.6).
+        """
+        B, F_ = len(mel), mel.shape[2]
+        counts = torch.full((B,), F_, device=mel.device) if frames is None else frames
+        index = torch.arange(F_, device=mel.device)
+        mask = None if frames is None else (index < frames[:, None])[:, None].to(mel.dtype)
+        prompt = (draw(torch.rand, (B,), generator, mel.device) * (0.8 * counts + 1)).long()
+        prompt = prompt * (draw(torch.rand, (B,), generator, mel.device) < 0.5)
+        cond = mel * (index < prompt[:, None])[:, None]
+        spk = self.speaker(speaker).expand(B, -1)
+        return self.decoder.loss(mel, self.mu(units, lengths, counts), spk, cond, mask, generator=generator)

@@ -1,0 +1,236 @@
+"""The vocoder of the GLM-4-Voice speech decoder: log-mel (86.13 frames per second) -> waveform at 22050 Hz (HiFT).
+
+Spec glm4_voice 3. A sine source at the pitch predicted from the mel, filtered by an upsampling network that writes the
+spectrum of an inverse STFT. The modules carry the names of the official checkpoint; training losses at the end.
+
+Shapes: B batch, F mel frames, M mel bins, S samples (256 per frame), T positions at any rate between.
+"""
+import math
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import weights
+from flow import HOP, SAMPLE_RATE, draw
+from whisper import mel_filters
+
+
+@dataclass
+class F0Config:
+    cond_channels: int = 512
+
+
+@dataclass
+class STFTConfig:
+    n_fft: int = 16
+    hop_len: int = 4
+
+
+@dataclass
+class HiFTConfig:
+    in_channels: int = 80           # M
+    base_channels: int = 512
+    nb_harmonics: int = 8           # overtones; the fundamental comes on top
+    sampling_rate: int = SAMPLE_RATE
+    nsf_alpha: float = 0.1          # amplitude of each sine
+    nsf_sigma: float = 0.003        # noise on voiced frames
+    nsf_voiced_threshold: float = 10.0      # Hz; below it a frame is unvoiced
+    upsample_rates: list = field(default_factory=lambda: [8, 8])
+    upsample_kernel_sizes: list = field(default_factory=lambda: [16, 16])
+    istft_params: STFTConfig = field(default_factory=STFTConfig)
+    resblock_kernel_sizes: list = field(default_factory=lambda: [3, 7, 11])
+    resblock_dilation_sizes: list = field(default_factory=lambda: [[1, 3, 5]] * 3)
+    source_resblock_kernel_sizes: list = field(default_factory=lambda: [7, 11])
+    source_resblock_dilation_sizes: list = field(default_factory=lambda: [[1, 3, 5]] * 2)
+    lrelu_slope: float = 0.1
+    audio_limit: float = 0.99
+    f0_predictor: F0Config = field(default_factory=F0Config)
+
+    def __post_init__(self):
+        hop = math.prod(self.upsample_rates) * self.istft_params.hop_len
+        if (hop, self.sampling_rate) != (HOP, SAMPLE_RATE):
+            raise ValueError(f"the vocoder makes {hop} samples per frame at {self.sampling_rate} Hz, "
+                             f"expected {HOP} at {SAMPLE_RATE}")
+
+
+class Snake(nn.Module):
+    """x + sin(alpha x)^2 / alpha, one alpha per channel."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.alpha = nn.Parameter(torch.ones(channels))
+
+    def forward(self, x):
+        alpha = self.alpha[:, None]
+        return torch.addcmul(x, torch.sin(x * alpha).square(), 1 / (alpha + 1e-9))
+
+
+class ResBlock(nn.Module):
+    """(B, c, T) -> (B, c, T), two convolutions per dilation."""
+
+    def __init__(self, channels: int, kernel: int, dilations: list):
+        super().__init__()
+        self.convs1 = nn.ModuleList(nn.Conv1d(channels, channels, kernel, dilation=d, padding=(kernel - 1) * d // 2)
+                                    for d in dilations)
+        self.convs2 = nn.ModuleList(nn.Conv1d(channels, channels, kernel, padding=kernel // 2) for _ in dilations)
+        self.activations1 = nn.ModuleList(Snake(channels) for _ in dilations)
+        self.activations2 = nn.ModuleList(Snake(channels) for _ in dilations)
+
+    def forward(self, x):
+        for snake1, conv1, snake2, conv2 in zip(self.activations1, self.convs1, self.activations2, self.convs2):
+            x = x + conv2(snake2(conv1(snake1(x))))
+        return x
+
+
+class HiFT(nn.Module):
+    """Log-mel (B, M, F) -> waveform (B, 256 F): a sine source at the predicted pitch, filtered (spec 3).
+
+    The convolutions hold plain weights; the weight norm of the official files is folded in by `load_hift`.
+    """
+
+    def __init__(self, config: HiFTConfig):
+        super().__init__()
+        self.config, c0 = config, config.base_channels
+        rates, bins = config.upsample_rates, config.istft_params.n_fft + 2
+        f0 = config.f0_predictor.cond_channels
+        widths = [config.in_channels, f0, f0, f0, f0]
+        self.f0_predictor = nn.ModuleDict({
+            "condnet": nn.Sequential(*chain(*((nn.Conv1d(c, f0, 3, padding=1), nn.ELU()) for c in widths))),
+            "classifier": nn.Linear(f0, 1)})
+        self.m_source = nn.ModuleDict({"l_linear": nn.Linear(config.nb_harmonics + 1, 1)})
+        self.conv_pre = nn.Conv1d(config.in_channels, c0, 7, padding=3)
+        self.ups, self.source_downs = nn.ModuleList(), nn.ModuleList()
+        self.source_resblocks, self.resblocks = nn.ModuleList(), nn.ModuleList()
+        for i, (rate, kernel) in enumerate(zip(rates, config.upsample_kernel_sizes)):
+            c = c0 >> (i + 1)
+            self.ups.append(nn.ConvTranspose1d(2 * c, c, kernel, rate, padding=(kernel - rate) // 2))
+            down = math.prod(rates[i + 1:])             # from the rate of the spectrum to the one after this step
+            self.source_downs.append(nn.Conv1d(bins, c, 1) if down == 1 else
+                                     nn.Conv1d(bins, c, 2 * down, down, padding=down // 2))
+            self.source_resblocks.append(ResBlock(c, config.source_resblock_kernel_sizes[i],
+                                                  config.source_resblock_dilation_sizes[i]))
+            for kernel, dilations in zip(config.resblock_kernel_sizes, config.resblock_dilation_sizes):
+                self.resblocks.append(ResBlock(c, kernel, dilations))
+        self.conv_post = nn.Conv1d(c, bins, 7, padding=3)
+
+    def f0(self, mel):
+        """(B, M, F) -> pitch (B, F) in Hz."""
+        x = self.f0_predictor.condnet(mel.to(self.f0_predictor.classifier.weight.dtype))
+        return self.f0_predictor.classifier(x.transpose(1, 2)).squeeze(-1).abs().float()
+
+    def phases(self, generator=None, device="cpu"):
+        """(1, harmonics, 1) radians: 0 for the fundamental, random for its overtones."""
+        phase = math.pi * (2 * draw(torch.rand, (1, self.config.nb_harmonics + 1, 1), generator, device) - 1)
+        phase[:, 0] = 0
+        return phase
+
+    def source(self, f0, phase=None, noise=None, generator=None):
+        """Pitch (B, F) in Hz -> source (B, 1, S), float32: harmonics of the pitch, noise where there is none.
+
+        phase (B, harmonics, 1) at the start, in radians, and noise (B, harmonics, S) are drawn where not given.
+        """
+        config, n = self.config, self.config.nb_harmonics + 1
+        phase = self.phases(generator, f0.device) if phase is None else phase
+        f0 = f0.float().repeat_interleave(HOP, dim=1)[:, None]                              # (B, 1, S)
+        turns = torch.cumsum(f0 * torch.arange(1, n + 1, device=f0.device)[:, None] / SAMPLE_RATE, dim=2)
+        if noise is None:
+            noise = draw(torch.randn, turns.shape, generator, f0.device)
+        voiced = f0 > config.nsf_voiced_threshold
+        amplitude = torch.where(voiced, config.nsf_sigma, config.nsf_alpha / 3)
+        sines = config.nsf_alpha * torch.sin(2 * math.pi * (turns % 1) + phase) * voiced + amplitude * noise
+        mix = self.m_source.l_linear
+        return torch.tanh(F.linear(sines.transpose(1, 2), mix.weight.float(), mix.bias.float())).transpose(1, 2)
+
+    def spectrum(self, source):
+        """(B, 1, S) -> (B, 18, S/4 + 1), real parts above imaginary ones."""
+        stft = self.config.istft_params
+        window = torch.hann_window(stft.n_fft, device=source.device)
+        spectrum = torch.stft(source.squeeze(1).float(), stft.n_fft, stft.hop_len, window=window, return_complex=True)
+        return torch.cat([spectrum.real, spectrum.imag], dim=1)
+
+    def forward(self, mel, source):
+        """Log-mel (B, M, F) and source (B, 1, 256 F) -> waveform (B, 256 F), float32."""
+        config, stft = self.config, self.config.istft_params
+        dtype, kernels = self.conv_pre.weight.dtype, len(config.resblock_kernel_sizes)
+        x, spectrum = self.conv_pre(mel.to(dtype)), self.spectrum(source).to(dtype)
+        for i, up in enumerate(self.ups):
+            x = up(F.leaky_relu(x, config.lrelu_slope))
+            if i == len(self.ups) - 1:
+                x = F.pad(x, (1, 0), mode="reflect")    # the spectrum has one frame more than the mel makes
+            x = x + self.source_resblocks[i](self.source_downs[i](spectrum))
+            x = sum(block(x) for block in self.resblocks[i * kernels:(i + 1) * kernels]) / kernels
+        x = self.conv_post(F.leaky_relu(x)).float()     # slope 0.01 here, as in the release
+        magnitude, phase = x.chunk(2, dim=1)
+        magnitude, phase = magnitude.exp().clamp(max=100), phase.sin()
+        window = torch.hann_window(stft.n_fft, device=x.device)
+        wave = torch.istft(torch.polar(magnitude, phase), stft.n_fft, stft.hop_len, window=window)
+        return wave.clamp(-config.audio_limit, config.audio_limit)
+
+
+def fold_weight_norm(gain, direction):
+    """W = g v / |v|, the norm over every dimension but the first (the INPUT channel of a transposed convolution)."""
+    return gain * direction / direction.flatten(1).norm(dim=1).view_as(gain)
+
+
+def load_hift(hift: HiFT, path) -> None:
+    """`weights.load` for a vocoder file: official ones hold weight_g and weight_v, ours plain weights."""
+    shapes, target = weights.shapes(path), hift.state_dict()
+    for name, shape in shapes.items():
+        gain = name[:-1] + "g"
+        if name.endswith(".weight_v") and shapes.get(gain) != (shape[0], 1, 1):
+            raise ValueError(f"{path}: {gain} is {shapes.get(gain, 'missing')}, expected {(shape[0], 1, 1)} for {name}")
+
+    def rename(name):
+        return None if name.endswith(".weight_g") else name.removesuffix("_v")
+
+    matched, gains = weights.plan(target, {path: shapes}, rename, str(path))
+    gains = {name: tensor.clone() for name, tensor in weights.stream(path, gains)}
+    with torch.no_grad():
+        for name, tensor in weights.stream(path, matched[path]):
+            if name.endswith(".weight_v"):
+                tensor = fold_weight_norm(gains[name[:-1] + "g"].float(), tensor.float())
+            target[matched[path][name]].copy_(tensor)
+
+
+# ---- what training a small decoder needs ------------------------------------------------------------------------
+
+def speech_mel(waveform, n_mels=80):
+    """(..., S) samples at 22050 Hz -> natural log-mel (..., n_mels, S // 256), -11.5 (silence) to 2 (spec 3.4).
+
+    Raises ValueError for fewer than 385 samples.
+    """
+    margin = (1024 - HOP) // 2
+    if waveform.shape[-1] <= margin:
+        raise ValueError(f"waveform has {waveform.shape[-1]} samples, expected more than {margin}: use a longer clip")
+    rows = waveform.reshape(-1, waveform.shape[-1])
+    padded = F.pad(rows[:, None], (margin, margin), mode="reflect")[:, 0]
+    spectrum = torch.stft(padded, 1024, HOP, window=torch.hann_window(1024, device=rows.device), center=False,
+                          return_complex=True)
+    magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
+    mel = mel_filters(n_mels, 1024, SAMPLE_RATE).to(rows.device) @ magnitude
+    return mel.clamp(min=1e-5).log().reshape(*waveform.shape[:-1], n_mels, -1)
+
+
+def stft_loss(waveform, target, sizes=(256, 512, 1024, 2048)):
+    """Multi-resolution STFT loss of (B, S) samples: spectral convergence + L1 of the log magnitudes, a scalar."""
+    loss = 0
+    for size in sizes:
+        window = torch.hann_window(size, device=waveform.device)
+        both = torch.stft(torch.cat([waveform, target]), size, size // 4, window=window, return_complex=True)
+        seen, wanted = (both.real.square() + both.imag.square()).clamp(min=1e-7).sqrt().chunk(2)
+        loss = loss + (wanted - seen).norm() / wanted.norm() + F.l1_loss(seen.log(), wanted.log())
+    return loss / len(sizes)
+
+
+def hift_losses(hift: HiFT, mel, waveform, f0, generator=None) -> dict:
+    """Terms to train a vocoder: mel (B, M, F), waveform (B, 256 F), f0 (B, F) in Hz, 0 where unvoiced.
+
+    The waveform is made with the true pitch; the predictor learns it on the side. A weighting that has worked:
+    stft + 2 mel + f0 / 50.
+    """
+    made = hift(mel, hift.source(f0, generator=generator))
+    return {"stft": stft_loss(made, waveform), "f0": F.l1_loss(hift.f0(mel), f0),
+            "mel": F.l1_loss(speech_mel(made, mel.shape[1]), speech_mel(waveform, mel.shape[1]))}
