@@ -59,7 +59,7 @@ SIZES = {
 def project(x, weight):
     """x (..., in), weight (out, in) -> (..., out). One row on a CPU is a matrix-vector product, bound by reading the
     weight: torch.mv reads it up to a third faster than F.linear in bfloat16 (`python bench.py decode`)."""
-    if x.numel() == weight.shape[1] and not x.is_cuda:
+    if x.numel() == weight.shape[1] and x.device.type == "cpu":
         return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
     return F.linear(x, weight)
 
@@ -123,14 +123,14 @@ class RMSNorm(nn.RMSNorm):
 
     def unit(self, x):
         """x without the weight: every vector of unit mean square."""
-        if x.is_cuda:
+        if x.device.type != "cpu":
             return F.rms_norm(x, self.normalized_shape, None, self.eps)
         wide = x.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         return (wide * torch.addcmul(self.eps_on_cpu, length, length, value=1 / x.shape[-1]).rsqrt()).to(x.dtype)
 
     def forward(self, x):
-        return super().forward(x) if x.is_cuda else self.unit(x) * self.weight
+        return self.unit(x) * self.weight if x.device.type == "cpu" else super().forward(x)
 
 
 class KVCache:
