@@ -103,7 +103,7 @@ class Decoder:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
         with torch.inference_mode(False):              # tensors that may be written to in any mode
-            self.cache = KVCache(llm.config, batch, capacity, self.device, weight.dtype)
+            self.cache = KVCache(llm.config, batch, capacity, weight)
             self.x = new(batch, len(weight), dtype=weight.dtype)    # the last input
             self.state = torch.zeros_like(self.x)                   # the state the next id is chosen from
             self.ids, self.states = new(batch, steps + 1), new(batch, steps, len(weight), dtype=weight.dtype)

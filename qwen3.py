@@ -60,8 +60,14 @@ def project(x, weight):
     """x (..., in), weight (out, in) -> (..., out). One row on a CPU is a matrix-vector product, bound by reading the
     weight: torch.mv reads it up to a third faster than F.linear in bfloat16 (`python bench.py decode`)."""
     if x.numel() == weight.shape[1] and x.device.type == "cpu":
-        return torch.mv(weight, x.reshape(-1)).view(*x.shape[:-1], -1)
-    return F.linear(x, weight)
+        return torch.mv(weight, x.reshape(-1).to(weight.dtype)).view(*x.shape[:-1], -1).to(x.dtype)
+    return F.linear(x.to(weight.dtype), weight).to(x.dtype)
+
+
+def activation_dtype(weight) -> torch.dtype:
+    """What is computed between the matrices: on a CPU float32, since half precision saves it no time there, only
+    conversions; elsewhere the weights' own type."""
+    return torch.promote_types(weight.dtype, torch.float32) if weight.device.type == "cpu" else weight.dtype
 
 
 class PackedLinear(nn.Module):
@@ -140,8 +146,9 @@ class KVCache:
     reads up to the bound; `pin` it to the capacity and every step has the same shapes (for a CUDA graph).
     """
 
-    def __init__(self, config: Qwen3Config, batch: int, capacity: int, device, dtype):
-        self.capacity = capacity
+    def __init__(self, config: Qwen3Config, batch: int, capacity: int, weight):
+        """weight: any of the model's, for its device and type."""
+        self.capacity, device, dtype = capacity, weight.device, activation_dtype(weight)
         slots = capacity + 1                                        # the last one takes what padding writes
         shape = (2, config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
         self.keys, self.values = (layers.unbind() for layers in torch.zeros(shape, device=device, dtype=dtype))
@@ -276,10 +283,11 @@ class Qwen3(nn.Module):
 
     def forward(self, ids=None, embeds=None, mask=None, cache: KVCache | None = None):
         x = self.embed_tokens(ids) if embeds is None else embeds
+        dtype, x = x.dtype, x.to(activation_dtype(self.norm.weight))
         place = self.place(x, mask, cache)
         for i, layer in enumerate(self.layers):
             x = layer(x, place, cache, i)
-        return self.norm(x)
+        return self.norm(x).to(dtype)
 
     def place(self, x, mask, cache) -> Place:
         """Positions, masks and cache slots of the new tokens x (B, N, D). Advances the cache's lengths."""

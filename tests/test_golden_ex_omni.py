@@ -114,7 +114,7 @@ def test_qwen3_batch_cache_embeddings_and_loss():
     row = model(ids[:1])
     g.same(row, "out.row0_last_hidden")
     g.same(row @ head.T, "out.row0_logits")
-    cache = KVCache(config, 1, ids.shape[1], "cpu", torch.float32)
+    cache = KVCache(config, 1, ids.shape[1], model.norm.weight)
     pieces = [ids[:1, :5], *ids[:1, 5:].split(1, dim=1)]
     row = torch.cat([model(piece, cache=cache) for piece in pieces], dim=1)
     g.same(row, "out.row0_last_hidden_incremental")

@@ -77,7 +77,7 @@ def test_embeddings_as_input_equal_their_ids(pair):
 def test_token_by_token_with_a_cache_equals_all_at_once(pair, batch):
     ours, theirs = pair
     ids = torch.randint(99, (batch, 12))
-    cache = KVCache(ours.config, batch, 12, "cpu", torch.float32)
+    cache = KVCache(ours.config, batch, 12, ours.norm.weight)
     states = torch.cat([ours(token, cache=cache) for token in ids.split(1, dim=1)], dim=1)
     same(states, theirs.model(ids).last_hidden_state)
     assert cache.lengths.tolist() == [12] * batch and cache.bound == 12
@@ -102,7 +102,7 @@ def test_padding_on_either_side_changes_no_real_position(pair, padded):
 def test_a_padded_prompt_continues_token_by_token(pair, padded):
     ours, theirs = pair
     prompt, more, mask = torch.randint(99, (3, 8)), torch.randint(99, (3, 6)), padded([8, 3, 5], 8)
-    cache = KVCache(ours.config, 3, 14, "cpu", torch.float32)
+    cache = KVCache(ours.config, 3, 14, ours.norm.weight)
     ours(prompt, mask=mask, cache=cache)
     states = torch.cat([ours(token, cache=cache) for token in more.split(1, dim=1)], dim=1)
     for b in range(3):
@@ -115,7 +115,7 @@ def test_a_prompt_read_in_chunks_of_different_lengths_equals_one_reading(pair, p
     ours, theirs = pair
     chunks = [(torch.randint(99, (3, longest)), padded(lengths, longest))
               for lengths, longest in (([5, 2, 4], 5), ([1, 6, 3], 6), ([2, 1, 1], 2), ([1, 1, 1], 1))]
-    cache = KVCache(ours.config, 3, 14, "cpu", torch.float32)
+    cache = KVCache(ours.config, 3, 14, ours.norm.weight)
     states = [ours(ids, mask=mask, cache=cache) for ids, mask in chunks]
     for b in range(3):
         seen = torch.cat([s[b, mask[b]] for s, (_, mask) in zip(states, chunks)])
@@ -125,7 +125,7 @@ def test_a_prompt_read_in_chunks_of_different_lengths_equals_one_reading(pair, p
 
 @torch.no_grad()
 def test_a_bound_at_the_capacity_changes_nothing(ours):
-    ids, growing, static = torch.randint(99, (2, 9)), *(KVCache(ours.config, 2, 20, "cpu", torch.float32) for _ in range(2))
+    ids, growing, static = torch.randint(99, (2, 9)), *(KVCache(ours.config, 2, 20, ours.norm.weight) for _ in range(2))
     mask = right_padded([5, 3], 5)
     ours(ids[:, :5], mask=mask, cache=growing), ours(ids[:, :5], mask=mask, cache=static)
     for token in ids[:, 5:].split(1, dim=1):
@@ -182,7 +182,7 @@ def test_bfloat16_is_as_close_to_float32_as_transformers_is(pair):
 @torch.no_grad()
 def test_bfloat16_cached_decoding_is_close_to_uncached(ours):
     ours = ours.bfloat16()
-    ids, cache = torch.randint(99, (1, 12)), KVCache(ours.config, 1, 12, "cpu", torch.bfloat16)
+    ids, cache = torch.randint(99, (1, 12)), KVCache(ours.config, 1, 12, ours.norm.weight)
     states = torch.cat([ours(token, cache=cache) for token in ids.split(1, dim=1)], dim=1).float()
     exact = ours(ids).float()
     assert (states - exact).norm() / exact.norm() < 0.03
