@@ -84,6 +84,17 @@ def ours(model, ids):
     return run
 
 
+def bare(model, ids):
+    """The same for nothing but the matrix-vector products of a token: what our own loop adds is the difference."""
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = {w.shape[1]: torch.randn(w.shape[1]).to(w.dtype) for w in matrices}
+
+    @torch.inference_mode()
+    def run():
+        return min(seconds(lambda: [torch.mv(w, vectors[w.shape[1]]) for w in matrices]) for _ in range(3))
+    return run
+
+
 def theirs(model, ids):
     """The same for transformers' generate on the same weights."""
     from transformers import GenerationConfig, Qwen3ForCausalLM
@@ -122,7 +133,7 @@ def bench_decode(args) -> dict:
         forget_peak()
         model = random_llm(args.size, getattr(torch, dtype))
         read = sum(p.nbytes for p in model.parameters())
-        runs = {"ours": ours(model, ids)}
+        runs = {"products": bare(model, ids), "ours": ours(model, ids)}
         if args.against:
             runs[args.against] = theirs(model, ids)
         shares = {name: [] for name in runs}

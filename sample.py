@@ -80,9 +80,9 @@ def load(args) -> tuple:
     dtype = None if args.dtype == "auto" else getattr(torch, args.dtype)
     model = ExOmni.from_pretrained(args.checkpoint, device=device, dtype=dtype)
     print(f"{args.checkpoint}: {model.summary}; {device} ({'asked for' if args.device != 'auto' else 'found'}), "
-          f"{str(model.llm.norm.weight.dtype)[6:]} ({'asked for' if dtype else 'as saved'})", file=sys.stderr)
+          f"{str(model.llm.norm.weight.dtype)[6:]} ({'asked for' if dtype else 'as saved'})")
     if model.speech_decoder is None:
-        print(f"{args.checkpoint} has no speech_decoder/: text, units and face, but no sound", file=sys.stderr)
+        print(f"{args.checkpoint} has no speech_decoder/: text, units and face, but no sound")
     sampling = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature,
                     top_p=model.config.top_p if args.top_p is None else args.top_p, unit_sampler=RepetitionAware(),
                     generator=torch.Generator().manual_seed(args.seed), release_quirks=args.release_quirks)
