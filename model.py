@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import weights
 from decode import Decoder, RepetitionAware, TextSampler, decoder_for, draw_seed
-from face import ARKIT_NAMES
+from arkit import ARKIT_NAMES
 from face_decoder import FaceConfig, FaceDecoder, face_loss, frames_for_units
 from qwen3 import SIZES, Qwen3, Qwen3Config, fast_matvec_layout, project
 from speech_decoder import SpeechDecoder

@@ -18,7 +18,7 @@ import torch
 
 import weights
 from decode import RepetitionAware
-from face import audio2face
+from arkit import audio2face
 from face_decoder import FPS, UNIT_RATE
 from flow import SAMPLE_RATE
 from model import Answer, ExOmni
