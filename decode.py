@@ -128,7 +128,8 @@ class Decoder:
         self.minimum.copy_(minimum)
         self.maximum.copy_(maximum)
         self.alive.copy_(self.maximum > 0)
-        states = self.llm(embeds=embeds, mask=mask, cache=self.cache)
+        full = bool(mask.all())                         # no padding: attention needs no mask, then or in the steps
+        states = self.llm(embeds=embeds, mask=None if full else mask, cache=self.cache)
         last = (self.cache.lengths - 1).clamp(min=0)
         rows = torch.arange(len(last), device=self.device)
         self.x.copy_(embeds[rows, last])

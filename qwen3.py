@@ -60,7 +60,9 @@ def project(x, weight):
     """x (..., in), weight (out, in) -> (..., out). One row on a CPU is a matrix-vector product, bound by reading the
     weight: torch.mv reads it up to a third faster than F.linear in bfloat16 (`python bench.py decode`)."""
     if x.numel() == weight.shape[1] and x.device.type == "cpu":
-        return torch.mv(weight, x.reshape(-1).to(weight.dtype)).view(*x.shape[:-1], -1).to(x.dtype)
+        if x.ndim == 1 and x.dtype == weight.dtype:
+            return torch.mv(weight, x)
+        return torch.mv(weight, x.reshape(-1).to(weight.dtype)).to(x.dtype).view(*x.shape[:-1], -1)
     return F.linear(x.to(weight.dtype), weight).to(x.dtype)
 
 
@@ -131,9 +133,10 @@ class RMSNorm(nn.RMSNorm):
         """x without the weight: every vector of unit mean square."""
         if x.device.type != "cpu":
             return F.rms_norm(x, self.normalized_shape, None, self.eps)
-        wide = x.float()
+        wide = x if x.dtype == torch.float32 else x.float()
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        return (wide * torch.addcmul(self.eps_on_cpu, length, length, value=1 / x.shape[-1]).rsqrt()).to(x.dtype)
+        unit = wide * torch.addcmul(self.eps_on_cpu, length, length, value=1 / x.shape[-1]).rsqrt()
+        return unit if x.dtype == torch.float32 else unit.to(x.dtype)
 
     def forward(self, x):
         return self.unit(x) * self.weight if x.device.type == "cpu" else super().forward(x)
@@ -150,7 +153,7 @@ class KVCache:
         """weight: any of the model's, for its device and type."""
         self.capacity, device, dtype = capacity, weight.device, activation_dtype(weight)
         slots = capacity + 1                                        # the last one takes what padding writes
-        shape = (2, config.num_hidden_layers, batch, slots, config.num_key_value_heads, config.head_dim)
+        shape = (2, config.num_hidden_layers, batch, config.num_key_value_heads, slots, config.head_dim)
         self.keys, self.values = (layers.unbind() for layers in torch.zeros(shape, device=device, dtype=dtype))
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.rows = torch.arange(batch, device=device)[:, None]
@@ -173,20 +176,28 @@ class KVCache:
 
     def write(self, layer: int, k, v, slots) -> None:
         """Store k, v (B, N, G, d) at slots (B, N)."""
-        self.keys[layer].index_put_((self.rows, slots), k)
-        self.values[layer].index_put_((self.rows, slots), v)
+        for stored, new in ((self.keys[layer], k), (self.values[layer], v)):
+            stored.transpose(1, 2).index_put_((self.rows, slots), new)
 
     def read(self, layer: int) -> tuple:
-        """The keys and values (B, bound, G, d) to attend to."""
-        return self.keys[layer][:, :self.bound], self.values[layer][:, :self.bound]
+        """The keys and values (B, G, bound, d) to attend to."""
+        return self.keys[layer][:, :, :self.bound], self.values[layer][:, :, :self.bound]
+
+    def append(self, layer: int, k, v) -> tuple:
+        """Store k, v (G, d) of the only row's newest token; its keys and values (G, bound, d)."""
+        keys, values = self.keys[layer][0, :, :self.bound], self.values[layer][0, :, :self.bound]
+        keys[:, -1], values[:, -1] = k, v
+        return keys, values
 
 
 class Place(NamedTuple):
     """Where the new tokens stand and what they may see; the same for every layer."""
-    rope: tuple                    # cos, sin (B, N, 1, d)
+    rope: tuple                    # cos, sin (B, N, 1, d), or (1, d)
+    scales: tuple                  # for each layer the weights (H + G, d) of the query and key norms
     visible: torch.Tensor | None   # (B, 1, N, K) bool, or None: all that came before, and themselves
     slots: torch.Tensor            # (B, N) where the cache keeps them
     fresh: bool                    # nothing was read before: the new tokens need only each other
+    alone: bool                    # one token of one row on a CPU: the layers work on vectors, in fewer operations
 
 
 def rotary(positions, dim: int, theta: float, dtype) -> tuple:
@@ -203,7 +214,7 @@ def rotate(x, cos, sin):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention with RMS-normalised queries and keys."""
+    """Causal grouped-query attention with RMS-normalised queries and keys. x (B, N, D), or one token alone (D,)."""
 
     def __init__(self, config: Qwen3Config):
         super().__init__()
@@ -214,15 +225,15 @@ class Attention(nn.Module):
         self.o_proj = Projection(H * d, config.hidden_size)
 
     def forward(self, x, place: Place, cache: KVCache | None, layer: int):
-        H, G, d = self.heads, self.kv_heads, self.head_dim
-        qk, v = self.qkv(x).unflatten(-1, (-1, d)).split([H + G, G], dim=2)                     # (B, N, heads, d)
-        scale = torch.cat([self.q_norm.weight.expand(H, d), self.k_norm.weight.expand(G, d)])   # queries and keys at once
-        q, k = rotate(self.q_norm.unit(qk) * scale, *place.rope).split([H, G], dim=2)
+        H, G = self.heads, self.kv_heads
+        qk, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split([H + G, G], dim=-2)        # (B, N, heads, d)
+        q, k = rotate(self.q_norm.unit(qk) * place.scales[layer], *place.rope).split([H, G], dim=-2)
+        if x.ndim == 1:
+            return self.o_proj(self.attend_alone(q, *cache.append(layer, k, v)))
         if cache is not None:
             cache.write(layer, k, v, place.slots)
-        if not place.fresh:
-            k, v = cache.read(layer)
-        return self.o_proj(self.attend(q, k.transpose(1, 2), v.transpose(1, 2), place.visible).flatten(-2))
+        k, v = (k.transpose(1, 2), v.transpose(1, 2)) if place.fresh else cache.read(layer)
+        return self.o_proj(self.attend(q, k, v, place.visible).flatten(-2))
 
     def attend(self, q, k, v, visible):
         """q (B, N, H, d), k, v (B, G, K, d) -> (B, N, H, d)."""
@@ -231,6 +242,11 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(groups, k, v, visible).view(q.shape)
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, visible, is_causal=visible is None, enable_gqa=True)
         return out.transpose(1, 2)
+
+    def attend_alone(self, q, k, v):
+        """q (H, d), k, v (G, K, d) -> (H d,)."""
+        q = q.view(self.kv_heads, -1, self.head_dim)
+        return F.scaled_dot_product_attention(q[None], k[None], v[None]).view(-1)
 
 
 class MLP(nn.Module):
@@ -283,11 +299,14 @@ class Qwen3(nn.Module):
 
     def forward(self, ids=None, embeds=None, mask=None, cache: KVCache | None = None):
         x = self.embed_tokens(ids) if embeds is None else embeds
-        dtype, x = x.dtype, x.to(activation_dtype(self.norm.weight))
+        shape, dtype = x.shape, x.dtype
+        x = x.to(activation_dtype(self.norm.weight))
         place = self.place(x, mask, cache)
+        if place.alone:
+            x = x.view(-1)
         for i, layer in enumerate(self.layers):
             x = layer(x, place, cache, i)
-        return self.norm(x).to(dtype)
+        return self.norm(x).view(shape).to(dtype)
 
     def place(self, x, mask, cache) -> Place:
         """Positions, masks and cache slots of the new tokens x (B, N, D). Advances the cache's lengths."""
@@ -302,7 +321,19 @@ class Qwen3(nn.Module):
         elif fresh and mask is not None:
             visible = (positions[:, None, None, :] <= positions[:, None, :, None]) & mask[:, None, None, :]
         slots = positions if mask is None else positions.masked_fill(~mask, -1 if cache is None else cache.capacity)
-        return Place(rotary(positions, self.config.head_dim, self.config.rope_theta, x.dtype), visible, slots, fresh)
+        rope = rotary(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        alone = B == N == 1 and not fresh and visible is None and x.device.type == "cpu"
+        if alone:
+            rope = tuple(table.view(1, -1) for table in rope)
+        return Place(rope, self.scales(), visible, slots, fresh, alone)
+
+    def scales(self) -> tuple:
+        """For each layer the weights (H + G, d) of the query and the key norm, one row a head: all made at once."""
+        c = self.config
+        norms = [(getattr(layer.self_attn, name), heads) for layer in self.layers
+                 for name, heads in (("q_norm", c.num_attention_heads), ("k_norm", c.num_key_value_heads))]
+        rows = torch.cat([norm.weight.expand(heads, c.head_dim) for norm, heads in norms])
+        return rows.view(len(self.layers), -1, c.head_dim).unbind()
 
 
 def fast_matvec_layout(module: nn.Module) -> None:
