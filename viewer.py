@@ -1,0 +1,198 @@
+"""The face you can watch: one HTML file with head, sound, text and curves, for any browser, without a network.
+
+    write_viewer("answer.html", track, audio="answer.wav", text="Hello.")
+    write_gallery("answers.html", [("First", track, "1.wav", "Hello."), ...])
+
+`viewer.html` is the page (own WebGL, no third-party code); this file fills it: mesh and shapes as sparse 16-bit steps,
+deflated; tracks as 16-bit numbers; the sound as a 16-bit mono WAV. All of it travels in one JSON block whose markup
+characters are escaped, and a Content-Security-Policy admits only the page's own script, by its hash: what a model wrote
+is data, never markup. Spec face 4.1. A page of 10 s weighs about 0.9 MB, two thirds of it sound.
+"""
+import base64
+import functools
+import hashlib
+import html
+import io
+import json
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+from arkit import ARKIT_NAMES
+from head import Head, make_head
+from weights import replacing
+
+LEVELS_PER_SECOND = 100         # of the waveform strip
+PAUSE_SECONDS = 0.2             # a silence of this length may be where a sentence begins
+STEPS_PER_HEAD = 25000          # 16-bit steps in the height of the head: 10 micrometres for one of 0.25 m
+
+
+def write_viewer(path, track, fps: float = 30, audio=None, text: str = "", head: Head | None = None,
+                 title: str = "Ex-Omni") -> None:
+    """One page that plays one answer.
+
+    track: (F, 52), clipped to [0, 1], frame f shown at f / fps s. audio: path of a sound file, or None. text: what is
+    said. head: `make_head()` unless given, at most 65,535 vertices. Sound and face may differ in length: the page lasts
+    as long as the longer one, and the face keeps its last frame. Raises ValueError for a track, a sound or a head that
+    it cannot show.
+    """
+    _write(path, [_answer(title, track, audio, text, fps)], head, title)
+
+
+def write_gallery(path, answers, fps: float = 30, head: Head | None = None, title: str = "Ex-Omni: answers") -> None:
+    """One page that plays any of several answers; the mesh is in it once.
+
+    answers: [(title, track, audio or None, text), ...]; the rest and the errors as for `write_viewer`.
+    """
+    entries = [_answer(name, track, audio, text, fps) for name, track, audio, text in answers]
+    if not entries:
+        raise ValueError("a gallery of no answers: give at least one")
+    _write(path, entries, head, title)
+
+
+def _write(path, answers: list, head: Head | None, title: str) -> None:
+    data = {"title": title, "names": ARKIT_NAMES, "head": pack_head(head or make_head()), "answers": answers}
+    with replacing(path) as temporary:
+        temporary.write_bytes(fill(data).encode("utf-8", "xmlcharrefreplace"))      # half a character must not fail
+
+
+def fill(data: dict) -> str:
+    """viewer.html with the data in it, and a policy that admits its one script and its one style sheet, by hash."""
+    template = Path(__file__).with_name("viewer.html").read_text(encoding="utf-8")
+    script, style = (re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)[1] for tag in ("script", "style"))
+    policy = (f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
+              "media-src data: blob:; img-src data:; base-uri 'none'; form-action 'none'")
+    parts = {"policy": policy, "title": html.escape(data["title"]), "data": _inert_json(data)}
+    return re.sub(r"{{(\w+)}}", lambda mark: parts[mark[1]], template)      # one pass: {{title}} in the data stays
+
+
+def _source(code: str) -> str:
+    return "'sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode() + "'"
+
+
+def _inert_json(data) -> str:
+    """JSON that no HTML parser can leave: ASCII (U+2028 too is an escape) without <, > and &."""
+    return re.sub("[<>&]", lambda char: f"\\u{ord(char[0]):04x}", json.dumps(data, separators=(",", ":")))
+
+
+def _base64(array) -> str:
+    return base64.b64encode(array.tobytes() if isinstance(array, np.ndarray) else array).decode()
+
+
+@functools.cache        # a Head is compared by identity, and make_head() always returns the same one
+def pack_head(head: Head) -> dict:
+    """Mesh and shapes for the page: {"vertices", "triangles", "moves", "step", "low", "packed"}.
+
+    packed is base64 of deflated little-endian arrays, one after another: positions uint16 (V, 3), triangles uint16
+    (T, 3), moved vertices of each shape uint16 (K,), which ones as gaps uint16 (M,), by how much int16 (3, M), colours
+    with gloss uint8 (V, 4). M counts the moved vertices of all shapes. In metres: low + step * position, step * delta,
+    so that an axis errs by half a step (6 micrometres). Raises ValueError for a head too large for 16 bits.
+    """
+    count = len(head.vertices)
+    if count > 65535:
+        raise ValueError(f"the head has {count} vertices, the viewer shows at most 65535: decimate it first")
+    low = head.vertices.min(axis=0).astype(np.float64)
+    size = (head.vertices.max(axis=0) - low).max()
+    step = size / STEPS_PER_HEAD
+    deltas = np.rint(head.deltas / step)
+    if not np.isfinite(deltas).all() or abs(deltas).max() > 32767:
+        raise ValueError(f"a shape moves a vertex by more than {32767 / STEPS_PER_HEAD:.1f} times the head's size, or "
+                         "to no number: are its deltas in the unit of its vertices?")
+    positions = np.rint((head.vertices - low) / step).astype("<u2")
+    shapes, moved = np.nonzero(deltas.any(axis=2))                                  # (M,) each, shape by shape
+    starts = np.diff(shapes, prepend=-1) > 0
+    gaps = np.where(starts, moved, np.diff(moved, prepend=0)).astype("<u2")
+    moves = deltas[shapes, moved].T.astype("<i2")                                   # (3, M): like beside like deflates
+    counts = np.bincount(shapes, minlength=len(deltas)).astype("<u2")
+    gloss = np.full(count, 0.2)
+    gloss[head.lips] = 0.5                                                          # lips shine more than skin
+    colors = np.rint(np.column_stack([head.colors, gloss]) * 255).astype("u1")
+    arrays = [positions, head.faces.astype("<u2"), counts, gaps, moves, colors]
+    return {"vertices": count, "triangles": len(head.faces), "moves": len(moved), "step": step, "low": low.tolist(),
+            "packed": _base64(zlib.compress(b"".join(array.tobytes() for array in arrays), 9))}
+
+
+def _answer(title: str, track, audio, text: str, fps: float) -> dict:
+    """What the page needs to play one answer."""
+    track = np.asarray(track, dtype=np.float32)
+    if track.ndim != 2 or track.shape[1] != len(ARKIT_NAMES) or not len(track):
+        raise ValueError(f"{title}: the face track is {track.shape}, expected (frames, {len(ARKIT_NAMES)}), a frame "
+                         "or more: columns in the order of arkit.ARKIT_NAMES")
+    if not np.isfinite(track).all():
+        raise ValueError(f"{title}: frame {np.argwhere(~np.isfinite(track))[0][0]} of the face track is not a number")
+    if not fps > 0:
+        raise ValueError(f"{title}: {fps} frames per second, expected more than 0")
+    track = np.clip(track, 0, 1)
+    sound, levels, heard = (None, np.zeros(0), 0.0) if audio is None else read_sound(audio)
+    seconds = max(len(track) / fps, heard)
+    pieces = sentences(text)
+    return {"title": title, "fps": fps, "frames": len(track), "track": _base64(np.rint(track * 65535).astype("<u2")),
+            "lanes": lanes(track), "sound": sound and _base64(sound), "heard": heard,
+            "levels": _base64(np.rint(levels * 255).astype("u1")), "seconds": seconds,
+            "sentences": list(zip(sentence_starts(pieces, levels, seconds), pieces))}
+
+
+def read_sound(path) -> tuple[bytes, np.ndarray, float]:
+    """A sound file -> (16-bit mono WAV, its levels in [0, 1], LEVELS_PER_SECOND of them, its length in seconds)."""
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise ValueError(f"{path} cannot be read as sound ({error}): give a WAV file") from None
+    samples = np.nan_to_num(samples.mean(axis=1))
+    wav = io.BytesIO()
+    soundfile.write(wav, samples, rate, format="WAV", subtype="PCM_16")
+    seconds = len(samples) / rate
+    edges = np.arange(int(np.ceil(seconds * LEVELS_PER_SECOND))) * rate // LEVELS_PER_SECOND
+    levels = np.maximum.reduceat(abs(samples), edges) if len(edges) else np.zeros(0)
+    return wav.getvalue(), levels / max(levels.max(initial=0), 1e-4), seconds
+
+
+def lanes(track: np.ndarray) -> list:
+    """Columns whose curves are shown: jawOpen, then the four others that are strongest, by root mean square.
+
+    Of a left and a right that move alike (within 0.05) only one is shown: two equal curves tell nothing more.
+    """
+    chosen = [ARKIT_NAMES.index("jawOpen")]
+    for column in np.argsort(-(track ** 2).mean(axis=0), kind="stable").tolist():
+        name = ARKIT_NAMES[column]
+        both = name.replace("Left", "Right"), name.replace("Right", "Left")
+        twins = [other for other in chosen if ARKIT_NAMES[other] in both]
+        alike = any(np.allclose(track[:, column], track[:, twin], rtol=0, atol=0.05) for twin in twins)
+        if column not in chosen and not alike and len(chosen) < 5:
+            chosen.append(column)
+    return chosen
+
+
+def sentences(text: str) -> list:
+    """Pieces of the text, one per sentence, that join to the whole. A full stop needs a space after it: 3.14 stays."""
+    ends = [mark.end() for mark in re.finditer(r"[.!?…]+[\"'”’)\]]*\s+|[。！？]+[」』”’]*\s*|\n\s*", text)]
+    cuts = [0, *ends, len(text)]
+    return [text[a:b] for a, b in zip(cuts, cuts[1:]) if b > a]
+
+
+def sentence_starts(pieces: list, levels: np.ndarray, seconds: float) -> list:
+    """When each sentence begins, in seconds: an estimate, for the data does not say.
+
+    Characters are spread evenly over the time in which there is sound (over all of it where levels are empty); a start
+    then moves to the end of the nearest pause, if that is no further than half of the sentence before or after.
+    """
+    if not pieces:
+        return []
+    levels = levels if levels.any() else np.ones(max(1, round(seconds * LEVELS_PER_SECOND)))
+    voiced = levels > 0.1 * np.quantile(levels, 0.95)
+    spoken = np.cumsum(voiced)
+    characters = np.cumsum([0] + [len(piece) for piece in pieces])
+    bounds = np.searchsorted(spoken, characters / characters[-1] * spoken[-1], side="right").astype(float)
+    bounds[0], bounds[-1] = 0, len(levels)
+    changes = np.flatnonzero(np.diff(voiced)) + 1
+    pauses = [end for begin, end in zip(changes, changes[1:])
+              if not voiced[begin] and end - begin >= PAUSE_SECONDS * LEVELS_PER_SECOND]
+    starts = bounds[:-1].copy()
+    for i in range(1, len(pieces)):
+        nearest = min(pauses, key=lambda end: abs(end - bounds[i]), default=bounds[i])
+        if abs(nearest - bounds[i]) <= min(bounds[i] - bounds[i - 1], bounds[i + 1] - bounds[i]) / 2:
+            starts[i] = nearest
+    return np.round(np.maximum.accumulate(starts) / LEVELS_PER_SECOND, 2).tolist()
