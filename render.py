@@ -1,0 +1,342 @@
+"""Pictures of the head without a GPU: a still, a contact sheet, a video with sound.
+
+numpy alone draws (spec face 4.2); Pillow writes PNG and WebP, ffmpeg writes MP4; both are asked for only when needed.
+Shapes: V vertices, T triangles, F frames of 52 weights.
+
+How a triangle becomes pixels. A sample is one integer: above its depth, below its red, green and blue. The larger is
+the nearer, so `maximum.at` alone keeps of all samples of a place the one that is seen. Over a triangle the integer is a
+plane, a + b * column + c * row, all four parts at once, since a sum of such integers is the sum of their parts. Every
+triangle is cut at its middle corner into two halves with straight sides, every half into spans, every span into
+samples; each of these steps handles all triangles at once, as long arrays.
+"""
+import os
+import shutil
+import subprocess
+import tempfile
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from weights import replacing
+
+FPS = 30                            # a track's frames per second
+BACKGROUND = (232, 234, 238)        # sRGB
+SAMPLES = 2                         # a pixel is the mean of 2 x 2 samples: smooth edges
+MARGIN = 0.04                       # of the picture, left free on the two sides that the head comes nearest to
+CLOSE = 3.5                         # distances between the eyes across a picture of the face alone
+
+# Towards the light, as the camera sees it: +X right, +Y up, +Z to the camera (spec face 4.2). The sum of all light on a
+# surface that faces the key is about 1.
+KEY, FILL = np.array([0.25, 0.45, 0.86]), np.array([-0.80, 0.10, 0.59])
+KEY_LIGHT, FILL_LIGHT, SKY_LIGHT = 0.72, 0.16, 0.24
+SHINE, SHININESS = 0.06, 24
+
+# A sample, from the top: 19 bits of depth with sign, then three times 15 bits of colour: two that stay free for the sum
+# of four samples, 8 of the value, 5 of its fraction.
+DEPTH, FIELDS, FRACTION = 45, (30, 15, 0), 5
+NEAREST = 1 << 17                   # steps of depth in the head's longest side; there is room for four such heads
+THINNEST = 1e-3                     # twice the area, in samples, below which a triangle is left out: seen from its edge
+
+
+def normals(vertices, faces) -> np.ndarray:
+    """vertices (V, 3), faces (T, 3) counter-clockwise from outside -> unit normals (V, 3) float32.
+
+    A vertex takes the mean of its triangles, the larger ones counting more; one without any surface gets +Z.
+    """
+    a, b, c = (vertices.take(faces[:, i], axis=0) for i in range(3))
+    across = np.cross(b - a, c - a)                                                     # (T, 3), length: twice the area
+    corners = faces.ravel()
+    total = np.stack([np.bincount(corners, across[:, i].repeat(3), len(vertices)) for i in range(3)], axis=1)
+    length = np.linalg.norm(total, axis=1, keepdims=True)
+    return np.where(length > 0, total / np.maximum(length, 1e-30), (0, 0, 1)).astype(np.float32)
+
+
+def _rotation(yaw) -> np.ndarray:
+    return np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+
+
+def _camera(head, size, yaw, close) -> tuple:
+    """Orthographic: `vertices @ matrix + offset` are columns and rows in samples, and depths, near is more."""
+    rotation, side = _rotation(yaw), size * SAMPLES
+    seen = head.vertices @ rotation.T
+    low, high = seen.min(0), seen.max(0)
+    middle, extent = (low + high) / 2, (high - low)[:2].max() / (1 - 2 * MARGIN)
+    if close:
+        middle[1] = (head.eyes[:, 1].mean() + head.vertices[head.lips, 1].mean()) / 2
+        extent = CLOSE * head.interocular
+    scale = np.array([side, -side, NEAREST]) / (extent, extent, np.ptp(head.vertices, axis=0).max())
+    return rotation.T * scale, np.array([side / 2, side / 2, 0]) - middle * scale
+
+
+def _lit(normal, albedo, yaw) -> np.ndarray:
+    """Unit normals (V, 3) and linear colours (V, 3) -> what the camera sees of them, sRGB in 2 ... 253, (V, 3)."""
+    normal = normal @ _rotation(yaw).T
+    half = KEY + (0, 0, 1)
+    key, fill, glance = (np.maximum(normal @ (light / np.linalg.norm(light)), 0) for light in (KEY, FILL, half))
+    light = KEY_LIGHT * key + FILL_LIGHT * fill + SKY_LIGHT * (1 + normal[:, 1]) / 2 + 0.1
+    linear = albedo * light[:, None] + SHINE * (glance ** SHININESS)[:, None]
+    return np.clip(linear, 0, 1) ** (1 / 2.2) * 251 + 2         # the ends are left free for the rounding of a plane
+
+
+def _planes(values, turn, away) -> np.ndarray:
+    """Attributes (N, 3, T) of the corners -> (N, 3, T): value at the first corner's sample, change per column, per row.
+
+    turn: the two edges that leave the first corner, (2, 2, T); away (2, T): from that corner to its sample's centre.
+    """
+    (x1, y1), (x2, y2) = turn
+    rise = values[:, 1:] - values[:, :1]                                                # (N, 2, T)
+    per_column, per_row = (np.stack([y2, -x2]), np.stack([-y1, x1])) / (x1 * y2 - x2 * y1)
+    slope = rise[:, :1] * per_column + rise[:, 1:] * per_row
+    return np.concatenate([values[:, :1] + (slope * away).sum(1, keepdims=True), slope], axis=1)
+
+
+def _pack(depth, colour) -> np.ndarray:
+    """Depth (...) and red, green, blue (3, ...) as whole numbers of their smallest steps -> samples (...) int64."""
+    return (depth << DEPTH) + sum(part << field for part, field in zip(colour, FIELDS))
+
+
+def _paint(samples, points, lit, faces) -> None:
+    """Draw the triangles that face the camera into samples (H, W) int64, in place.
+
+    points (V, 3): column and row in samples, depth; lit (V, 3): colours in 2 ... 253.
+    """
+    height, width = samples.shape
+    x, y = points[:, 0], points[:, 1]
+    a, b, c = faces.T
+    doubled = (x[c] - x[a]) * (y[b] - y[a]) - (x[b] - x[a]) * (y[c] - y[a])
+    faces = faces[doubled > THINNEST]                           # seen from the front: counter-clockwise, rows go down
+    faces = np.take_along_axis(faces, y[faces].argsort(axis=1, kind="stable"), axis=1).T        # (3, T), top to bottom
+    x, y = x[faces], y[faces]                                                           # (3, T)
+
+    # The plane of every triangle. Integer arithmetic wraps around, so moving the origin to column 0, row 0 is exact.
+    turn = np.stack([x[1:] - x[0], y[1:] - y[0]], axis=1)
+    column, row = np.floor(x[0]).astype(np.int64), np.floor(y[0]).astype(np.int64)
+    values = np.stack([points[:, 2], *(lit.T * (1 << FRACTION))])[:, faces]             # (4, 3, T)
+    planes = np.rint(_planes(values, turn, np.stack([column + 0.5 - x[0], row + 0.5 - y[0]]))).astype(np.int64)
+    a, b, c = _pack(planes[0], planes[1:])
+    a -= b * column + c * row
+
+    # Halves: above and below the middle corner. A side is the column where it crosses the centre of row 0, and a slope;
+    # both triangles at an edge find the same numbers, so that no sample is drawn twice or left out.
+    def side(i, j):
+        slope = (x[j] - x[i]) / np.maximum(y[j] - y[i], 1e-9)
+        return np.stack([x[i] + slope * (0.5 - y[i]) - 0.5, slope])
+
+    long, above, below = side(0, 2), side(0, 1), side(1, 2)
+    bulges_right = turn[0, 0] * turn[1, 1] > turn[1, 0] * turn[0, 1]
+    left = np.concatenate([np.where(bulges_right, long, short) for short in (above, below)], axis=1)
+    right = np.concatenate([np.where(bulges_right, short, long) for short in (above, below)], axis=1)
+    rows = np.ceil(y - 0.5).clip(0, height).astype(np.int64)
+
+    # Spans: the rows of every half, then the samples of every span. With c - b * width for c the plane is a function of
+    # the row and of the sample's place in the picture.
+    half, row = _runs(np.concatenate(rows[:2]), np.diff(rows, axis=0).ravel())
+    ends = (np.ceil(side[0][half] + side[1][half] * row).clip(0, width) for side in (left, right))
+    begin, end = (place.astype(np.int64) + row * width for place in ends)
+    a, b, c = (np.concatenate([part, part])[half] for part in (a, b, c - b * width))
+    span, place = _runs(begin, np.maximum(end - begin, 0))
+    np.maximum.at(samples.reshape(-1), place, (a + c * row)[span] + b[span] * place)
+
+
+def _runs(first, count) -> tuple:
+    """Runs of integers, count[i] of them from first[i] on, one after the other -> (which run, which integer)."""
+    run = np.arange(len(count)).repeat(count)
+    return run, np.arange(len(run)) + (first - (count.cumsum() - count))[run]
+
+
+def _averaged(samples) -> np.ndarray:
+    """Samples (2 H, 2 W) int64 -> pixels (H, W, 3) uint8."""
+    total = samples[::2] + samples[1::2]
+    total = total[:, ::2] + total[:, 1::2]
+    return np.stack([(total >> field + FRACTION + 2).astype(np.uint8) for field in FIELDS], axis=2)
+
+
+def painter(head, track, size=512, yaw=0.0, background=BACKGROUND, close=False):
+    """Prepare pictures of the poses in `track` (F, 52): a function from one of its rows (52,) to (size, size, 3) uint8.
+
+    What no row of the track moves is drawn once, here; a call draws the rest over it, in the rectangle that it covers.
+    yaw: radians, positive turns the face to its own left. background: sRGB, 0 ... 255. close: the face alone, from the
+    brows to the chin, instead of all there is.
+    """
+    active = np.flatnonzero(np.any(track, axis=0))
+    matrix, offset = _camera(head, size, yaw, close)
+    albedo, rest = head.colors.astype(np.float64) ** 2.2, normals(head.vertices, head.faces)
+    moves = np.any(head.deltas[active], axis=(0, 2))
+    turns = np.zeros(len(moves), bool)                          # vertices whose normal can change
+    turns[head.faces[moves[head.faces].any(1)]] = True
+    redrawn = turns[head.faces].any(1)
+
+    samples = np.full((size * SAMPLES,) * 2, _pack(-2 * NEAREST, [int(value) << FRACTION for value in background]))
+    _paint(samples, head.vertices @ matrix + offset, _lit(rest, albedo, yaw), head.faces[~redrawn])
+    still = _averaged(samples)
+
+    used, faces = np.unique(head.faces[redrawn], return_inverse=True)
+    faces = faces.reshape(-1, 3)
+    turns, rest, vertices, albedo = turns[used, None], rest[used], head.vertices[used], albedo[used]
+    deltas = head.deltas[np.ix_(active, used)].reshape(len(active), 3 * len(used))
+
+    def picture(pose) -> np.ndarray:
+        image = still.copy()
+        posed = vertices + (pose[active].astype(np.float32) @ deltas).reshape(-1, 3)
+        points = posed @ matrix + offset
+        if not len(points):
+            return image
+        low, high = points[:, :2].min(0), points[:, :2].max(0)
+        (left, top), (right, bottom) = (np.clip((low // SAMPLES, high // SAMPLES + 1), 0, size)).astype(int)
+        crop = np.s_[top * SAMPLES:bottom * SAMPLES, left * SAMPLES:right * SAMPLES]
+        over = samples[crop].copy()
+        lit = _lit(np.where(turns, normals(posed, faces), rest), albedo, yaw)
+        _paint(over, points - (left * SAMPLES, top * SAMPLES, 0), lit, faces)
+        image[top:bottom, left:right] = _averaged(over)
+        return image
+
+    return picture
+
+
+def draw(head, pose, size=512, yaw=0.0, background=BACKGROUND, close=False) -> np.ndarray:
+    """One still of the head with the weights `pose` (52,): (size, size, 3) uint8. The rest as in `painter`."""
+    return painter(head, np.asarray(pose)[None], size, yaw, background, close)(np.asarray(pose))
+
+
+def frames(head, track, size=512, yaw=0.0, background=BACKGROUND):
+    """track (F, 52) -> its F pictures one after the other, (size, size, 3) uint8; two or more are drawn at a time.
+
+    A row equal to the one before gets the same picture (the same array).
+    """
+    picture, workers = painter(head, track, size, yaw, background), min(4, os.cpu_count() or 1)
+    ahead, before = deque(), None
+    with ThreadPoolExecutor(workers) as pool:           # threads do: numpy lets go of the interpreter while it computes
+        for row in track:
+            same = before is not None and np.array_equal(row, before)
+            ahead.append(ahead[-1] if same else pool.submit(picture, row))
+            before = row
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        for future in ahead:
+            yield future.result()
+
+
+def _pillow():
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+    except ImportError:
+        raise ValueError("pictures need Pillow: pip install Pillow") from None
+    return Image, ImageDraw, ImageFont
+
+
+def write_png(path, image) -> None:
+    """image (H, W, 3) uint8. Raises ValueError where Pillow is missing."""
+    picture = _pillow()[0].fromarray(image)
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
+
+
+def sheet(head, poses, columns=9, size=170, yaw=0.25) -> np.ndarray:
+    """A contact sheet of the face: poses, a list of (label, weights (52,)), row by row -> (H, columns * size, 3) uint8.
+
+    All labels have one size, the largest at which the longest still fits. Raises ValueError where Pillow is missing.
+    """
+    Image, ImageDraw, ImageFont = _pillow()
+    fonts = (ImageFont.load_default(points) for points in range(max(size // 10, 7), 5, -1))
+    font = next(font for font in fonts if font.size == 6 or max(font.getlength(name) for name, _ in poses) < size - 4)
+    strip = 2 * font.size
+    canvas = Image.new("RGB", (columns * size, -(-len(poses) // columns) * (size + strip)), BACKGROUND)
+    text = ImageDraw.Draw(canvas)
+    for i, (label, pose) in enumerate(poses):
+        left, top = i % columns * size, i // columns * (size + strip)
+        canvas.paste(Image.fromarray(draw(head, pose, size, yaw, close=True)), (left, top))
+        text.text((left + size // 2, top + size + strip // 2), label, fill=(40, 44, 52), font=font, anchor="mm")
+    return np.asarray(canvas)
+
+
+def write_video(path, track, sound, head, size=512, yaw=0.0) -> None:
+    """track (F, 52) and the sound file that belongs to it (or None) -> a video, frame t at t / 30 s.
+
+    path: .mp4, H.264 and AAC by ffmpeg; .webp, an animated picture by Pillow with the sound beside it as a .wav. If the
+    sound is longer than the face the last frame is held; if the face is longer, silence follows the sound.
+    Raises ValueError for another ending, a track that is not (F, 52) and finite, an odd size, a sound that cannot be
+    read, and where ffmpeg or Pillow is missing. What was at `path` stays as it was until the new file is complete.
+    """
+    path, track = Path(path), np.asarray(track, np.float32)
+    if track.ndim != 2 or track.shape[1] != head.deltas.shape[0] or not len(track) or not np.isfinite(track).all():
+        raise ValueError(f"a face track of shape {track.shape}: expected (frames, {len(head.deltas)}), all finite")
+    write = {".mp4": _write_mp4, ".webp": _write_webp}.get(path.suffix.lower())
+    if write is None:
+        raise ValueError(f"cannot write a video as {path.name}: use a name that ends in .mp4 or .webp")
+    if size % 2:
+        raise ValueError(f"a video of {size} x {size} pixels: the sides must be even")
+    write(path, np.clip(track, 0, 1), sound, head, size, yaw)
+
+
+def _seconds(sound) -> float:
+    try:
+        return soundfile.info(str(sound)).duration
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"cannot read the sound {sound}: {error}") from None
+
+
+def _ffmpeg() -> str:
+    """The ffmpeg to call: imageio-ffmpeg's, else the one on the PATH."""
+    try:
+        import imageio_ffmpeg
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except (ImportError, RuntimeError):         # RuntimeError: the package is there, its program is not
+        found = shutil.which("ffmpeg")
+    if found is None:
+        raise ValueError("an .mp4 needs ffmpeg: pip install imageio-ffmpeg (a name ending in .webp works without)")
+    return found
+
+
+def _write_mp4(path, track, sound, head, size, yaw) -> None:
+    total = len(track)
+    command = [_ffmpeg(), "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size}x{size}",
+               "-r", str(FPS), "-i", "-"]
+    if sound is not None:
+        total = max(total, int(np.ceil(_seconds(sound) * FPS - 1e-6)))
+        command += ["-i", str(Path(sound).resolve()), "-map", "0:v", "-map", "1:a", "-c:a", "aac",
+                    "-af", f"apad=whole_dur={total / FPS:.6f}"]
+    track = np.pad(track, ((0, total - len(track)), (0, 0)), mode="edge")
+    with replacing(path) as temporary:
+        command += ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-pix_fmt", "yuv420p",
+                    "-movflags", "+faststart", "-f", "mp4", str(temporary)]
+        _pipe(tqdm(frames(head, track, size, yaw), path.name, total, unit="frame", disable=None), command, path)
+
+
+def _pipe(images, command, path) -> None:
+    """Feed images to an ffmpeg; its own failure is a ValueError, and none is left running whatever happens."""
+    with tempfile.TemporaryFile() as complaints, \
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints) as encoder:
+        try:
+            with suppress(BrokenPipeError):     # ffmpeg has given up: it says why below
+                for image in images:
+                    encoder.stdin.write(image.data)
+                encoder.stdin.close()
+            encoder.wait()
+        finally:
+            encoder.kill()                      # an interrupt, or a picture that failed; nothing where it has ended
+        if encoder.returncode:
+            complaints.seek(0)
+            reason = complaints.read().decode(errors="replace").strip().rpartition("\n")[2] or "no reason given"
+            raise ValueError(f"ffmpeg could not write {path}: {reason}")
+
+
+def _write_webp(path, track, sound, head, size, yaw) -> None:
+    Image = _pillow()[0]
+    times = np.rint(np.arange(len(track) + 1) * 1000 / FPS)                             # whole ms: the format's unit
+    if sound is not None:
+        times[-1] = max(times[-1], round(_seconds(sound) * 1000))
+    images = [Image.fromarray(image) for image in
+              tqdm(frames(head, track, size, yaw), path.name, len(track), unit="frame", disable=None)]
+    with replacing(path) as temporary:
+        images[0].save(temporary, format="WEBP", save_all=True, append_images=images[1:], loop=0, quality=80, method=0,
+                       duration=np.diff(times).astype(int).tolist())
+    beside = path.with_suffix(".wav")
+    if sound is not None and not (beside.exists() and beside.samefile(sound)):
+        wave, rate = soundfile.read(str(sound), dtype="int16")
+        with replacing(beside) as temporary:
+            soundfile.write(temporary, wave, rate, format="WAV", subtype="PCM_16")
