@@ -4,11 +4,11 @@
     python sample.py --checkpoint checkpoints/qwen3-8b --text "Why is the sky blue?"
     python sample.py --checkpoint checkpoints/qwen3-8b --interactive
 
-Writes answer.txt, answer.wav (22.05 kHz) and answer.json (52 ARKit weights, 30 frames per second); several questions
-are answered as a batch, each in a folder of its own.
+Writes answer.html, the face that says it, to watch in any browser; answer.txt, answer.wav (22.05 kHz) and answer.json
+(52 ARKit weights, 30 frames per second); with --export glb,csv,mp4,npy the same for other tools. Several questions are
+answered as a batch, each in a folder of its own, with one gallery.html for all.
 """
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -17,13 +17,28 @@ import soundfile
 import torch
 
 import weights
+from arkit import write_json
 from decode import RepetitionAware
-from arkit import audio2face
-from face_decoder import FPS, UNIT_RATE
+from face import EXPORTS, export, gallery
+from face_decoder import UNIT_RATE
 from flow import SAMPLE_RATE
+from gltf import load_template
+from head import make_head
 from model import Answer, ExOmni
 from tokenizer import SYSTEM_PROMPT, past_turn, trim_history
 from whisper import load_audio
+
+
+EXTRA = [ending for ending in EXPORTS if ending not in ("json", "html")]       # what is not written anyway
+
+
+def endings(text: str) -> list:
+    """"glb,csv" -> ["glb", "csv"]."""
+    asked = [ending.strip().lower().removeprefix(".") for ending in text.split(",") if ending.strip()]
+    unknown = [ending for ending in asked if ending not in EXPORTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"unknown format {', '.join(unknown)}: expected some of {', '.join(EXPORTS)}")
+    return asked
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -32,6 +47,8 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--audio", nargs="+", action="extend", default=[], help="questions; several make a batch")
     p.add_argument("--text", help="a question, or what is said to go with each --audio")
     p.add_argument("--out", default="answer", help="directory to write to")
+    p.add_argument("--export", type=endings, default=[], metavar="glb,csv,...", help=f"also write {', '.join(EXTRA)}")
+    p.add_argument("--template", help="another head: .glb with ARKit morph targets, .npz in the EmoTalk layout")
     p.add_argument("--interactive", action="store_true", help="keep asking: type text, or the path of a recording")
     p.add_argument("--max-new-tokens", type=int, default=128, help="text tokens at most")
     p.add_argument("--temperature", type=float, default=0.2, help="of the text; 0 takes the likeliest")
@@ -49,19 +66,24 @@ def user_message(text: str | None, spoken: bool) -> dict:
     return {"role": "user", "content": parts}
 
 
-def write_answer(directory: Path, answer: Answer) -> list:
-    """answer.txt, answer.wav and answer.json in `directory`, each under a temporary name first; their paths."""
-    paths = [directory / f"answer.{ending}" for ending in ("txt", "wav", "json")]
-    with weights.replacing(paths[0]) as temporary:
+def write_answer(directory: Path, answer: Answer, head, more=()) -> list:
+    """answer.txt, .wav, .json, .html and the endings in `more` in `directory`, each under a temporary name first; their
+    paths. An answer without sound (no speech decoder) or without a face (an empty reply) has no such files: what an
+    earlier answer left there would not belong to it, and goes."""
+    track, sound = answer.face.float().clamp(0, 1).numpy(), answer.waveform      # the decoder's last layer is linear
+    present = ["txt", *["wav"] * (sound is not None), "json", *dict.fromkeys(["html", *more] if len(track) else [])]
+    files = {ending: directory / f"answer.{ending}" for ending in dict.fromkeys(["wav", "html", *more, *present])}
+    for ending in set(files) - set(present):
+        files[ending].unlink(missing_ok=True)
+    with weights.replacing(files["txt"]) as temporary:
         temporary.write_text(answer.text + "\n", encoding="utf-8")
-    if answer.waveform is None:
-        paths[1].unlink(missing_ok=True)        # an earlier answer's sound would not belong to this face
-    else:
-        with weights.replacing(paths[1]) as temporary:
-            soundfile.write(temporary, answer.waveform.float().numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    with weights.replacing(paths[2]) as temporary:
-        temporary.write_text(json.dumps(audio2face(answer.face.float().numpy(), FPS, "answer.wav")), encoding="utf-8")
-    return [path for path in paths if path.exists()]
+    if sound is not None:
+        with weights.replacing(files["wav"]) as temporary:
+            soundfile.write(temporary, sound.float().numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
+    write_json(files["json"], track, "answer.wav")
+    for ending in present[present.index("json") + 1:]:
+        export(files[ending], track, files["wav"] if sound is not None else None, answer.text, head)
+    return [files[ending] for ending in present]
 
 
 def report(answers: list, elapsed: float) -> str:
@@ -89,8 +111,10 @@ def load(args) -> tuple:
     return model, sampling
 
 
-def ask(model, sampling, chats, clips, folders) -> list:
-    """Answer a batch, print the texts (a single one as it comes), write the files, print the last line."""
+def ask(model, sampling, chats, clips, folders, writing) -> list:
+    """Answer a batch, print the texts (a single one as it comes), write the files, print the last line.
+
+    writing: what `write_answer` needs beside the answer."""
     begun = time.perf_counter()
     single = len(chats) == 1
     answers = model.generate(chats, clips, **sampling,
@@ -98,7 +122,7 @@ def ask(model, sampling, chats, clips, folders) -> list:
     elapsed = time.perf_counter() - begun
     print() if single else [print(f"{folder}: {answer.text}") for folder, answer in zip(folders, answers)]
     for folder, answer in zip(folders, answers):
-        print("wrote " + " ".join(map(str, write_answer(folder, answer))))
+        print("wrote " + " ".join(map(str, write_answer(folder, answer, **writing))))
     print(report(answers, elapsed))
     return answers
 
@@ -107,16 +131,20 @@ def run(args) -> None:
     if not (args.audio or args.text or args.interactive):
         raise ValueError("nothing to answer: give --audio FILE, --text TEXT or --interactive")
     clips, out = [load_audio(path) for path in args.audio], Path(args.out)
+    head = load_template(args.template) if args.template else make_head()
+    writing = {"head": head, "more": args.export}
     model, sampling = load(args)
     system = {"role": "system", "content": SYSTEM_PROMPT}
     if args.interactive:
-        return converse(model, sampling, [system], out)
+        return converse(model, sampling, [system], out, writing)
     chats = [[system, user_message(args.text, bool(args.audio))] for _ in range(max(1, len(clips)))]
     folders = [out] if len(chats) == 1 else [out / f"{i + 1}-{Path(path).stem}" for i, path in enumerate(args.audio)]
-    ask(model, sampling, chats, clips or None, folders)
+    answers = ask(model, sampling, chats, clips or None, folders, writing)
+    if len(answers) > 1 and any(len(answer.face) for answer in answers):
+        print(f"watch all of them: {gallery(out, head)}")
 
 
-def converse(model, sampling, history: list, out: Path) -> None:
+def converse(model, sampling, history: list, out: Path, writing) -> None:
     """Ask again and again; what was said stays in the prompt as text. An empty line or the end of input ends it."""
     for turn in range(1, sys.maxsize):
         try:
@@ -128,7 +156,8 @@ def converse(model, sampling, history: list, out: Path) -> None:
         try:
             clip = load_audio(line) if Path(line).is_file() else None
             message = user_message(None if clip is not None else line, clip is not None)
-            answer, = ask(model, sampling, [history + [message]], None if clip is None else [clip], [out / str(turn)])
+            answer, = ask(model, sampling, [history + [message]], None if clip is None else [clip], [out / str(turn)],
+                          writing)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)
             continue

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import prepare
 import sample
-from arkit import ARKIT_NAMES
+from arkit import ARKIT_NAMES, read_track
 from face_decoder import frames_for_units
 from flow import SAMPLE_RATE, mel_frames
 
@@ -58,6 +58,24 @@ def test_an_answer_is_text_sound_and_face_of_one_length(checkpoint, out, capsys)
     assert len(sound) == 256 * mel_frames(units)
 
 
+def test_the_answer_can_be_watched_and_taken_elsewhere(checkpoint, out, capsys):
+    ask(checkpoint, out, "--text", "Hi", "--export", "csv,npy,glb")
+    assert {p.name for p in out.iterdir()} == {f"answer.{e}" for e in ("txt", "wav", "json", "html", "csv", "npy", "glb")}
+    page = (out / "answer.html").read_text(encoding="utf-8")
+    assert page.startswith("<!") and len(page) < 2.5e6
+    from_json = read_track(out / "answer.json")
+    for ending in ("csv", "npy"):
+        assert np.abs(read_track(out / f"answer.{ending}") - from_json).max() < 1e-4
+    assert str(out / "answer.html") in capsys.readouterr().out
+
+
+def test_an_unknown_format_is_refused_before_anything_is_asked(checkpoint, out, capsys):
+    with pytest.raises(SystemExit) as stop:
+        ask(checkpoint, out, "--text", "Hi", "--export", "glb,fbx")
+    assert stop.value.code == 2 and "unknown format fbx: expected some of json, csv" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_the_same_seed_gives_the_same_answer(checkpoint, tmp_path):
     for name in "ab":
         sample.main(["--checkpoint", str(checkpoint), "--text", "Hi", "--out", str(tmp_path / name),
@@ -72,7 +90,7 @@ def test_several_questions_are_a_batch_with_a_folder_each(checkpoint, out, tmp_p
     soundfile.write(other, sine(0.5), 16_000)
     ask(checkpoint, out, "--audio", QUESTION, other)
     ask(checkpoint, tmp_path / "alone", "--audio", other)
-    assert sorted(p.name for p in out.iterdir()) == ["1-question", "2-other"]
+    assert sorted(p.name for p in out.iterdir()) == ["1-question", "2-other", "gallery.html"]
     assert read(out / "2-other")[0] == read(tmp_path / "alone")[0]
 
 
@@ -88,7 +106,7 @@ def test_without_a_speech_decoder_there_is_text_and_a_face_and_it_says_so(checkp
     mute = tmp_path / "mute"
     shutil.copytree(checkpoint, mute, ignore=shutil.ignore_patterns("speech_decoder"))
     ask(mute, out, "--text", "Hi")
-    assert sorted(p.name for p in out.iterdir()) == ["answer.json", "answer.txt"]
+    assert sorted(p.name for p in out.iterdir()) == ["answer.html", "answer.json", "answer.txt"]
     assert "no speech_decoder/" in capsys.readouterr().out
 
 
