@@ -1,0 +1,99 @@
+"""One training loop for the parts of the mini preset that are made from nothing (pretrain.py).
+
+fit(part, module, loss, steps, rate, folder): AdamW, warm-up, cosine, a log line now and then, and a state file that an
+interrupted run goes on from, exactly. The four stages of Ex-Omni have their own loop: train.py.
+"""
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from tqdm import tqdm
+
+import weights
+
+SAVE_SECONDS = 60
+LOG_STEPS = 20
+
+
+def rate_at(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak rate at a step: up in a line, down to zero along a cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))
+
+
+def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, warmup: int = 100, betas=(0.9, 0.98),
+        weight_decay: float = 0.01, clip: float = 1.0, seed: int = 0) -> None:
+    """Minimise loss(step, generator) -> (scalar tensor, {name: number or tensor}) over module's parameters, AdamW.
+
+    All randomness of a step comes from the generator, seeded by the step, so that an interrupted run goes on as if it had
+    never stopped: folder/<part>.state.safetensors holds parameters, buffers and optimizer state, and is removed at the
+    end. Appends to folder/log.jsonl.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    state_path, parameters = folder / f"{part}.state.safetensors", [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=weight_decay)
+    first = restore(state_path, module, optimizer) if state_path.exists() else 0
+    generator, saved, sums, since = torch.Generator(), time.monotonic(), {}, first
+    cpu = time.process_time()
+
+    def save(step):
+        weights.write_tensors(state_path, state_of(module, optimizer) | {"step": torch.tensor(step)})
+
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=part, disable=None)
+    step = first
+    try:
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * rate_at(step, steps, warmup)
+            value, parts = loss(step, generator.manual_seed(seed * 1_000_003 + step))
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, clip)
+            optimizer.step()
+            for name, number in ({"loss": value, "gradient": norm} | parts).items():
+                sums[name] = sums.get(name, 0.0) + float(number)
+            if (step + 1) % LOG_STEPS == 0 or step + 1 == steps:
+                means = {name: round(total / (step + 1 - since), 5) for name, total in sums.items()}
+                with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+                    log.write(json.dumps({"part": part, "step": step + 1, "steps": steps, **means,
+                                          "cpu_s": round(time.process_time() - cpu, 1)}) + "\n")
+                bar.set_postfix(means)
+                sums, since = {}, step + 1
+            if time.monotonic() - saved > SAVE_SECONDS:
+                save(step + 1)
+                saved = time.monotonic()
+    except KeyboardInterrupt:
+        print(f"\ninterrupted in {part} at step {step} of {steps}: the same command goes on from the last save")
+        raise
+    state_path.unlink(missing_ok=True)
+
+
+def state_of(module, optimizer) -> dict:
+    """Everything a run needs to go on, as named tensors."""
+    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    for i, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
+    return tensors
+
+
+def restore(path, module, optimizer) -> int:
+    """Load what `state_of` gave; the step to go on from."""
+    tensors = load_file(path)
+    try:
+        module.load_state_dict({name[7:]: t for name, t in tensors.items() if name.startswith("module.")})
+    except RuntimeError as error:
+        raise ValueError(f"{path} belongs to a run of another size: remove it to start over "
+                         f"({str(error).splitlines()[-1].strip()})") from None
+    saved = optimizer.state_dict()
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, i, key = name.split(".")
+            saved["state"].setdefault(int(i), {})[key] = tensor
+    optimizer.load_state_dict(saved)
+    return int(tensors["step"])
