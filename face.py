@@ -20,7 +20,7 @@ from arkit import ARKIT_NAMES, read_track, tidy, write_csv, write_json, write_np
 from face_decoder import FPS
 from gltf import load_template, write_glb
 from head import Head, make_head
-from render import sheet, write_png, write_video
+from render import find_ffmpeg, find_pillow, sheet, write_png, write_video
 from viewer import write_gallery, write_viewer
 
 # --- metrics: spec face 1 ------------------------------------------------------------------------------------------------
@@ -127,6 +127,9 @@ EXPORTS = {
     "mp4": lambda path, track, audio, text, head: write_video(path, track, audio, head),
     "webp": lambda path, track, audio, text, head: write_video(path, track, audio, head),
 }
+
+# Endings that need an optional package; each function raises ValueError with what to install.
+NEEDS = {"mp4": find_ffmpeg, "webp": find_pillow}
 
 
 def export(path, track, audio=None, text: str = "", head: Head | None = None) -> None:

@@ -328,7 +328,7 @@ def teeth(upper: bool) -> Mesh:
     radius = 2.45 if upper else 2.3
     x, z = (radius + depth) * np.sin(u), (radius + .8 + depth) * np.cos(u) + (6.90 - radius - (0 if upper else .12))
     x[:, 0] = 0
-    y = -5.22 + rise if upper else -5.12 - rise
+    y = -5.14 + rise if upper else -5.12 - rise
     color = mix(mix((.86, .81, .75), TOOTH, tooth), GUM, 1. * (profile[:, 1:] > .6) + 0 * u)
     points = np.stack(np.broadcast_arrays(x, y, z), -1)
     return grid(points if upper else points[::-1], color if upper else color[::-1],

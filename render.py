@@ -221,7 +221,7 @@ def frames(head, track, size=512, yaw=0.0, background=BACKGROUND):
             yield future.result()
 
 
-def _pillow():
+def find_pillow():
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ImportError:
@@ -231,7 +231,7 @@ def _pillow():
 
 def write_png(path, image) -> None:
     """image (H, W, 3) uint8. Raises ValueError where Pillow is missing."""
-    picture = _pillow()[0].fromarray(image)
+    picture = find_pillow()[0].fromarray(image)
     with replacing(path) as temporary:
         picture.save(temporary, format="PNG")
 
@@ -241,7 +241,7 @@ def sheet(head, poses, columns=9, size=170, yaw=0.25) -> np.ndarray:
 
     All labels have one size, the largest at which the longest still fits. Raises ValueError where Pillow is missing.
     """
-    Image, ImageDraw, ImageFont = _pillow()
+    Image, ImageDraw, ImageFont = find_pillow()
     fonts = (ImageFont.load_default(points) for points in range(max(size // 10, 7), 5, -1))
     font = next(font for font in fonts if font.size == 6 or max(font.getlength(name) for name, _ in poses) < size - 4)
     strip = 2 * font.size
@@ -280,7 +280,7 @@ def _seconds(sound) -> float:
         raise ValueError(f"cannot read the sound {sound}: {error}") from None
 
 
-def _ffmpeg() -> str:
+def find_ffmpeg() -> str:
     """The ffmpeg to call: imageio-ffmpeg's, else the one on the PATH."""
     try:
         import imageio_ffmpeg
@@ -294,7 +294,7 @@ def _ffmpeg() -> str:
 
 def _write_mp4(path, track, sound, head, size, yaw) -> None:
     total = len(track)
-    command = [_ffmpeg(), "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size}x{size}",
+    command = [find_ffmpeg(), "-loglevel", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size}x{size}",
                "-r", str(FPS), "-i", "-"]
     if sound is not None:
         total = max(total, int(np.ceil(_seconds(sound) * FPS - 1e-6)))
@@ -326,7 +326,7 @@ def _pipe(images, command, path) -> None:
 
 
 def _write_webp(path, track, sound, head, size, yaw) -> None:
-    Image = _pillow()[0]
+    Image = find_pillow()[0]
     times = np.rint(np.arange(len(track) + 1) * 1000 / FPS)                             # whole ms: the format's unit
     if sound is not None:
         times[-1] = max(times[-1], round(_seconds(sound) * 1000))

@@ -19,7 +19,7 @@ import torch
 import weights
 from arkit import write_json
 from decode import RepetitionAware
-from face import EXPORTS, export, gallery
+from face import EXPORTS, NEEDS, export, gallery
 from face_decoder import UNIT_RATE
 from flow import SAMPLE_RATE
 from gltf import load_template
@@ -130,6 +130,8 @@ def ask(model, sampling, chats, clips, folders, writing) -> list:
 def run(args) -> None:
     if not (args.audio or args.text or args.interactive):
         raise ValueError("nothing to answer: give --audio FILE, --text TEXT or --interactive")
+    for ending in NEEDS.keys() & set(args.export):                 # say so now, not when the answer is there
+        NEEDS[ending]()
     clips, out = [load_audio(path) for path in args.audio], Path(args.out)
     head = load_template(args.template) if args.template else make_head()
     writing = {"head": head, "more": args.export}

@@ -259,7 +259,7 @@ def test_a_missing_pillow_is_named(monkeypatch, tmp_path, write):
 
 
 def test_an_ffmpeg_that_refuses_is_quoted_in_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(render, "_ffmpeg", lambda: sys.executable)              # knows none of these options
+    monkeypatch.setattr(render, "find_ffmpeg", lambda: sys.executable)              # knows none of these options
     with pytest.raises(ValueError, match=r"^ffmpeg could not write .*a\.mp4: .*python") as error:
         render.write_video(tmp_path / "a.mp4", snap(40), None, make_head(), SIZE)
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())

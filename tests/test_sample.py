@@ -76,6 +76,14 @@ def test_an_unknown_format_is_refused_before_anything_is_asked(checkpoint, out, 
     assert not out.exists()
 
 
+def test_a_format_whose_package_is_missing_is_refused_before_anything_is_asked(checkpoint, out, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit) as stop:
+        ask(checkpoint, out, "--text", "Hi", "--export", "mp4")
+    assert stop.value.code == 2 and "pip install imageio-ffmpeg" in capsys.readouterr().err and not out.exists()
+
+
 def test_the_same_seed_gives_the_same_answer(checkpoint, tmp_path):
     for name in "ab":
         sample.main(["--checkpoint", str(checkpoint), "--text", "Hi", "--out", str(tmp_path / name),
