@@ -10,13 +10,13 @@ Another head: --template head.glb (ARKit morph targets) or file.npz (the EmoTalk
 on a head, in per cent of its interocular distance (spec face 1). A track is (F, 52), 30 frames per second: see arkit.py.
 """
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
 
 import weights
 from arkit import ARKIT_NAMES, read_track, tidy, write_csv, write_json, write_npy
+from cli import one_line_errors
 from face_decoder import FPS
 from gltf import load_template, write_glb
 from head import Head, make_head
@@ -213,13 +213,8 @@ def run(args) -> None:
 
 def main(argv=None) -> None:
     args = parse(argv)
-    try:
+    with one_line_errors():
         run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

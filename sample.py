@@ -18,6 +18,7 @@ import torch
 
 import weights
 from arkit import write_json
+from cli import one_line_errors
 from decode import RepetitionAware
 from face import EXPORTS, NEEDS, export, gallery
 from face_decoder import UNIT_RATE
@@ -168,13 +169,8 @@ def converse(model, sampling, history: list, out: Path, writing) -> None:
 
 def main(argv=None) -> None:
     args = parse(argv)
-    try:
+    with one_line_errors():
         run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,15 @@
+"""What all commands share: wrong input is one line on stderr and exit code 2, an interrupt exit code 130."""
+import sys
+from contextlib import contextmanager
+
+
+@contextmanager
+def one_line_errors():
+    """with one_line_errors(): run(args)   # ValueError and OSError are what a user can mend; the rest is a bug of ours"""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
