@@ -16,6 +16,7 @@ from tqgf import TQGF
 
 UNIT_RATE = 12.5        # units per second
 FPS = 30                # face frames per second: 2.4 per unit, the clocks meet every 5 units (12 frames)
+VELOCITY_WEIGHT = 0.5   # of the velocity term in the loss
 
 
 def frames_for_units(n):
@@ -45,6 +46,7 @@ class FaceConfig:
     tqgf_dim_head: int = 64        # bs_tqgf_dim_head
     period: int = 25               # period, in frames: 25 in the paper, 30 is the release's default
     rope_scale: float = 1.0        # alpha in the paper
+    ablate: str = ""               # for Table 6: "speech-context", "velocity" (train.py --ablate)
 
 
 class PeriodicRoPE(nn.Module):
@@ -121,6 +123,8 @@ class FaceDecoder(nn.Module):
             return states.new_zeros(len(units), 0, self.config.channels)
         query = self.speech_token_projection(self.speech_token_embedding(units.clamp(min=0))) * real[..., None]
         query = stretch(query, counts, stretched_to, total)                             # (B, F, D)
+        if self.config.ablate == "speech-context":
+            states = torch.zeros_like(states)
         x = self.rope(self.tqgf(query, self.speech_gen_projection(states), states_mask))
         t = torch.arange(total, device=x.device)
         future = t[None, :] > t[:, None]                                                # (F, F) True = hidden
@@ -130,7 +134,7 @@ class FaceDecoder(nn.Module):
         return self.out_head(x)
 
 
-def face_loss(pred, target, lengths, velocity_weight: float = 0.5):
+def face_loss(pred, target, lengths, velocity_weight: float = VELOCITY_WEIGHT):
     """Blendshape loss plus velocity_weight times the loss of frame-to-frame differences (paper; spec 6.3).
 
     pred (B, F', K) is cut or zero-padded to target (B, F, K); lengths (B,) valid frames. Each term is averaged over the

@@ -25,7 +25,7 @@ from torch.nn.utils.rnn import pad_sequence
 import weights
 from decode import Decoder, RepetitionAware, TextSampler, decoder_for, draw_seed
 from arkit import ARKIT_NAMES
-from face_decoder import FaceConfig, FaceDecoder, face_loss, frames_for_units
+from face_decoder import VELOCITY_WEIGHT, FaceConfig, FaceDecoder, face_loss, frames_for_units
 from qwen3 import SIZES, Qwen3, Qwen3Config, fast_matvec_layout, project
 from speech_decoder import SpeechDecoder
 from speech_generator import IGNORE, GeneratorConfig, SpeechGenerator
@@ -33,6 +33,7 @@ from tokenizer import SPEECH_ID, Tokenizer
 from whisper import WhisperConfig, WhisperEncoder, check_waveform, windows
 
 SHARD_BYTES = 4 << 30
+LOSSES = ("text", "units", "face")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json")
 
 
@@ -74,14 +75,15 @@ class ExOmniConfig:
             llm = Qwen3Config.from_dict(values, path)
             generator = GeneratorConfig(
                 Qwen3Config.from_dict(backbone, f"{path}: the speech generator"), values["unit_vocab_size"],
-                values.get("sg_tqgf_depth", 2), values.get("sg_tqgf_heads", 16), values.get("sg_tqgf_dim_head", 256))
+                values.get("sg_tqgf_depth", 2), values.get("sg_tqgf_heads", 16), values.get("sg_tqgf_dim_head", 256),
+                values.get("sg_ablate", ""))
             face = FaceConfig(
                 state_dim=generator.llm.hidden_size, unit_vocab=values["speech_vocab_size"],
                 unit_dim=values["speech_embed_dim"], dim=values["bs_decoder_dimension"], heads=values["nhead"],
                 layers=values["num_bs_decoder_layers"], dropout=values["dropout_rate"], channels=values["out_dim"],
                 tqgf_depth=values.get("bs_tqgf_depth") or 2, tqgf_heads=values.get("bs_tqgf_heads") or 8,
                 tqgf_dim_head=values.get("bs_tqgf_dim_head") or 64, period=values.get("period", 30),
-                rope_scale=values.get("rope_scale", 1.0))
+                rope_scale=values.get("rope_scale", 1.0), ablate=values.get("bs_ablate", ""))
             config = cls(
                 llm, WhisperConfig(**{f.name: encoder[f.name] for f in fields(WhisperConfig)}), generator, face,
                 values["speech_encoder_ds_rate"], values.get("speech_projector_hidden_size", 2048),
@@ -99,7 +101,8 @@ class ExOmniConfig:
     def to_dict(self) -> dict:
         """config.json in the release's fields."""
         g, f = self.generator, self.face
-        return asdict(self.llm) | {
+        ablated = {name: part for name, part in (("sg_ablate", g.ablate), ("bs_ablate", f.ablate)) if part}
+        return asdict(self.llm) | ablated | {
             "model_type": "llava_her_qwen3", "architectures": ["LlavaHerQwen3ForCausalLM"], "torch_dtype": self.dtype,
             "eos_token_id": list(self.stop_ids), "speech_encoder_type": "whisper", "speech_projector_type": "linear",
             "speech_generator_type": "ar", "speech_encoder_config": asdict(self.speech_encoder),
@@ -121,7 +124,14 @@ PRESETS = {name: ExOmniConfig(llm=size) for name, size in SIZES.items()} | {
         generator=GeneratorConfig(Qwen3Config(320, 48, 96, 2, 4, 2, 16, max_position_embeddings=4096,
                                               tie_word_embeddings=True), 96, 2, 2, 16),
         face=FaceConfig(48, 96, 24, 48, 4, 2, tqgf_heads=2, tqgf_dim_head=16),
-        projector_hidden=96, stop_ids=(258, 256), dtype="float32")}
+        projector_hidden=96, stop_ids=(258, 256), dtype="float32"),
+    "mini": ExOmniConfig(          # trained from nothing on a CPU (pretrain.py, train.py): hears 5.12 s at once
+        llm=Qwen3Config(960, 128, 384, 4, 2, 1, 64, max_position_embeddings=4096, tie_word_embeddings=True),
+        speech_encoder=WhisperConfig(80, 192, 4, 4, 768, 256),
+        generator=GeneratorConfig(Qwen3Config(960, 192, 576, 4, 4, 2, 48, max_position_embeddings=4096,
+                                              tie_word_embeddings=True), 1024, 2, 4, 48),
+        face=FaceConfig(192, 1024, 64, 128, 4, 4, tqgf_heads=4, tqgf_dim_head=32),
+        projector_hidden=512, stop_ids=(958, 956), dtype="float32")}
 
 
 def preset(name: str) -> ExOmniConfig:
@@ -196,6 +206,20 @@ def our_name(name: str, tied: bool) -> str | None:
     return name
 
 
+def loss_counts(batch: dict) -> dict:
+    """What each term of `ExOmni.forward` is the mean over in this batch, integer tensors: "text" supervised tokens that
+    a state predicts, "units" rows with units, "face" rows with frames; "text_accuracy", "units_accuracy" targets."""
+    mask, predicted = batch["mask"], batch["mask"].cumsum(1) > 1
+    text = ((batch["labels"] != IGNORE) & mask & predicted & (batch["input_ids"] != SPEECH_ID)).sum()
+    counts = {"text": text, "text_accuracy": text}
+    if batch.get("units") is not None:
+        lengths = (batch["units"] >= 0).sum(1)
+        counts |= {"units": (lengths > 0).sum(), "units_accuracy": (lengths + (lengths > 0)).sum()}     # with the end
+        if batch.get("face") is not None:
+            counts["face"] = (batch["frames"] > 0).sum()
+    return counts
+
+
 def gather_rows(x, mask, fill=0) -> tuple:
     """The rows of x (B, N, ...) where mask (B, N), moved to the front and padded with `fill`; and their mask."""
     rows = [row[keep] for row, keep in zip(x, mask)]
@@ -243,38 +267,49 @@ class ExOmni(nn.Module):
 
     # ---------------------------------------------------------------- the figure
 
-    def forward(self, batch: dict) -> dict:
+    def forward(self, batch: dict, counts: dict | None = None) -> dict:
         """A padded batch -> its losses, scalars: "text", and "units" and "face" where the batch has them.
 
         input_ids (B, N), SPEECH_ID (-300) once per clip; mask (B, N) bool; labels (B, N), -100 = no loss;
         mel (W, n_mels, T), one window per clip in reading order, may be absent;
         units (B, U) padded with -100: a row without units has no unit loss;
         face (B, F, K) with frames (B,): a row with 0 frames has no face loss.
+        counts: the terms to compute and what to divide each by, by default the batch's own `loss_counts`: a piece of a
+        larger batch is given those of the whole, and the losses (and gradients) of the pieces add up to the whole's.
 
         The generator and the face decoder see what they will see when generating: the states that predicted the
         reply's tokens (not those at them), and the generator's states from the task vector on (spec 5.4, 8.2 item 12).
         """
+        if counts is None:
+            counts = {name: n.clamp(min=1) for name, n in loss_counts(batch).items() if name in LOSSES}
         speech = self.hear(batch["mel"]) if batch.get("mel") is not None else []            # (W, S, H)
         embeds, mask, labels = self.splice(batch["input_ids"], batch["mask"], batch["labels"], list(speech))
         states = self.llm(embeds=embeds, mask=mask)                                         # (B, N, H)
         labels = F.pad(labels[:, 1:], (0, 1), value=IGNORE)                                 # what each state predicts
-        reply = labels != IGNORE
-        loss = F.cross_entropy(self.logits(states[reply]).float(), labels[reply], reduction="sum")
-        losses = {"text": loss / reply.sum().clamp(min=1)}
-        if batch.get("units") is None:
+        reply, losses = labels != IGNORE, {}
+        if "text" in counts:
+            logits, targets = self.logits(states[reply]).float(), labels[reply]
+            losses["text"] = F.cross_entropy(logits, targets, reduction="sum") / counts["text"]
+            if "text_accuracy" in counts:
+                losses["text_accuracy"] = (logits.argmax(-1) == targets).sum() / counts["text_accuracy"]
+        if batch.get("units") is None or not counts.keys() & {"units", "face"}:
             return losses
         context, context_mask = gather_rows(states, reply)                                  # (B, N', H)
         words = reply & ~self.stops(labels.device)[labels.clamp(min=0)]
         text_ids = gather_rows(labels, words, fill=IGNORE)[0]                               # (B, L)
         units = batch["units"]
-        speaks = (units >= 0).any(1)
         out = self.speech_generator(context, context_mask, text_ids, units)
-        losses["units"] = (out.losses * speaks).sum() / speaks.sum().clamp(min=1)
-        if batch.get("face") is None:
+        if "units" in counts:
+            speaks = (units >= 0).any(1)
+            losses["units"] = (out.losses * speaks).sum() / counts["units"]
+            if "units_accuracy" in counts:
+                losses["units_accuracy"] = (out.right * speaks).sum() / counts["units_accuracy"]
+        if batch.get("face") is None or "face" not in counts:
             return losses
         face, frames = batch["face"], batch["frames"]
         pred = self.face_decoder(units, out.states, out.mask, frames)                       # (B, F, K)
-        losses["face"] = face_loss(pred, face, frames) * len(face) / (frames > 0).sum().clamp(min=1)
+        weight = 0 if self.config.face.ablate == "velocity" else VELOCITY_WEIGHT
+        losses["face"] = face_loss(pred, face, frames, weight) * len(face) / counts["face"]
         return losses
 
     def hear(self, mel):

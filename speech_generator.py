@@ -30,6 +30,7 @@ class GeneratorConfig:
     tqgf_depth: int = 2            # sg_tqgf_depth
     tqgf_heads: int = 16           # sg_tqgf_heads
     tqgf_dim_head: int = 256       # sg_tqgf_dim_head
+    ablate: str = ""               # for Table 8: "context", "tqgf" (train.py --ablate, `SpeechGenerator.fuse`)
 
 
 @dataclass
@@ -38,6 +39,7 @@ class GeneratorOutput:
     losses: torch.Tensor       # (B,) mean cross-entropy over a sample's U + 1 targets
     states: torch.Tensor       # (B, U + 1, D) from the task vector to the last unit: what decoding would have recorded
     mask: torch.Tensor         # (B, U + 1) True = a real one
+    right: torch.Tensor        # (B,) targets whose unit is the likeliest
 
 
 class SpeechGenerator(nn.Module):
@@ -63,12 +65,24 @@ class SpeechGenerator(nn.Module):
     def prefixes(self, states, mask, text_ids) -> list:
         """states (B, N, H) of the reply with mask (B, N), text_ids (B, L) padded with -100 -> B embeddings
         (L_b + 2, D): start, the fused reply, task."""
-        context = rearrange(self.input_proj(states), "b n (d j) -> b (n j) d", j=CONTEXT_VECTORS)
         text = self.llm.embed_tokens(text_ids.clamp(min=0))
         if text.shape[1]:
-            text = self.tqgf(text, context, mask.repeat_interleave(CONTEXT_VECTORS, dim=1))
+            text = self.fuse(text, states, mask)
         start, task = self.llm_embedding.weight[:, None]
         return [torch.cat([start, row[:n], task]) for row, n in zip(text, (text_ids >= 0).sum(1).tolist())]
+
+    def fuse(self, text, states, mask):
+        """The embedded reply (B, L, D) steered by the states (B, N, H) -> (B, L, D).
+
+        Ablations, our reading of Table 8: "context" shows TQGF zeros in place of the states; "tqgf" adds to each token
+        the mean of the four context vectors of the state that predicted it.
+        """
+        if self.config.ablate == "context":
+            states = torch.zeros_like(states)
+        context = rearrange(self.input_proj(states), "b n (d j) -> b (n j) d", j=CONTEXT_VECTORS)
+        if self.config.ablate == "tqgf":
+            return text + rearrange(context, "b (n j) d -> b n j d", j=CONTEXT_VECTORS).mean(2)[:, :text.shape[1]]
+        return self.tqgf(text, context, mask.repeat_interleave(CONTEXT_VECTORS, dim=1))
 
     def forward(self, states, mask, text_ids, units) -> GeneratorOutput:
         """Teacher forcing: states, mask, text_ids as above, target units (B, U) padded with -100 (spec 5.4)."""
@@ -84,10 +98,11 @@ class SpeechGenerator(nn.Module):
         targets = F.pad(units, (0, 1), value=IGNORE)
         targets[torch.arange(len(units)), lengths] = self.config.unit_vocab
         targets = targets[:, :states.shape[1]]
-        loss = F.cross_entropy(self.llm_decoder(states).float().flatten(0, 1), targets.flatten(), reduction="none",
-                               ignore_index=IGNORE).view(targets.shape)
+        logits = self.llm_decoder(states).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORE)
         mask = targets != IGNORE
-        return GeneratorOutput(loss.sum(1) / mask.sum(1), states, mask)
+        return GeneratorOutput(loss.view(targets.shape).sum(1) / mask.sum(1), states, mask,
+                               (logits.argmax(-1) == targets).sum(1))
 
     def ids_like(self, *ids) -> torch.Tensor:
         """(V + 3,) bool, True at the given ids."""
