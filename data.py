@@ -12,7 +12,8 @@ One directory per split, written once, read at random:
 
 Several samples may point to the same answer. Tasks: `asr` speech -> its words (stage 1), `tts` text -> units (2), `face`
 units -> face (3), `qa` a spoken or written question -> text, units, face (4), `chat` text -> text (4). messages is the
-conversation so far as `tokenizer.Tokenizer.encode_chat` takes it, answer the reply. Numbers are little endian.
+conversation so far as `tokenizer.Tokenizer.encode_chat` takes it (the system prompt may be left out: it is put first),
+answer the reply. Numbers are little endian.
 """
 import json
 import zlib

@@ -1,10 +1,12 @@
-"""Everything fetched, converted or generated. For now the weights: published parts in, one checkpoint directory out.
+"""Everything fetched, converted or generated: weights, published parts to one checkpoint directory; data, the demo set.
 
     python prepare.py weights --preset tiny --out checkpoints/tiny              random, no download, seconds
     python prepare.py weights --preset qwen3-8b --out checkpoints/qwen3-8b      fetched from Hugging Face
     python prepare.py weights --release DIR --out checkpoints/release           the official Ex-Omni release
+    python prepare.py demo --out data/demo                                      synthetic speech, made here: see demo.py
+    python prepare.py demo --list                                               what one can ask, as jsonl
 
-The directory has the layout of the release (spec ex_omni 7) with the speech tokenizer and the speech decoder beside it;
+A checkpoint has the layout of the release (spec ex_omni 7) with the speech tokenizer and the speech decoder beside it;
 `ExOmni.from_pretrained` opens it. Every tensor is accounted for. What no published model holds (projector, generator
 parts, face decoder) starts from random weights: `train.py` is for that.
 """
@@ -426,6 +428,12 @@ def make_weights(args) -> None:
     print(f"wrote {out} ({size / 1e6:,.1f} MB): {tally}")
 
 
+def make_demo(args) -> None:
+    """`prepare.py demo`."""
+    from demo import command        # here, because other commands need neither the head nor the voices
+    command(args)
+
+
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Fetch, convert and generate what the model needs.")
     commands = parser.add_subparsers(required=True, metavar="command")
@@ -445,6 +453,16 @@ def arguments() -> argparse.ArgumentParser:
         help="of the model on disk (default: the language model's, or the release's)")
     add("--seed", type=int, default=0, help="of newly initialised modules (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace the checkpoint in --out, once the new one is complete")
+
+    about = ("The closed spoken domain as prepared data: questions in many voices, answers in one, their faces. Needs "
+             "espeakng-loader and flite. A run that was interrupted goes on; a second one does nothing.")
+    command = commands.add_parser("demo", help="synthetic speech and faces for the mini model", description=about)
+    command.set_defaults(run=make_demo)
+    add = command.add_argument
+    add("--out", default="data/demo", help="directory to write (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of held-out phrasings, voices and all else (default: %(default)s)")
+    add("--size", choices=["small", "full"], default="full", help="small: to look at, a minute (default: %(default)s)")
+    add("--list", action="store_true", help="only print every phrasing, its answer, its kind and its split")
     return parser
 
 

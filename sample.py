@@ -26,7 +26,7 @@ from flow import SAMPLE_RATE
 from gltf import load_template
 from head import make_head
 from model import Answer, ExOmni
-from tokenizer import SYSTEM_PROMPT, past_turn, trim_history
+from tokenizer import past_turn, trim_history, with_system
 from whisper import load_audio
 
 
@@ -137,10 +137,9 @@ def run(args) -> None:
     head = load_template(args.template) if args.template else make_head()
     writing = {"head": head, "more": args.export}
     model, sampling = load(args)
-    system = {"role": "system", "content": SYSTEM_PROMPT}
     if args.interactive:
-        return converse(model, sampling, [system], out, writing)
-    chats = [[system, user_message(args.text, bool(args.audio))] for _ in range(max(1, len(clips)))]
+        return converse(model, sampling, with_system([]), out, writing)
+    chats = [with_system([user_message(args.text, bool(args.audio))]) for _ in range(max(1, len(clips)))]
     folders = [out] if len(chats) == 1 else [out / f"{i + 1}-{Path(path).stem}" for i, path in enumerate(args.audio)]
     answers = ask(model, sampling, chats, clips or None, folders, writing)
     if len(answers) > 1 and any(len(answer.face) for answer in answers):

@@ -171,6 +171,12 @@ def past_turn(message):
     return {**message, "content": f"[Speech] {text}" if text else "[Speech input]"}
 
 
+def with_system(messages):
+    """The messages, after the demo's system prompt unless they begin with one: what is asked and what is trained on."""
+    given = messages and messages[0]["role"] == "system"
+    return messages if given else [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
+
+
 def trim_history(messages, keep=40):
     """A leading system message, if there is one, and the last `keep` of the other messages, as a new list."""
     first = 1 if messages and messages[0]["role"] == "system" else 0

@@ -1,0 +1,104 @@
+"""optim.py on one process; test_train.py has two."""
+import copy
+
+import pytest
+import torch
+
+from optim import SharedAdamW, share_out
+
+
+@pytest.fixture
+def net():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.GELU(), torch.nn.Linear(16, 4))
+
+
+def parts_of(net):
+    parameters = dict(net.named_parameters())
+    return {"first": (1e-2, {name: p for name, p in parameters.items() if name[0] == "0"}),
+            "last": (1e-3, {name: p for name, p in parameters.items() if name[0] == "2"})}
+
+
+def loss_of(net, step):
+    x = torch.randn(6, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float32)
+    return (net(x.to(net[0].weight.dtype)).float() ** 2).sum()
+
+
+def test_one_process_in_float32_is_adamw_bit_for_bit(net):
+    plain = copy.deepcopy(net)
+    ours = SharedAdamW(parts_of(net), weight_decay=0.1)
+    theirs = torch.optim.AdamW([{"params": plain[i].parameters()} for i in (0, 2)], betas=(0.9, 0.95), weight_decay=0.1)
+    for step in range(5):
+        loss_of(net, step).backward()
+        ours.collect()
+        norm = ours.step(0.5)
+        loss_of(plain, step).backward()
+        expected = torch.nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        for group, rate in zip(theirs.param_groups, (1e-2, 1e-3)):
+            group["lr"] = 0.5 * rate
+        theirs.step()
+        theirs.zero_grad()
+        assert norm == expected.item() and norm > 1, "clipping has something to do"
+        assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters()))
+
+
+def test_gradients_add_up_over_pieces(net):
+    plain = copy.deepcopy(net)
+    pieces, whole = SharedAdamW(parts_of(net)), SharedAdamW(parts_of(plain))
+    for step in range(3):
+        loss_of(net, step).backward()
+        pieces.collect()
+    sum(loss_of(plain, step) for step in range(3)).backward()
+    whole.collect()
+    assert pieces.step(1.0) == pytest.approx(whole.step(1.0), rel=1e-5)
+    for a, b in zip(net.parameters(), plain.parameters()):
+        torch.testing.assert_close(a, b)
+
+
+def test_small_steps_on_bfloat16_weights_are_not_lost():
+    """1100 steps of 2e-6 move a weight of 1 by 2.2e-3, over half of bfloat16's spacing below 1: it ends one below."""
+    p = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = SharedAdamW({"all": (2e-6, {"p": p})})
+    for step in range(1100):
+        p.grad = torch.ones_like(p)
+        optimizer.collect()
+        optimizer.step(1.0)
+    assert p.dtype == torch.bfloat16 and torch.equal(p, torch.full_like(p, 1 - 2 ** -8))
+    assert optimizer.mine["p"][0].item() == pytest.approx(1 - 1100 * 2e-6, abs=4e-5)    # 1100 roundings of 3e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_state_goes_on_exactly(net, dtype):
+    net = net.to(dtype)
+    optimizer = SharedAdamW(parts_of(net))
+
+    def run(net, optimizer, steps):
+        for step in steps:
+            loss_of(net, step).backward()
+            optimizer.collect()
+            optimizer.step(1.0)
+    run(net, optimizer, range(2))
+    again = copy.deepcopy(net)
+    loaded = SharedAdamW(parts_of(again))
+    loaded.load({name: tensor.clone() for name, tensor in optimizer.state().items()})
+    run(net, optimizer, range(2, 4))
+    run(again, loaded, range(2, 4))
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), again.parameters()))
+    assert all(torch.equal(tensor, loaded.state()[name]) for name, tensor in optimizer.state().items())
+    assert any(name.startswith("master.") for name in optimizer.state()) == (dtype == torch.bfloat16)
+
+
+def test_a_gradient_that_is_not_a_number_changes_nothing(net):
+    optimizer, before = SharedAdamW(parts_of(net)), copy.deepcopy(net.state_dict())
+    (loss_of(net, 0) * float("nan")).backward()
+    optimizer.collect()
+    assert torch.tensor(optimizer.step(1.0)).isnan()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_shares_are_about_equal_and_leave_nothing_out():
+    sizes = [622, 622, 50, 50, 50, 12, 3, 1, 0, 600, 300, 300]
+    owner = share_out(sizes, 4)
+    loads = [sum(size for size, o in zip(sizes, owner) if o == rank) for rank in range(4)]
+    assert sum(loads) == sum(sizes) and max(loads) - min(loads) <= 65
+    assert share_out([5, 5], 3) in ([0, 1],)

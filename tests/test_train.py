@@ -1,0 +1,446 @@
+"""train.py at the tiny size: what each stage trains, resuming, two processes, and every wrong input in one line."""
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import sample
+import train
+import weights
+from data import Writer
+from face_decoder import FaceDecoder
+from model import ExOmni, official_name
+
+ROOT = Path(__file__).parent.parent
+WINDOW = 50                        # encoder states, 1 s: the tiny preset's own 30 s would be most of the work
+SPEECH, TEXT = ([{"role": "user", "content": c}] for c in ([{"type": "speech"}], "Say it."))
+LOSSES = {1: ["text"], 2: ["units"], 3: ["face"], 4: ["text", "units", "face"]}
+TRAINED = {1: {"projector"}, 2: {"generator"}, 3: {"face"}, 4: {"projector", "llm", "generator", "face"}}
+
+
+def change(checkpoint, out, window=WINDOW, **config):
+    """A copy of a checkpoint with another encoder window, and other fields in config.json."""
+    shutil.copytree(checkpoint, out)
+    values, tensors = weights.read_json(out / "config.json"), load_file(out / "model.safetensors")
+    values["speech_encoder_config"]["max_source_positions"] = window
+    weights.write_json(out / "config.json", values | config)
+    table = official_name("speech_encoder.embed_positions.weight")
+    save_file(tensors | {table: tensors[table][:window].clone()}, out / "model.safetensors", {"format": "pt"})
+    return out
+
+
+@pytest.fixture(scope="session")
+def base(checkpoint, tmp_path_factory):
+    return change(checkpoint, tmp_path_factory.mktemp("train") / "base")
+
+
+def write_data(directory, count, seed, **about):
+    """`count` answers, each as a sample of every task; tones and ramps that can be learnt."""
+    random = np.random.default_rng(seed)
+    with Writer(directory) as out:
+        for i in range(count):
+            answer, n = ["Yes.", "No!", "Two", "I am."][i % 4] * (1 + i // 4), 4 + 3 * (i % 4)
+            units = (7 * i + np.arange(n)) % 96
+            face = np.linspace(0, 1, 12 * n // 5)[:, None] * random.random(52)
+            time = np.arange(6000 + 900 * i)
+            sound = 0.5 * np.sin(0.1 * (1 + i) * time) + 0.01 * random.standard_normal(len(time))
+            answered = {"units": units, "face": face}
+            for task, messages, arrays in (
+                    ("asr", SPEECH, {"audio": sound}), ("tts", TEXT, {"units": units}),
+                    ("face", TEXT, answered), ("chat", TEXT, {}),
+                    ("qa", SPEECH, answered | {"audio": sound}) if i % 2 else ("qa", TEXT, answered)):
+                out.add({"id": f"{task}{i}", "task": task, "messages": messages, "answer": answer}, **arrays)
+        out.finish(**{"unit_vocab": 96} | about)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("data")
+    write_data(directory / "train", 5, 0)
+    write_data(directory / "val", 3, 1)
+    return directory
+
+
+def command(data, start, out, stage, *options):
+    return ["--stage", str(stage), "--data", str(data), "--init-from", str(start), "--out", str(out), "--batch", "4",
+            "--log-every", "1", "--val-every", "100", "--save-every", "100", *map(str, options)]
+
+
+def rows(out, key):
+    """The rows of the log that have the key."""
+    return [row for row in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if key in row]
+
+
+@pytest.fixture(scope="session")
+def stages(base, data, tmp_path_factory):
+    """The four stages one after the other, 0 the start."""
+    outs = {0: base}
+    for stage in LOSSES:
+        outs[stage] = tmp_path_factory.mktemp("stages") / f"stage{stage}"
+        train.main(command(data, outs[stage - 1], outs[stage], stage, "--steps", 12, "--val-every", 6, "--lr", 5e-3))
+    return outs
+
+
+@pytest.mark.parametrize("stage", LOSSES)
+def test_each_stages_loss_falls(stages, stage):
+    log = rows(stages[stage], "norm")
+    share = 0.97 if stage == 1 else 0.95    # before a random language model a projector can but make all words alike:
+    for name in LOSSES[stage]:              # from 5.7 to the 5.5 of about 250 equally likely ones
+        first, last = (np.mean([row[name] for row in part]) for part in (log[:3], log[-3:]))
+        assert last < share * first, f"{name}: {first} -> {last}"
+
+
+@pytest.mark.parametrize("stage", LOSSES)
+def test_exactly_the_trained_parts_change(stages, stage):
+    before, after = (load_file(stages[n] / "model.safetensors") for n in (stage - 1, stage))
+    model = ExOmni.from_pretrained(stages[stage])
+    for part in train.PARTS:
+        changed = [name for name in map(official_name, train.parameters(model, part))
+                   if name in before and not torch.equal(before[name], after[name])]
+        assert bool(changed) == (part in TRAINED[stage]), part
+    assert before.keys() == after.keys()
+
+
+@pytest.mark.parametrize("stage", LOSSES)
+def test_sample_opens_what_a_stage_wrote(stages, stage, tmp_path, capsys):
+    sample.main(["--checkpoint", str(stages[stage]), "--out", str(tmp_path), "--text", "Hi", "--max-new-tokens", "2"])
+    assert "s of speech in" in capsys.readouterr().out and (tmp_path / "answer.wav").is_file()
+
+
+def test_a_checkpoint_knows_its_stages(stages):
+    record = weights.read_json(stages[4] / "stages.json")
+    assert list(record) == ["1", "2", "3", "4"] and all(r["step"] == r["steps"] == 12 for r in record.values())
+    assert record["2"]["rates"] == {"generator": 5e-3} and record["3"]["best"]["loss"] > 0
+
+
+def test_the_log_has_every_figure(stages):
+    start, = rows(stages[4], "start")
+    assert start["start"]["batch"] == 4 and start["start"]["steps"] == 12
+    for row in rows(stages[4], "norm"):
+        assert row.keys() == {"step", *LOSSES[4], "norm", "rates", "ms", "tokens_per_s", "memory_gib"}
+        assert row["rates"].keys() == TRAINED[4] and row["ms"] > 0 and row["tokens_per_s"] > 0 and row["memory_gib"] > 0
+    assert [row["step"] for row in rows(stages[4], "norm")] == list(range(1, 13))
+    assert [row["step"] for row in rows(stages[4], "val")] == [6, 12]
+    for row in rows(stages[4], "val"):
+        assert row["val"].keys() == {*LOSSES[4], "text_accuracy", "units_accuracy"}
+        assert 0 <= row["val"]["units_accuracy"] <= 1
+
+
+def test_the_start_says_what_is_trained_at_which_rate(data, stages, tmp_path, capsys):
+    train.main(command(data, stages[1], tmp_path / "out", 2, "--steps", 1))
+    printed = capsys.readouterr().out
+    for line in (r"encoder .* frozen", r"generator .* rate 0.001", r"face .* frozen"):
+        assert any(re.search(line, text) for text in printed.splitlines()), line
+    for text in ("row 'mini' of the table (the language model is 64 wide)", "cpu (no GPU found), float32",
+                 "warm-up over 10% of the steps", "next: python train.py --stage 3"):
+        assert text in printed
+    train.main(command(data, stages[3], tmp_path / "paper", 4, "--steps", 1, "--row", "paper"))
+    printed = capsys.readouterr().out
+    for text in ("row 'paper' of the table (asked for)", "one after the other: 4", "frozen (trained at rate 0 in Table"):
+        assert text in printed
+
+
+def test_the_papers_row_is_table_7():
+    paper = train.STAGES["paper"]
+    assert [(r.epochs, r.batch, r.warmup, r.accumulate) for r in paper.values()] == [
+        (1, 128, 0.3, 1), (3, 128, 0.1, 1), (10, 128, 0.1, 1), (3, 8, 0.1, 4)]
+    assert [r.rates for r in paper.values()] == [{"projector": 1e-3}, {"generator": 1e-4}, {"face": 1e-3},
+                                                 {"llm": 2e-6, "generator": 5e-5, "face": 5e-5}]
+
+
+def test_the_rate_rises_and_falls():
+    factors = [train.schedule(step, 100, 0.3) for step in range(100)]
+    assert factors[0] == pytest.approx(1 / 30) and factors[29] == factors[30] == 1
+    assert factors[65] == pytest.approx(0.5) and 0 < factors[99] < 0.001
+    assert train.schedule(0, 1, 0.1) == 1
+
+
+# ---------------------------------------------------------------- the same run, cut otherwise
+
+def same_run(one, other):
+    """The same weights, optimizer and log, times apart."""
+    for name in ("model.safetensors", "trainer/optimizer-0.safetensors"):
+        a, b = (load_file(out / name) for out in (one, other))
+        assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a), name
+    kept = lambda out: [{key: row[key] for key in ("step", *LOSSES[4], "norm", "val") if key in row}
+                        for row in rows(out, "step") if "start" not in row]
+    assert kept(one) == kept(other)
+
+
+@pytest.mark.parametrize("stage, dtype", [(4, "float32"), (2, "bfloat16")])
+def test_four_steps_are_two_and_two_more_bit_for_bit(stages, data, tmp_path, stage, dtype):
+    """With dropout: the tiny preset has it in the face decoder."""
+    at_once, twice = tmp_path / "once", tmp_path / "twice"
+    options = ("--steps", 4, "--dtype", dtype, "--val-every", 2)
+    train.main(command(data, stages[stage - 1], at_once, stage, *options))
+    train.main(command(data, stages[stage - 1], twice, stage, *options, "--stop-at", 2))
+    assert weights.read_json(twice / "trainer" / "state.json")["step"] == 2
+    (twice / "notes.txt").write_text("mine")
+    train.main(["--resume", "--out", str(twice), "--log-every", "1", "--val-every", "2"])
+    same_run(at_once, twice)
+    assert (twice / "notes.txt").read_text() == "mine", "what a reader put there stays"
+    assert not list(tmp_path.glob(".*")), "nothing is left beside"
+
+
+@pytest.fixture(scope="session")
+def four(stages, data, tmp_path_factory):
+    """Four steps of stage 2."""
+    out = tmp_path_factory.mktemp("four") / "out"
+    train.main(command(data, stages[1], out, 2, "--steps", 4))
+    return out
+
+
+def test_ctrl_c_finishes_the_step_and_loses_nothing(stages, data, four, tmp_path, monkeypatch, capsys):
+    out, handler, tell = tmp_path / "out", signal.getsignal(signal.SIGINT), train.tell
+
+    def interrupt(out, row, *rest):
+        tell(out, row, *rest)
+        if row["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+    monkeypatch.setattr(train, "tell", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        train.main(command(data, stages[1], out, 2, "--steps", 4))
+    assert stop.value.code == 130 and signal.getsignal(signal.SIGINT) is handler
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"stopped after step 2 of 4; go on with: python train.py --resume --out {out}"
+    monkeypatch.undo()
+    train.main(["--resume", "--out", str(out), "--log-every", "1", "--val-every", "100"])
+    same_run(four, out)
+
+
+def test_steps_after_the_last_checkpoint_are_taken_out_of_the_log(stages, data, tmp_path, monkeypatch):
+    """As after a power cut in step 4."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(train, "schedule", lambda step, *_: 1.0 if step < 3 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train.main(command(data, stages[1], out, 2, "--steps", 5, "--save-every", 2, "--val-every", 5))
+    assert [row["step"] for row in rows(out, "norm")] == [1, 2, 3]
+    monkeypatch.undo()
+    train.main(["--resume", "--out", str(out), "--log-every", "1"])
+    assert [row["step"] for row in rows(out, "norm")] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_killed_while_it_exchanged_checkpoints_is_found(stages, data, tmp_path):
+    out = tmp_path / "out"
+    train.main(command(data, stages[1], out, 2, "--steps", 2, "--stop-at", 1))
+    out.rename(tmp_path / ".out.old")
+    train.main(["--resume", "--out", str(out)])
+    assert weights.read_json(out / "stages.json")["2"]["step"] == 2
+
+
+def close_run(one, other):
+    """Losses equal to 1e-5, with the same steps and validations."""
+    a, b = rows(one, "step"), rows(other, "step")
+    assert [row["step"] for row in a] == [row["step"] for row in b]
+    for x, y in zip(a, b):
+        for name in LOSSES[4]:
+            assert y.get(name) == pytest.approx(x.get(name), abs=1e-5)
+        assert y.get("val") == pytest.approx(x.get("val"), abs=1e-5)
+
+
+@pytest.fixture(scope="session")
+def still(stages, tmp_path_factory):
+    """Before stage 4, without dropout: its draws depend on how a batch is cut."""
+    return change(stages[3], tmp_path_factory.mktemp("still") / "base", dropout_rate=0.0)
+
+
+def test_a_batch_in_pieces_is_the_batch(still, data, tmp_path):
+    for pieces in (1, 4):
+        train.main(command(data, still, tmp_path / str(pieces), 4, "--steps", 3, "--accumulate", pieces))
+    close_run(tmp_path / "1", tmp_path / "4")
+
+
+def test_recomputing_activations_changes_nothing(still, data, tmp_path):
+    for name in ("recompute", "no-recompute"):
+        train.main(command(data, still, tmp_path / name, 4, "--steps", 2, f"--{name}"))
+    same_run(tmp_path / "recompute", tmp_path / "no-recompute")
+
+
+DRIVER = """
+import json, sys, torch, train
+torch.set_num_threads(1)
+torch.distributed.init_process_group("gloo")
+for argv in json.loads(sys.argv[1]):
+    train.main(argv)
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_are_one(stages, still, data, tmp_path):
+    """Losses to 1e-5; with dropout too where one process works through the same pieces; and resumed bit for bit."""
+    train.main(command(data, still, tmp_path / "one", 4, "--steps", 5))
+    train.main(command(data, stages[2], tmp_path / "face", 3, "--steps", 5, "--accumulate", 2))
+    driver = tmp_path / "driver.py"
+    driver.write_text(DRIVER)
+    runs = [command(data, still, tmp_path / "two", 4, "--steps", 5),
+            command(data, stages[2], tmp_path / "two face", 3, "--steps", 5),
+            command(data, still, tmp_path / "twice", 4, "--steps", 5, "--stop-at", 2),
+            ["--resume", "--out", str(tmp_path / "twice"), "--log-every", "1", "--val-every", "100"]]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*torchrun, str(driver), json.dumps(runs)], capture_output=True, text=True, timeout=180,
+                          env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "processes: 2" in done.stdout
+    close_run(tmp_path / "one", tmp_path / "two")
+    close_run(tmp_path / "face", tmp_path / "two face")
+    same_run(tmp_path / "two", tmp_path / "twice")
+    a, b = (load_file(tmp_path / name / "trainer" / "optimizer-1.safetensors") for name in ("two", "twice"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    halves = [load_file(tmp_path / "two" / "trainer" / f"optimizer-{rank}.safetensors") for rank in (0, 1)]
+    whole = load_file(tmp_path / "one" / "trainer" / "optimizer-0.safetensors")
+    assert not halves[0].keys() & halves[1].keys() and halves[0].keys() | halves[1].keys() == whole.keys()
+
+
+def test_a_trained_part_that_no_gradient_reaches_is_noticed(stages, data, tmp_path, monkeypatch):
+    forward = FaceDecoder.forward
+    monkeypatch.setattr(FaceDecoder, "forward", lambda *args, **options: forward(*args, **options).detach())
+    with pytest.raises(AssertionError, match="gradients reached .*'generator', 'llm', 'projector'.*expected .*'face'"):
+        train.main(command(data, stages[3], tmp_path / "out", 4, "--steps", 4))
+
+
+# ---------------------------------------------------------------- ablations
+
+@pytest.mark.parametrize("stage, name, field", [(3, "velocity", "bs_ablate"), (3, "speech-context", "bs_ablate"),
+                                                (2, "context", "sg_ablate"), (2, "tqgf", "sg_ablate")])
+def test_an_ablation_is_trained_saved_and_sampled(stages, data, tmp_path, stage, name, field, capsys):
+    out = tmp_path / "out"
+    train.main(command(data, stages[stage - 1], out, stage, "--steps", 2, "--ablate", name))
+    assert weights.read_json(out / "config.json")[field] == name and f"without {name}" in capsys.readouterr().out
+    assert field not in weights.read_json(stages[stage] / "config.json"), "said only where it is so"
+    model = ExOmni.from_pretrained(out)
+    units, states = torch.tensor([[1, 2, 3, 4, 5]]), torch.randn(2, 1, 6, 48)
+    text, heard, mask = torch.tensor([[5, 6, 7]]), torch.randn(2, 1, 4, 64), torch.ones(1, 4, dtype=torch.bool)
+    with torch.no_grad():
+        faces = [model.face_decoder(units, s) for s in states]
+        voices = [model.speech_generator(h, mask, text, units).states for h in heard]
+    assert torch.equal(*faces) == (name == "speech-context")
+    assert torch.equal(*voices) == (name == "context")
+    sample.main(["--checkpoint", str(out), "--out", str(tmp_path), "--text", "Hi", "--max-new-tokens", "2"])
+
+
+def test_without_velocity_the_face_loss_is_the_first_term_alone(stages, data, tmp_path):
+    losses = []
+    for options in ((), ("--ablate", "velocity")):
+        out = tmp_path / str(len(options))
+        train.main(command(data, stages[2], out, 3, "--steps", 1, *options))
+        losses.append(rows(out, "norm")[0]["face"])
+    assert losses[1] < losses[0]
+
+
+# ---------------------------------------------------------------- wrong input
+
+def refuse(capsys, argv, *expected):
+    """The command ends with 2 and one line on stderr that has all of these; nothing else was tried."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train.main(argv)
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    for text in expected:
+        assert text in lines[0], lines[0]
+
+
+@pytest.mark.parametrize("options, expected", [
+    (["--stage", "5"], "stage 5 is unknown, expected 1, 2, 3 or 4"),
+    (["--lr", "fast"], "--lr fast: expected a number, or PART=RATE"),
+    (["--lr", "llm=1e-4"], "--lr for llm: this stage trains generator"),
+    (["--ablate", "velocity"], "--ablate velocity changes the face, stage 2 trains generator"),
+    (["--init-from", "nowhere"], "nowhere"), (["--data", "nowhere"], "nowhere/train is not finished prepared data")])
+def test_a_wrong_argument_is_one_line(stages, data, tmp_path, capsys, options, expected):
+    refuse(capsys, command(data, stages[1], tmp_path / "out", 2, *options), expected)
+    assert not list(tmp_path.iterdir())
+
+
+def test_needed_arguments_are_named(tmp_path, capsys):
+    refuse(capsys, ["--out", str(tmp_path / "out"), "--stage", "2"], "--data and --init-from needed, or --resume")
+    refuse(capsys, ["--out", str(tmp_path / "out"), "--resume"], "no trainer/ to resume from")
+
+
+def test_a_stage_without_its_predecessor_is_refused(base, stages, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    refuse(capsys, command(data, base, out, 4), "has not been through stage 1, 2, 3", "--anyway")
+    refuse(capsys, command(data, stages[2], out, 4), "has not been through stage 3")
+    train.main(command(data, stages[2], out, 3, "--steps", 2, "--stop-at", 1))
+    refuse(capsys, command(data, out, tmp_path / "next", 4), "stage 3 stopped at step 1 of 2")
+    train.main(command(data, out, tmp_path / "next", 4, "--steps", 1, "--anyway"))
+    assert (tmp_path / "next" / "config.json").is_file()
+
+
+def test_a_checkpoint_is_not_overwritten(stages, data, capsys):
+    before = (stages[2] / "model.safetensors").read_bytes()
+    refuse(capsys, command(data, stages[1], stages[2], 2), "holds a checkpoint already: --resume goes on with it")
+    assert (stages[2] / "model.safetensors").read_bytes() == before
+
+
+def test_a_resumed_run_is_not_another_run(stages, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    train.main(command(data, stages[1], out, 2, "--steps", 2, "--stop-at", 1))
+    refuse(capsys, ["--resume", "--out", str(out), "--batch", "8"], "is resumed as it was started", "leave out --batch")
+    refuse(capsys, ["--resume", "--out", str(out), "--stage", "3"], "leave out --stage")
+    write_data(tmp_path / "other" / "train", 2, 5)
+    write_data(tmp_path / "other" / "val", 2, 5)
+    refuse(capsys, ["--resume", "--out", str(out), "--data", str(tmp_path / "other")], "is not the data that")
+    moved = shutil.copytree(data, tmp_path / "moved")
+    train.main(["--resume", "--out", str(out), "--data", str(moved)])
+
+
+def emptied(directory):
+    shutil.rmtree(directory)
+    return directory
+
+
+@pytest.mark.parametrize("spoil, expected", [
+    (lambda d: (d / "train" / "units.u16").write_bytes(b"12"), "units.u16 has 2 bytes, expected"),
+    (lambda d: (d / "train" / "face.f16").unlink(), "face.f16 has no bytes, expected"),
+    (lambda d: (d / "train" / "manifest.json").unlink(), "is not finished prepared data"),
+    (lambda d: shutil.rmtree(d / "val"), "is not finished prepared data"),
+    (lambda d: write_data(emptied(d / "train"), 2, 0, unit_vocab=16384), "made for another preset"),
+    (lambda d: Writer(emptied(d / "train")).finish(), "has no samples of task tts, which stage 2 learns")],
+    ids=("truncated", "missing", "unfinished", "no val", "another preset", "empty"))
+def test_broken_data_is_one_line(stages, data, tmp_path, capsys, spoil, expected):
+    broken = shutil.copytree(data, tmp_path / "data")
+    spoil(broken)
+    refuse(capsys, command(broken, stages[1], tmp_path / "out", 2), expected)
+
+
+def test_a_clip_longer_than_the_window_is_one_line(base, tmp_path, capsys):
+    for name in ("train", "val"):
+        with Writer(tmp_path / name) as out:
+            out.add({"id": "long", "task": "asr", "messages": SPEECH, "answer": "x"}, audio=np.zeros(16_001))
+            out.finish()
+    refuse(capsys, command(tmp_path, base, tmp_path / "out", 1), "sample long has 1.0 s of speech", "hears 1.0 s")
+
+
+def test_a_full_disk_leaves_the_old_checkpoint(stages, data, four, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    train.main(command(data, stages[1], out, 2, "--steps", 4, "--stop-at", 2))
+    save, calls = weights.save_file, []
+
+    def full(tensors, path, *rest):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        save(tensors, path, *rest)
+    monkeypatch.setattr(weights, "save_file", full)
+    refuse(capsys, ["--resume", "--out", str(out), "--save-every", "1"], "step 3 could not be saved",
+           "No space left on device", "the last checkpoint is untouched")
+    monkeypatch.undo()
+    assert weights.read_json(out / "trainer" / "state.json")["step"] == 2 and not list(tmp_path.glob(".*"))
+    train.main(["--resume", "--out", str(out), "--log-every", "1", "--val-every", "100"])
+    same_run(four, out)
+
+
+def test_gradients_that_explode_end_in_one_line(stages, data, tmp_path, capsys):
+    refuse(capsys, command(data, stages[1], tmp_path / "out", 2, "--steps", 8, "--lr", "1e30"),
+           "the gradients' norm is nan", "lower --lr")

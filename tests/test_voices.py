@@ -1,0 +1,138 @@
+"""voices.py: a clip says its text, and says when."""
+import numpy as np
+import pytest
+
+import voices
+from domain import spoken
+
+TEXT = "Could you tell me the sound of a cow, please?"
+
+
+def have_espeak():
+    try:
+        return bool(voices.espeak("hello"))
+    except OSError:
+        return False
+
+
+needs_espeak = pytest.mark.skipif(not have_espeak(), reason="espeakng-loader is not installed")
+needs_flite = pytest.mark.skipif(voices.shutil.which("flite") is None, reason="flite is not installed")
+
+
+def check(clip, text):
+    """Words and phones of a clip: all of them, in order, inside, where there is sound."""
+    seconds = len(clip.audio) / voices.RATE
+    assert clip.audio.dtype == np.float32 and 0.05 < np.abs(clip.audio).max() <= 1
+    assert [word for word, _, _ in clip.words] == spoken(text).split()
+    for spans in clip[1:]:
+        assert all(start < end <= seconds + 1 / voices.RATE for _, start, end in spans)
+        assert all(a[2] <= b[1] + 1e-6 for a, b in zip(spans, spans[1:]))
+    level = [np.abs(clip.audio[round(start * voices.RATE):round(end * voices.RATE)]).max()
+             for _, start, end in clip.words]
+    assert min(level) > 0.05 * max(level)
+
+
+@needs_espeak
+@pytest.mark.parametrize("voice", ["en-us", "en+f2", "en-029+klatt"])
+def test_espeak_says_each_word_and_when(voice):
+    clip = voices.espeak(TEXT, voice)
+    check(clip, TEXT)
+    assert {"k", "aU"} <= {name for name, _, _ in clip.phones}
+
+
+@needs_espeak
+def test_espeak_can_be_slower_and_higher():
+    fast, slow = (voices.espeak(TEXT, wpm=wpm) for wpm in (200, 130))
+    assert len(slow.audio) > 1.3 * len(fast.audio)
+    assert not np.array_equal(voices.espeak(TEXT, pitch=20).audio, voices.espeak(TEXT, pitch=80).audio)
+
+
+@needs_espeak
+@pytest.mark.parametrize("voice", ["en-us+Annie", "en-029+klatt"])
+def test_espeak_does_not_depend_on_what_was_said_before(voice):
+    first = voices.espeak(TEXT, voice)
+    voices.espeak("Something else, and higher.", "en-gb-x-rp+m7", pitch=80)
+    again = voices.espeak(TEXT, voice)
+    np.testing.assert_array_equal(first.audio, again.audio)
+    assert first.phones == again.phones
+
+
+@needs_espeak
+def test_every_espeak_voice_exists_and_another_is_refused():
+    with voices.espeak_library() as (library, _):
+        for accent in voices.ACCENTS + voices.HELD_ACCENTS:
+            for variant in voices.VARIANTS + voices.HELD_VARIANTS:
+                assert library.espeak_SetVoiceByName(f"{accent}+{variant}".encode()) == 0, (accent, variant)
+    with pytest.raises(ValueError, match="no voice 'xx-nowhere'"):
+        voices.espeak("hello", "xx-nowhere")
+
+
+@needs_flite
+@pytest.mark.parametrize("voice", [voices.ANSWER_VOICE, *voices.HELD_NATURAL, "kal"])
+def test_flite_says_each_word_and_when(voice):
+    check(voices.flite(TEXT, voice), TEXT)
+
+
+@needs_flite
+def test_a_warp_keeps_the_length_and_moves_the_spectrum():
+    plain, warped = (voices.flite(TEXT, "kal16", warp=warp) for warp in (1, 1.25))
+    check(warped, TEXT)
+    assert abs(len(warped.audio) / len(plain.audio) - 1) < 0.1
+    spectra = [np.abs(np.fft.rfft(clip.audio)) for clip in (plain, warped)]
+    centre = [np.average(np.arange(len(s)), weights=s) / len(s) for s in spectra]
+    assert centre[1] > 1.1 * centre[0]
+
+
+def test_a_missing_flite_is_one_clear_line(monkeypatch):
+    monkeypatch.setattr(voices.shutil, "which", lambda name: None)
+    with pytest.raises(OSError, match="apt-get install flite"):
+        voices.flite("hello")
+
+
+def test_psdur_is_read_and_anything_else_refused():
+    assert voices.parse_psdur("pau:0.174 m:0.261\n") == [("pau", 0, .174), ("m", .174, .261)]
+    with pytest.raises(ValueError, match="expected phone:end"):
+        voices.parse_psdur("no such voice")
+
+
+def test_words_are_found_although_they_sound_otherwise_alone():
+    alone = [("w", "ah", "t"), ("ih", "z"), ("ey",), ("k", "aw")]
+    names = "pau w aa t s ax pau k aw".split()              # linked, reduced, with a pause
+    phones = [(name, n / 10, (n + 1) / 10) for n, name in enumerate(names)]
+    assert voices.word_spans(["what", "is", "a", "cow"], alone, phones)[::3] == [("what", .1, .4), ("cow", .7, .9)]
+    assert voices.word_spans(["what"], [("w", "ah", "t")], phones[1:4]) == [("what", .1, .4)]
+
+
+def test_words_that_espeak_joins_share_their_time_by_letters():
+    words = voices.espeak_words("The legs of a dog.", [(0, 0.0), (4, 0.2), (9, 0.5), (14, 0.8)], [1.0, 1.2])
+    assert [(word, round(start, 3), round(end, 3)) for word, start, end in words] == [
+        ("the", 0, .2), ("legs", .2, .5), ("of", .5, .7), ("a", .7, .8), ("dog", .8, 1.0)]
+
+
+def test_voices_that_are_held_out_are_drawn_only_when_asked_for():
+    random = np.random.default_rng(0)
+    drawn = {(family, held): {voices.draw(family, random, held)["voice"] for _ in range(300)}
+             for family in ("espeak", "flite") for held in (False, True)}
+    variants = {held: {voice.partition("+")[2] for voice in drawn["espeak", held]} for held in (False, True)}
+    assert not variants[False] & variants[True] and variants[False] == set(voices.VARIANTS)
+    assert not any(voice.startswith(voices.HELD_ACCENTS) for voice in drawn["espeak", False])
+    assert drawn["flite", False] == set(voices.NATURAL) and drawn["flite", True] == set(voices.HELD_NATURAL)
+
+
+def test_augmentation_keeps_length_timing_and_range_and_follows_the_generator():
+    click = np.zeros(8000, np.float32)
+    click[3000:3200] = np.sin(np.arange(200))
+    heard = [voices.augment(click, np.random.default_rng(seed)) for seed in range(40)]
+    np.testing.assert_array_equal(heard[0], voices.augment(click, np.random.default_rng(0)))
+    for sound in heard:
+        assert sound.shape == click.shape and sound.dtype == np.float32 and np.abs(sound).max() < 1
+        lag = np.correlate(sound, click, "same").argmax() - len(click) // 2
+        assert lag == 0                                                 # the direct sound stays where it was
+    gains = [20 * np.log10(np.abs(sound).max()) for sound in heard]
+    assert min(gains) < -3 and max(gains) > -1                          # the click peaks at 1: it cannot get louder
+
+
+def test_later_moves_sound_and_spans_alike():
+    clip = voices.Clip(np.ones(160, np.float32), [("a", 0, .01)], [("ah", 0, .01)]).later(0.5)
+    assert clip.audio.argmax() == 8000 and len(clip.audio) == 8160
+    assert clip.words == [("a", .5, .51)] and clip.phones == [("ah", .5, .51)]
