@@ -57,7 +57,7 @@ def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, war
             norm = nn.utils.clip_grad_norm_(parameters, clip)
             optimizer.step()
             for name, number in ({"loss": value, "gradient": norm} | parts).items():
-                sums[name] = sums.get(name, 0.0) + float(number)
+                sums[name] = sums.get(name, 0.0) + float(torch.as_tensor(number).detach())
             if (step + 1) % LOG_STEPS == 0 or step + 1 == steps:
                 means = {name: round(total / (step + 1 - since), 5) for name, total in sums.items()}
                 with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
