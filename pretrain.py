@@ -1,0 +1,106 @@
+"""Trains from nothing what the mini preset needs where the paper downloads weights: the same classes, only smaller.
+
+    python prepare.py demo --out data/demo
+    python pretrain.py                                    # all parts that are not there yet, in order, then mini/base
+    python pretrain.py tokenizer flow hift                # some of them, e.g. beside `python pretrain.py llm encoder`
+
+| part | what | where |
+|---|---|---|
+| vocabulary | byte-level BPE | pretrain_listen.py |
+| llm | Qwen3 on the domain's text | pretrain_listen.py |
+| encoder | Whisper's encoder | pretrain_listen.py |
+| tokenizer | GLM-4-Voice's speech tokenizer, with the unit encoder that reads its units back | pretrain_speak.py |
+| flow, hift | GLM-4-Voice's speech decoder | pretrain_speak.py |
+| base | the checkpoint that stage 1 starts from: all of it, and a random projector, generator and face decoder | |
+| units | the units of all answers by its speech tokenizer, written into the prepared data | demo.py |
+
+Parts are written to --work, with a log.jsonl; a part that is there is left alone, an interrupted one goes on.
+"""
+import argparse
+from pathlib import Path
+
+import torch
+
+import demo
+import domain
+import model
+import pretrain_listen as listen
+import pretrain_speak as speak
+from batches import fingerprint
+from cli import one_line_errors
+from data import Split
+
+
+def vocabulary(data: Path, parts: Path, more: dict) -> None:
+    """All that is asked and answered in training, said or typed."""
+    rows = Split(data / "train").rows
+    typed = [message["content"] for row in rows for message in row["messages"] if isinstance(message["content"], str)]
+    listen.make_vocabulary([*typed, domain.HEAR, *(row["answer"] for row in rows)], parts / "llm")
+
+
+def units(data: Path, base: Path) -> None:
+    """Each answer's units, into every split, with the fingerprint of the tokenizer that made them."""
+    count, name = speak.TOKENIZER.quantize_vocab_size, fingerprint(base)
+    if all(Split(data / split).manifest.get("speech_tokenizer") == name for split in demo.SPLITS):
+        return print(f"units: {data} has those of {base} already")
+    said = demo.units_of(data / "voice", speak.unit_encoder(base))
+    for split in demo.SPLITS:
+        print(f"{data / split}: {demo.add_units(data / split, said, count, name)} samples with units")
+
+
+# Part -> the file that says it is there, and what makes it: (data, parts, {"steps": N} where it is given).
+PARTS = {
+    "vocabulary": ("llm/mini.tiktoken", vocabulary),
+    "llm": ("llm/model.safetensors",
+            lambda data, parts, more: listen.train_llm(Split(data / "train"), model.preset("mini"), parts, **more)),
+    "encoder": ("encoder/model.safetensors",
+                lambda data, parts, more: listen.train_encoder(Split(data / "train"), model.preset("mini"), parts, **more)),
+    "tokenizer": ("speech_tokenizer/model.safetensors",
+                  lambda data, parts, more: speak.train_tokenizer(Split(data / "voice"), parts, **more)),
+    "flow": ("speech_decoder/flow.done", lambda data, parts, more: speak.train_flow(Split(data / "voice"), parts, **more)),
+    "hift": ("speech_decoder/hift.safetensors",
+             lambda data, parts, more: speak.train_hift(Split(data / "voice"), parts, **more)),
+}
+LAST = ("base", "units")
+
+
+def parse(argv=None) -> argparse.Namespace:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join([*PARTS, *LAST])} (default: all)")
+    p.add_argument("--data", default="data/demo", help="what `prepare.py demo` wrote")
+    p.add_argument("--work", default="runs/parts", help="directory for the parts and their log")
+    p.add_argument("--out", default="mini/base", help="the checkpoint")
+    p.add_argument("--steps", type=int, help="of each part, in place of its own number: to try it out")
+    p.add_argument("--threads", type=int, default=1, help="of one part; two commands side by side use two cores best")
+    return p.parse_args(argv)
+
+
+def run(args) -> None:
+    unknown = [part for part in args.parts if part not in (*PARTS, *LAST)]
+    if unknown:
+        raise ValueError(f"part {', '.join(unknown)}: expected some of {', '.join([*PARTS, *LAST])}")
+    torch.set_num_threads(args.threads)
+    work, more = Path(args.work), {} if args.steps is None else {"steps": args.steps}
+    for part, (sign, make) in PARTS.items():
+        if args.parts and part not in args.parts:
+            continue
+        if (work / sign).exists():
+            print(f"{part}: {work / sign} is there already")
+            continue
+        make(Path(args.data), work, more)
+        (work / sign).touch()
+        print(f"{part}: wrote {work / sign}")
+    if not args.parts or "base" in args.parts:
+        listen.compose(work, args.out)
+    if not args.parts or "units" in args.parts:
+        units(Path(args.data), Path(args.out))
+
+
+def main(argv=None) -> None:
+    args = parse(argv)
+    with one_line_errors():
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,365 @@
+"""The ears and the language of the mini preset, from nothing: stand-ins for what is downloaded at full size.
+
+    make_vocabulary(texts, "parts/llm")                 a byte-level BPE
+    train_llm(split, config, "parts")                   Qwen3's architecture     -> parts/llm
+    train_encoder(split, config, "parts")               Whisper's architecture   -> parts/encoder
+    compose("parts", "mini/base")                       all parts, a random projector, generator and face decoder
+
+Each part is a directory as Hugging Face has it, with the tensor names of Qwen3 and Whisper, so that `compose` is the
+command that makes every other checkpoint: `prepare.py weights --preset mini --llm parts/llm ...`. By then there must be
+parts/speech_tokenizer and parts/speech_decoder too (pretrain_speak.py). A part that is there is left alone.
+
+split: prepared data (data.py) in which a row of each clip also says what sounds when: "words" and "phones", [[name,
+start, end], ...] in seconds, and the "family" of the voice, in whose names the phones are.
+"""
+import base64
+import math
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import regex
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+import prepare
+import weights
+from data import Split
+from fit import fit
+from model import ExOmniConfig
+from qwen3 import Qwen3
+from speech_generator import IGNORE
+from tokenizer import QWEN_PATTERN, SPEECH_ID, SYSTEM_PROMPT, Tokenizer
+from whisper import HOP, SAMPLE_RATE, WhisperConfig, WhisperEncoder, log_mel, mel_filters
+
+MEL_RATE = SAMPLE_RATE // HOP          # mel frames per second
+
+# ---------------------------------------------------------------- the vocabulary
+
+
+def make_vocabulary(texts, folder, merges: int = 700) -> Tokenizer:
+    """Byte-level BPE with at most `merges` merges, written as folder/mini.tiktoken; the control tokens' ids follow.
+
+    Ties are broken by the bytes, so that the same texts give the same file. The words around every chat (roles, system
+    prompt) count as often as there are texts: a prompt costs few tokens.
+    """
+    texts = list(texts)
+    counts = Counter(piece for text in texts for piece in regex.findall(QWEN_PATTERN, text))
+    for piece in regex.findall(QWEN_PATTERN, f"system\n{SYSTEM_PROMPT}\nuser\nassistant\n"):
+        counts[piece] += len(texts)
+    pieces = {tuple(bytes([b]) for b in piece.encode()): count for piece, count in counts.items()}
+    tokens = [bytes([b]) for b in range(256)]
+    while len(tokens) < 256 + merges:
+        pairs = Counter()
+        for piece, count in pieces.items():
+            for pair in zip(piece, piece[1:]):
+                pairs[pair] += count
+        if not pairs:
+            break
+        best = max(pairs, key=lambda pair: (pairs[pair], pair))
+        tokens.append(best[0] + best[1])
+        pieces = {merged(piece, best): count for piece, count in pieces.items()}
+    lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)]
+    with weights.replacing(Path(folder) / "mini.tiktoken") as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+    return Tokenizer.from_pretrained(folder)
+
+
+def merged(piece: tuple, pair: tuple) -> tuple:
+    """piece with each occurrence of the pair of neighbours made one, from the left."""
+    if pair not in zip(piece, piece[1:]):
+        return piece
+    tokens, n = [], 0
+    while n < len(piece):
+        width = 2 if piece[n:n + 2] == pair else 1
+        tokens.append(b"".join(piece[n:n + width]))
+        n += width
+    return tuple(tokens)
+
+
+# ---------------------------------------------------------------- the language model
+
+
+def heard(words: list, tokenizer: Tokenizer, frames: int, silence: int, rate: float, generator) -> list:
+    """Token ids, one for each of at most `frames` speech frames (`rate` per second): what perfect ears would hand on.
+
+    A word's tokens share the frames that it lasts, at least one each; in between, and for some time at the end, is
+    `silence`. All is 0.8 to 1.3 times as long, begins up to half a second later, and one frame in ten is lost."""
+    pace, late, rest, *lost = torch.rand(3 + frames, generator=generator).tolist()
+    ids, free = [silence] * frames, 0
+    for word, start, end in words:
+        tokens = tokenizer.encode(f" {word}")
+        first, last = (round((time * (0.8 + 0.5 * pace) + late / 2) * rate) for time in (start, end))
+        first = max(first, free)
+        free = max(last, first + len(tokens))
+        for n in range(first, min(free, frames)):
+            ids[n] = tokens[(n - first) * len(tokens) // (free - first)]
+    ids = [silence if loss < 0.1 else i for i, loss in zip(ids, lost)]
+    return ids[:round(min(free, frames) + rest * max(frames - free, 0))]
+
+
+def conversation(row: dict, words: list, tokenizer: Tokenizer, frames: int, rate: float, generator) -> tuple:
+    """A sample as text alone -> (ids, labels, noisy): all (N,), the last True where the ears speak.
+
+    Its sound, in which the words are said, becomes what `heard` gives, or once in four the bare words. One conversation
+    in four begins with the system prompt, which all do in use: it costs more than the rest. Labels are the reply's."""
+    bare, prompted = (torch.rand(2, generator=generator) < 0.25).tolist()
+    prompted = prompted and row["messages"][0]["role"] != "system"
+    messages = [{"role": "system", "content": SYSTEM_PROMPT}] * prompted + row["messages"]
+    ids, noisy = [], []
+    for i in tokenizer.encode_chat(messages):
+        if i != SPEECH_ID:
+            said = [i]
+        elif bare:
+            said = tokenizer.encode("".join(f" {word}" for word, _, _ in words))
+        else:
+            said = heard(words, tokenizer, frames, tokenizer.stop_ids[-1], rate, generator)
+        ids, noisy = ids + said, noisy + [i == SPEECH_ID] * len(said)
+    reply = tokenizer.encode(row["answer"]) + [tokenizer.im_end_id]
+    return (torch.tensor(ids + reply), torch.tensor([IGNORE] * len(ids) + reply),
+            torch.tensor(noisy + [False] * len(reply)))
+
+
+def reply_loss(llm: Qwen3, chats: list, generator: torch.Generator) -> tuple:
+    """The replies of some `conversation`s: their summed cross-entropy, how many tokens are the likeliest, how many all.
+
+    What the ears say is noisy, by up to half the spread of the embeddings, which are the output matrix too."""
+    ids, labels, noisy = (pad_sequence(column, batch_first=True, padding_value=value)
+                          for column, value in zip(zip(*chats), (-1, IGNORE, False)))
+    embeds = llm.embed_tokens(ids.clamp(min=0))
+    level = 0.5 * torch.rand(len(chats), 1, 1, generator=generator) * embeds.detach().std()
+    embeds = embeds + level * noisy[..., None] * torch.randn(embeds.shape, generator=generator)
+    states = llm(embeds=embeds, mask=ids >= 0)
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+    supervised = targets != IGNORE
+    logits, targets = F.linear(states[supervised], llm.embed_tokens.weight), targets[supervised]
+    return F.cross_entropy(logits, targets, reduction="sum"), (logits.argmax(-1) == targets).sum(), len(targets)
+
+
+INIT = 0.06            # spread of the untrained weights: with Qwen3's 0.02 so narrow a model starts to learn later
+# How often a sample's task is drawn. Reading aloud and the face are other parts' work, but their prompts are read here.
+TASK_SHARES = {"qa": 0.45, "asr": 0.3, "chat": 0.15, "tts": 0.1}
+
+
+def shares(kinds: list, wanted: dict) -> np.ndarray:
+    """How likely each sample is drawn, given its kind, such that the kinds that are there have their wanted shares.
+    Raises ValueError where no sample is of a wanted kind."""
+    counts = Counter(kinds)
+    drawn = np.array([wanted.get(kind, 0) / counts[kind] for kind in kinds])
+    if not drawn.sum():
+        raise ValueError(f"nothing to learn from: expected samples of {', '.join(wanted)}, found {dict(counts)}; "
+                         "make the data with `prepare.py demo`")
+    return drawn / drawn.sum()
+
+
+def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 500, batch: int = 48, rate: float = 4e-3,
+              seed: int = 0) -> None:
+    """Teach the language model the domain's text, in folder/llm's vocabulary: to answer, and to repeat what it is told.
+
+    Where a sample has sound, the model reads what perfect ears would hand on: stage I can then teach the projector to
+    be such ears with the language model frozen. Also writes folder/generator: the untrained Qwen3 of the generator."""
+    out = Path(folder) / "llm"
+    if (out / "model.safetensors").exists():
+        return
+    tokenizer = Tokenizer.from_pretrained(out)
+    torch.manual_seed(seed)
+    llm, speaker = Qwen3(config.llm), Qwen3(config.generator.llm)
+    llm.init_weights(INIT)
+    speaker.init_weights()
+    frames = config.speech_encoder.max_source_positions // config.projector_stride
+    frame_rate = MEL_RATE / 2 / config.projector_stride
+    drawn = torch.from_numpy(shares([row["task"] for row in split.rows], TASK_SHARES))
+    words = {tuple(row["audio"]): row["words"] for row in split.rows if {"audio", "words"} <= row.keys()}
+
+    def loss(step, generator):
+        picked = torch.multinomial(drawn, batch, replacement=True, generator=generator).tolist()
+        rows = [split.rows[i] for i in picked]
+        chats = [conversation(row, words.get(tuple(row.get("audio", ()))), tokenizer, frames, frame_rate, generator)
+                 for row in rows]
+        chats.sort(key=lambda chat: len(chat[0]))                   # the short half is not padded to the long one
+        halves = [reply_loss(llm, half, generator) for half in (chats[:batch // 2], chats[batch // 2:])]
+        total, right, count = (sum(column) for column in zip(*halves))
+        return total / count, {"accuracy": right / count}
+
+    fit("llm", llm, loss, steps, rate, folder, seed=seed)
+    stop = {"eos_token_id": list(tokenizer.stop_ids)}
+    for part, model in (("generator", speaker), ("llm", llm)):
+        write_part(Path(folder) / part, asdict(model.config) | stop, "model", model)
+
+
+def write_part(folder: Path, config: dict, prefix: str, module: nn.Module) -> None:
+    """A part as Hugging Face has it; the tensors come last, they say that it is done."""
+    weights.write_json(folder / "config.json", config)
+    weights.write_tensors(folder / "model.safetensors", {f"{prefix}.{n}": t for n, t in module.state_dict().items()})
+
+
+# ---------------------------------------------------------------- the encoder
+
+
+class Listener(nn.Module):
+    """The encoder and the two heads that teach it: mel (B, n_mels, 2S) -> (B, S, phones), (B, S, words) logits.
+
+    S is at most the encoder's window: in training short clips are not padded to it, which would double the work."""
+
+    def __init__(self, config: WhisperConfig, phones: int, words: int):
+        super().__init__()
+        self.encoder = WhisperEncoder(config)
+        self.encoder.init_weights()
+        with torch.no_grad():                   # else the sound is 20 times fainter than the positions it is added to
+            self.encoder.conv1.weight.mul_(3)
+            self.encoder.conv2.weight.mul_(4)
+        self.phones, self.words = nn.Linear(config.d_model, phones), nn.Linear(config.d_model, words)
+
+    def forward(self, mel):
+        encoder = self.encoder
+        x = F.gelu(encoder.conv2(F.gelu(encoder.conv1(mel)))).transpose(1, 2)
+        x = x + encoder.embed_positions.weight[:x.shape[1]]
+        for layer in encoder.layers:
+            x = layer(x)
+        x = encoder.layer_norm(x)
+        return self.phones(x), self.words(x)
+
+
+def classes(split: Split, spoken: list) -> tuple:
+    """What the heads tell apart: (family, phone) -> class, word -> class, from 1 on. Class 0 is silence in both: "pau".
+    Phones are classes of their own in each family: the synthesizers do not mean the same by a name."""
+    rows = [split.rows[i] for i in spoken]
+    phones = sorted({(row["family"], name) for row in rows for name, _, _ in row["phones"] if name != "pau"})
+    words = sorted({word for row in rows for word, _, _ in row["words"]})
+    return {phone: n for n, phone in enumerate(phones, 1)}, {word: n for n, word in enumerate(words, 1)}
+
+
+def frame_labels(spans: list, frames: int) -> torch.Tensor:
+    """[(class, start, end)] in seconds -> (frames,) class of each mel frame, 0 where there is none."""
+    labels = torch.zeros(frames, dtype=torch.long)
+    for n, start, end in spans:
+        labels[round(start * MEL_RATE):round(end * MEL_RATE)] = n
+    return labels
+
+
+def spliced(a: tuple, b: tuple, cuts: tuple) -> tuple:
+    """The first part of one clip and the last of another, (mel, phones, words) each, cut at mel frames between words:
+    an order of words that no sentence pattern predicts. As long as the longer one at most."""
+    return tuple(torch.cat([x[..., :cuts[0]], y[..., cuts[1]:]], -1)[..., :max(x.shape[-1], y.shape[-1])]
+                 for x, y in zip(a, b))
+
+
+def uniform(generator, batch: int, low: float, high: float) -> torch.Tensor:
+    """(batch, 1, 1) random numbers."""
+    return low + (high - low) * torch.rand(batch, 1, 1, generator=generator)
+
+
+def mel_centres(n_mels: int) -> torch.Tensor:
+    """(n_mels,) where each mel band lies, in Hz."""
+    filters = mel_filters(n_mels)
+    return filters @ torch.linspace(0, SAMPLE_RATE / 2, filters.shape[1]) / filters.sum(1)
+
+
+def augment(mel, labels, width: float, generator) -> tuple:
+    """mel (B, n_mels, T), labels (K, B, T), T even -> the same as others might say it; labels (K, B, T / 2), one for
+    each encoder state. width: 0 lightly, 1 as widely as it goes.
+
+    Time is stretched by up to 10 %, and the labels with it. Frequencies are multiplied by 0.96 ... 1.05, at width 1 by
+    0.84 ... 1.2: a longer or shorter vocal tract. Then gain (+-12 dB), for half of them a hiss at least 20 dB, at
+    width 1 6 dB, below the voice, and one band and one moment left out."""
+    B, M, T = mel.shape
+    centres = mel_centres(M).numpy()
+    pace = uniform(generator, B, 0.9, 1.1)
+    low, high = math.log(0.96 - 0.12 * width), math.log(1.05 + 0.15 * width)
+    stretch = uniform(generator, B, low, high).exp().flatten().tolist()
+    bands = np.stack([np.interp(centres * s, centres, np.arange(M)) for s in stretch])      # (B, M) source bands
+    moments = (torch.arange(T) * pace).clamp(max=T - 1)                                     # (B, 1, T) source frames
+    grid = torch.stack([(moments * 2 / (T - 1) - 1).expand(B, M, T),
+                        torch.from_numpy(bands).float()[..., None].expand(B, M, T) * 2 / (M - 1) - 1], -1)
+    mel = F.grid_sample(mel[:, None], grid, padding_mode="border", align_corners=True)[:, 0]
+    labels = labels.gather(2, moments[:, 0, ::2].round().long().expand(len(labels), -1, -1))
+
+    mel = mel + uniform(generator, B, -0.3, 0.3)                    # 0.25 is 10 dB
+    power = 10 ** (4 * mel - 4)
+    level = power.mean((1, 2), keepdim=True).log10() - uniform(generator, B, 2 - 1.4 * width, 4)
+    tilt = uniform(generator, B, -1.5, 0.5) * torch.linspace(0, 1, M)[:, None]
+    hiss = -torch.rand(2, B, M, T, generator=generator).clamp(min=1e-6).log().mean(0)
+    hiss = hiss * 10 ** (level + tilt - tilt.mean(1, keepdim=True)) * (uniform(generator, B, 0, 1) < 0.5)
+    mel = ((power + hiss).log10() + 4) / 4
+    for axis, size, longest in ((torch.arange(M)[:, None], M, M // 8), (torch.arange(T), T, 15)):
+        start, length = uniform(generator, B, 0, size), uniform(generator, B, 0, longest)
+        mel = torch.where((axis >= start) & (axis < start + length), mel.mean((1, 2), keepdim=True), mel)
+    return mel, labels
+
+
+FAMILY_SHARES = {"espeak": 0.5, "flite": 0.5}
+POOL = 16              # batches whose clips are drawn together, sorted by length and dealt out
+
+
+def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 2000, batch: int = 24, rate: float = 3e-3,
+                  seed: int = 0) -> None:
+    """Teach the encoder to hear which phone and which word sounds at each moment; the heads are thrown away.
+
+    The augmentation starts lightly and is at its widest after the first 40 % of the steps; then half of the clips go on
+    as another one from some word on. Log-mels are computed once and kept in memory, 0.6 GB for 10 hours."""
+    out = Path(folder) / "encoder"
+    if (out / "model.safetensors").exists():
+        return
+    ears = config.speech_encoder
+    spoken = [i for i, row in enumerate(split.rows) if {"audio", "words", "phones"} <= row.keys()]
+    drawn = shares([split.rows[i]["family"] for i in spoken], FAMILY_SHARES)
+    lengths = [split.rows[i]["audio"][1] for i in spoken]
+    phones, words = classes(split, spoken)
+    torch.manual_seed(seed)
+    listener, clips = Listener(ears, 1 + len(phones), 1 + len(words)), {}
+
+    def clip(i) -> tuple:
+        """(mel, phones, words) of a sample, cut to the window."""
+        if i not in clips:
+            row = split[spoken[i]]
+            frames = min(len(row["audio"]) // HOP // 2 * 2, ears.n_frames)
+            mel = log_mel(torch.from_numpy(row["audio"]), ears.num_mel_bins, frames)
+            named = [(phones.get((row["family"], name), 0), start, end) for name, start, end in row["phones"]]
+            said = [(words[word], start, end) for word, start, end in row["words"]]
+            clips[i] = mel.half(), frame_labels(named, frames).short(), frame_labels(said, frames).short()
+        return clips[i]
+
+    def cut(i, generator) -> int:
+        """A mel frame of a clip at which a word starts."""
+        starts = [round(start * MEL_RATE) for _, start, _ in split.rows[spoken[i]]["words"]] or [0]
+        return starts[int(torch.randint(len(starts), (), generator=generator))]
+
+    def loss(step, generator):
+        random, width = np.random.default_rng((seed, step // POOL)), min(1, step / (0.4 * steps))
+        pool = sorted(random.choice(len(spoken), POOL * batch, p=drawn), key=lambda i: lengths[i])
+        first = random.permutation(POOL)[step % POOL] * batch
+        picked = pool[first:first + batch]
+        batch_clips = [clip(i) for i in picked]
+        for n, i in enumerate(picked):
+            if torch.rand((), generator=generator) < 0.5 * width:
+                other = int(torch.randint(batch, (), generator=generator))
+                cuts = cut(i, generator), cut(picked[other], generator)
+                batch_clips[n] = spliced(batch_clips[n], clip(picked[other]), cuts)
+        longest = max(mel.shape[1] for mel, _, _ in batch_clips)
+        mel = torch.stack([F.pad(m.float(), (0, longest - m.shape[1]), value=float(m.min())) for m, *_ in batch_clips])
+        labels = [torch.stack([F.pad(c[k], (0, longest - len(c[k]))) for c in batch_clips]) for k in (1, 2)]
+        mel, labels = augment(mel, torch.stack(labels).long(), width, generator)
+        logits = listener(mel)
+        losses = [F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in zip(logits, labels)]
+        right = [((x.argmax(-1) == y) & (y > 0)).sum() / (y > 0).sum().clamp(min=1) for x, y in zip(logits, labels)]
+        return losses[0] + 0.5 * losses[1], {"phones": losses[0], "words": losses[1], "phones_right": right[0],
+                                             "words_right": right[1]}
+
+    fit("encoder", listener, loss, steps, rate, folder, warmup=50, seed=seed)
+    write_part(out, asdict(ears), "model.encoder", listener.encoder)
+
+
+# ---------------------------------------------------------------- together
+
+
+def compose(folder, out, seed: int = 0) -> None:
+    """folder/{llm, encoder, generator, speech_tokenizer, speech_decoder} -> the checkpoint that the stages start from.
+    Raises ValueError or OSError for a part that is missing or does not fit; then nothing is written."""
+    sources = {"--llm": "llm", "--speech-encoder": "encoder", "--speech-generator": "generator",
+               "--speech-tokenizer": "speech_tokenizer", "--speech-decoder": "speech_decoder"}
+    given = [text for flag, part in sources.items() for text in (flag, str(Path(folder) / part))]
+    prepare.make_weights(prepare.arguments().parse_args(
+        ["weights", "--preset", "mini", "--out", str(out), "--seed", str(seed), "--overwrite", *given]))
