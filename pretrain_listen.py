@@ -155,7 +155,7 @@ def shares(kinds: list, wanted: dict) -> np.ndarray:
     return drawn / drawn.sum()
 
 
-def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 500, batch: int = 48, rate: float = 4e-3,
+def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 600, batch: int = 48, rate: float = 4e-3,
               seed: int = 0) -> None:
     """Teach the language model the domain's text, in folder/llm's vocabulary: to answer, and to repeat what it is told.
 
