@@ -291,10 +291,10 @@ def augment(mel, labels, width: float, generator) -> tuple:
 
 
 FAMILY_SHARES = {"espeak": 0.5, "flite": 0.5}
-POOL = 16              # batches whose clips are drawn together, sorted by length and dealt out
+POOL = 32              # batches whose clips are drawn together, sorted by length and dealt out
 
 
-def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 2000, batch: int = 24, rate: float = 3e-3,
+def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 3600, batch: int = 12, rate: float = 2e-3,
                   seed: int = 0) -> None:
     """Teach the encoder to hear which phone and which word sounds at each moment; the heads are thrown away.
 
