@@ -14,7 +14,6 @@ import argparse
 import pickle
 import re
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections import Counter
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 import speech_tokenizer
 import weights
+from cli import one_line_errors
 from flow import CFMConfig, EncoderConfig, EstimatorConfig, FlowConfig, MatchingConfig
 from hift import F0Config, HiFTConfig
 from model import TOKENIZER_FILES, ExOmni, ExOmniConfig, official_name, our_name, preset, write_checkpoint
@@ -468,14 +468,8 @@ def arguments() -> argparse.ArgumentParser:
 
 def main(argv=None) -> None:
     args = arguments().parse_args(argv)
-    try:
+    with one_line_errors("interrupted: nothing was written, downloads are kept"):
         args.run(args)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written, downloads are kept", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

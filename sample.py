@@ -29,7 +29,6 @@ from model import Answer, ExOmni
 from tokenizer import past_turn, trim_history, with_system
 from whisper import load_audio
 
-
 EXTRA = [ending for ending in EXPORTS if ending not in ("json", "html")]       # what is not written anyway
 
 
