@@ -1,7 +1,8 @@
 """One training loop for the parts of the mini preset that are made from nothing (pretrain.py).
 
-fit(part, module, loss, steps, rate, folder): AdamW, warm-up, cosine, a log line now and then, and a state file that an
-interrupted run goes on from, exactly. The four stages of Ex-Omni have their own loop: train.py.
+fit(part, module, loss, steps, rate, folder): AdamW, and Muon for the matrices that it is told of, warm-up, cosine, a log
+line now and then, and a state file that an interrupted run goes on from, exactly. The four stages of Ex-Omni have their
+own loop: train.py.
 """
 import json
 import math
@@ -14,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 import weights
+from optim import Muon
 
 SAVE_SECONDS = 60
 LOG_STEPS = 20
@@ -27,8 +29,9 @@ def rate_at(step: int, steps: int, warmup: int) -> float:
 
 
 def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, warmup: int = 100, betas=(0.9, 0.98),
-        weight_decay: float = 0.01, clip: float = 1.0, seed: int = 0) -> None:
-    """Minimise loss(step, generator) -> (scalar tensor, {name: number or tensor}) over module's parameters, AdamW.
+        weight_decay: float = 0.01, clip: float = 1.0, seed: int = 0, matrices=()) -> None:
+    """Minimise loss(step, generator) -> (scalar tensor, {name: number or tensor}) over module's parameters: Muon those in
+    `matrices` (two-dimensional, not tables), AdamW all others.
 
     All randomness of a step comes from the generator, seeded by the step, so that an interrupted run goes on as if it had
     never stopped: folder/<part>.state.safetensors holds parameters, buffers and optimizer state, and is removed at the
@@ -37,25 +40,29 @@ def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, war
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     state_path, parameters = folder / f"{part}.state.safetensors", [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=betas, weight_decay=weight_decay)
-    first = restore(state_path, module, optimizer) if state_path.exists() else 0
+    muon = Muon({str(i): p for i, p in enumerate(matrices)})
+    optimizer = torch.optim.AdamW([p for p in parameters if not any(p is m for m in matrices)], lr=rate, betas=betas,
+                                  weight_decay=weight_decay)
+    first = restore(state_path, module, optimizer, muon) if state_path.exists() else 0
     generator, saved, sums, since = torch.Generator(), time.monotonic(), {}, first
     cpu = time.process_time()
 
     def save(step):
-        weights.write_tensors(state_path, state_of(module, optimizer) | {"step": torch.tensor(step)})
+        weights.write_tensors(state_path, state_of(module, optimizer, muon) | {"step": torch.tensor(step)})
 
     bar = tqdm(range(first, steps), initial=first, total=steps, desc=part, disable=None)
     step = first
     try:
         for step in bar:
+            now = rate * rate_at(step, steps, warmup)
             for group in optimizer.param_groups:
-                group["lr"] = rate * rate_at(step, steps, warmup)
+                group["lr"] = now
             value, parts = loss(step, generator.manual_seed(seed * 1_000_003 + step))
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             norm = nn.utils.clip_grad_norm_(parameters, clip)
             optimizer.step()
+            muon.step(now)
             for name, number in ({"loss": value, "gradient": norm} | parts).items():
                 sums[name] = sums.get(name, 0.0) + float(torch.as_tensor(number).detach())
             if (step + 1) % LOG_STEPS == 0 or step + 1 == steps:
@@ -74,15 +81,16 @@ def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, war
     state_path.unlink(missing_ok=True)
 
 
-def state_of(module, optimizer) -> dict:
+def state_of(module, optimizer, muon) -> dict:
     """Everything a run needs to go on, as named tensors."""
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    tensors |= {f"muon.{name}": moment for name, moment in muon.moments.items()}
     for i, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{i}.{name}": torch.as_tensor(value) for name, value in state.items()}
     return tensors
 
 
-def restore(path, module, optimizer) -> int:
+def restore(path, module, optimizer, muon) -> int:
     """Load what `state_of` gave; the step to go on from."""
     tensors = load_file(path)
     try:
@@ -90,6 +98,7 @@ def restore(path, module, optimizer) -> int:
     except RuntimeError as error:
         raise ValueError(f"{path} belongs to a run of another size: remove it to start over "
                          f"({str(error).splitlines()[-1].strip()})") from None
+    muon.moments = {name: tensors[f"muon.{name}"] for name in muon.moments}
     saved = optimizer.state_dict()
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

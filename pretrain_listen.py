@@ -30,7 +30,7 @@ import weights
 from data import Split
 from fit import fit
 from model import ExOmniConfig
-from qwen3 import Qwen3
+from qwen3 import Qwen3, Qwen3Config
 from speech_generator import IGNORE
 from tokenizer import QWEN_PATTERN, SPEECH_ID, SYSTEM_PROMPT, Tokenizer
 from whisper import HOP, SAMPLE_RATE, WhisperConfig, WhisperEncoder, log_mel, mel_filters
@@ -160,15 +160,12 @@ def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 600, batc
     """Teach the language model the domain's text, in folder/llm's vocabulary: to answer, and to repeat what it is told.
 
     Where a sample has sound, the model reads what perfect ears would hand on: stage I can then teach the projector to
-    be such ears with the language model frozen. Also writes folder/generator: the untrained Qwen3 of the generator."""
+    be such ears with the language model frozen. Also writes folder/generator."""
     out = Path(folder) / "llm"
     if (out / "model.safetensors").exists():
         return
     tokenizer = Tokenizer.from_pretrained(out)
-    torch.manual_seed(seed)
-    llm, speaker = Qwen3(config.llm), Qwen3(config.generator.llm)
-    llm.init_weights(INIT)
-    speaker.init_weights()
+    llm = untrained(config.llm, INIT, seed)
     frames = config.speech_encoder.max_source_positions // config.projector_stride
     frame_rate = MEL_RATE / 2 / config.projector_stride
     drawn = torch.from_numpy(shares([row["task"] for row in split.rows], TASK_SHARES))
@@ -184,10 +181,22 @@ def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 600, batc
         total, right, count = (sum(column) for column in zip(*halves))
         return total / count, {"accuracy": right / count}
 
-    fit("llm", llm, loss, steps, rate, folder, seed=seed)
-    stop = {"eos_token_id": list(tokenizer.stop_ids)}
-    for part, model in (("generator", speaker), ("llm", llm)):
-        write_part(Path(folder) / part, asdict(model.config) | stop, "model", model)
+    fit("llm", llm, loss, steps, rate, folder, seed=seed, matrices=layer_matrices(llm))
+    write_generator(config, folder)
+    write_part(out, asdict(llm.config) | {"eos_token_id": list(tokenizer.stop_ids)}, "model", llm)
+
+
+def untrained(config: Qwen3Config, spread: float, seed: int) -> Qwen3:
+    torch.manual_seed(seed)
+    model = Qwen3(config)
+    model.init_weights(spread)
+    return model
+
+
+def write_generator(config: ExOmniConfig, folder, seed: int = 0) -> None:
+    """folder/generator: the untrained Qwen3 that the speech generator starts from."""
+    speaker = untrained(config.generator.llm, 0.02, seed)
+    write_part(Path(folder) / "generator", asdict(speaker.config), "model", speaker)
 
 
 def write_part(folder: Path, config: dict, prefix: str, module: nn.Module) -> None:
@@ -211,6 +220,7 @@ class Listener(nn.Module):
         with torch.no_grad():                   # else the sound is 20 times fainter than the positions it is added to
             self.encoder.conv1.weight.mul_(3)
             self.encoder.conv2.weight.mul_(4)
+        look_around(self.encoder)
         self.phones, self.words = nn.Linear(config.d_model, phones), nn.Linear(config.d_model, words)
 
     def forward(self, mel):
@@ -221,6 +231,40 @@ class Listener(nn.Module):
             x = layer(x)
         x = encoder.layer_norm(x)
         return self.phones(x), self.words(x)
+
+
+NEAR = (2, 1, 3)       # in layer 0, 1, 2, 3 = 0, ...: half the heads look that many states away, half three times as far
+
+
+@torch.no_grad()
+def look_around(encoder: WhisperEncoder, sharpness: float = 2.0) -> None:
+    """Untrained heads look at a fixed distance, each at its own, half of them back: attention need not learn from nothing
+    what sinusoids are good for. The rest of the query and key weights is made fainter.
+
+    A turn of a sinusoid's (sine, cosine) by its angle times a distance is that sinusoid the distance away: so is the key
+    of each pair the query's, turned."""
+    D, heads = encoder.config.d_model, encoder.config.encoder_attention_heads
+    dim = D // heads
+    frequencies = torch.exp(-math.log(10_000) * torch.arange(D // 2) / (D // 2 - 1))       # of `whisper.sinusoids`
+    usable = (frequencies > 0.02).nonzero()[:, 0]                  # slower ones are as good as constant over a word
+    sines = usable[torch.arange(dim // 2) * len(usable) // (dim // 2)]
+    for n, layer in enumerate(encoder.layers):
+        q, k = layer.self_attn.q_proj.weight.mul_(0.3), layer.self_attn.k_proj.weight.mul_(0.3)
+        for head in range(heads):
+            distance = NEAR[n % len(NEAR)] * (1, 3)[head // 2 % 2] * (-1, 1)[head % 2]
+            turn = frequencies[sines] * distance
+            sine_rows, cosine_rows = head * dim + torch.arange(0, dim - 1, 2), head * dim + torch.arange(1, dim, 2)
+            q[sine_rows, sines] += sharpness
+            q[cosine_rows, D // 2 + sines] += sharpness
+            k[sine_rows, sines] += sharpness * turn.cos()
+            k[sine_rows, D // 2 + sines] -= sharpness * turn.sin()
+            k[cosine_rows, D // 2 + sines] += sharpness * turn.cos()
+            k[cosine_rows, sines] += sharpness * turn.sin()
+
+
+def layer_matrices(module: nn.Module) -> list:
+    """The weights of all linear layers in its transformer layers: what Muon is for."""
+    return [p for name, p in module.named_parameters() if p.ndim == 2 and "layers." in name]
 
 
 def classes(split: Split, spoken: list) -> tuple:
@@ -294,7 +338,7 @@ FAMILY_SHARES = {"espeak": 0.5, "flite": 0.5}
 POOL = 32              # batches whose clips are drawn together, sorted by length and dealt out
 
 
-def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 3600, batch: int = 12, rate: float = 2e-3,
+def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 3200, batch: int = 16, rate: float = 2e-3,
                   seed: int = 0) -> None:
     """Teach the encoder to hear which phone and which word sounds at each moment; the heads are thrown away.
 
@@ -348,7 +392,7 @@ def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 3600,
         return losses[0] + 0.5 * losses[1], {"phones": losses[0], "words": losses[1], "phones_right": right[0],
                                              "words_right": right[1]}
 
-    fit("encoder", listener, loss, steps, rate, folder, warmup=50, seed=seed)
+    fit("encoder", listener, loss, steps, rate, folder, warmup=50, seed=seed, matrices=layer_matrices(listener.encoder))
     write_part(out, asdict(ears), "model.encoder", listener.encoder)
 
 

@@ -22,7 +22,7 @@ def problem():
 
 def test_the_loss_falls_and_is_logged(tmp_path):
     module, loss = problem()
-    fit.fit("part", module, loss, 60, 1e-2, tmp_path, warmup=5)
+    fit.fit("part", module, loss, 60, 1e-2, tmp_path, warmup=5, matrices=[module[0].weight])
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [20, 40, 60]
     assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
@@ -31,7 +31,7 @@ def test_the_loss_falls_and_is_logged(tmp_path):
 
 def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
     whole, loss = problem()
-    fit.fit("part", whole, loss, 30, 1e-2, tmp_path / "a", warmup=5)
+    fit.fit("part", whole, loss, 30, 1e-2, tmp_path / "a", warmup=5, matrices=[whole[0].weight])
     monkeypatch.setattr(fit, "SAVE_SECONDS", 0)                     # save after every step
     broken, loss = problem()
 
@@ -40,19 +40,35 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return loss(step, generator)
     with pytest.raises(KeyboardInterrupt):
-        fit.fit("part", broken, interrupted, 30, 1e-2, tmp_path / "b", warmup=5)
+        fit.fit("part", broken, interrupted, 30, 1e-2, tmp_path / "b", warmup=5, matrices=[broken[0].weight])
     assert "step 17 of 30" in capsys.readouterr().out
     again, loss = problem()
-    fit.fit("part", again, loss, 30, 1e-2, tmp_path / "b", warmup=5)
+    fit.fit("part", again, loss, 30, 1e-2, tmp_path / "b", warmup=5, matrices=[again[0].weight])
     for (name, a), b in zip(whole.state_dict().items(), again.state_dict().values()):
         assert torch.equal(a, b), name
+
+
+def test_muon_steps_are_orthogonal_and_of_the_promised_size():
+    random = torch.Generator().manual_seed(0)
+    for size in ((6, 20), (20, 6)):
+        p = nn.Parameter(torch.zeros(size))
+        p.grad = torch.randn(size, generator=random) * torch.logspace(-1, 1, size[1])         # directions 100 apart
+        fit.Muon({"p": p}).step(1e-3)
+        values = torch.linalg.svdvals(p.detach())
+        assert values.max() / values.min() < 2                      # Jordan's coefficients: between .7 and 1.2
+        rms = p.detach().square().mean().sqrt().item()
+        assert 0.3e-3 < rms < 0.7e-3 and p.grad is None
+        p.grad = -torch.sign(p.detach())
+        before = p.detach().clone()
+        fit.Muon({"p": p}).step(1e-3)
+        assert ((p.detach() - before) * before).sum() > 0           # against the gradient
 
 
 def test_a_state_of_another_size_is_refused(tmp_path):
     module, _ = problem()
     optimizer = torch.optim.AdamW(module.parameters())
     fit.weights.write_tensors(tmp_path / "part.state.safetensors",
-                              fit.state_of(nn.Linear(3, 3), optimizer) | {"step": torch.tensor(1)})
+                              fit.state_of(nn.Linear(3, 3), optimizer, fit.Muon({})) | {"step": torch.tensor(1)})
     with pytest.raises(ValueError, match="another size: remove it to start over"):
         fit.fit("part", *problem(), 3, 1e-2, tmp_path)
 

@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 
-from optim import SharedAdamW, share_out
+from optim import SharedOptimizer, share_out
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def loss_of(net, step):
 
 def test_one_process_in_float32_is_adamw_bit_for_bit(net):
     plain = copy.deepcopy(net)
-    ours = SharedAdamW(parts_of(net), weight_decay=0.1)
+    ours = SharedOptimizer(parts_of(net), weight_decay=0.1)
     theirs = torch.optim.AdamW([{"params": plain[i].parameters()} for i in (0, 2)], betas=(0.9, 0.95), weight_decay=0.1)
     for step in range(5):
         loss_of(net, step).backward()
@@ -44,7 +44,7 @@ def test_one_process_in_float32_is_adamw_bit_for_bit(net):
 
 def test_gradients_add_up_over_pieces(net):
     plain = copy.deepcopy(net)
-    pieces, whole = SharedAdamW(parts_of(net)), SharedAdamW(parts_of(plain))
+    pieces, whole = SharedOptimizer(parts_of(net)), SharedOptimizer(parts_of(plain))
     for step in range(3):
         loss_of(net, step).backward()
         pieces.collect()
@@ -58,7 +58,7 @@ def test_gradients_add_up_over_pieces(net):
 def test_small_steps_on_bfloat16_weights_are_not_lost():
     """1100 steps of 2e-6 move a weight of 1 by 2.2e-3, over half of bfloat16's spacing below 1: it ends one below."""
     p = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
-    optimizer = SharedAdamW({"all": (2e-6, {"p": p})})
+    optimizer = SharedOptimizer({"all": (2e-6, {"p": p})})
     for step in range(1100):
         p.grad = torch.ones_like(p)
         optimizer.collect()
@@ -67,10 +67,26 @@ def test_small_steps_on_bfloat16_weights_are_not_lost():
     assert optimizer.mine["p"][0].item() == pytest.approx(1 - 1100 * 2e-6, abs=4e-5)    # 1100 roundings of 3e-8
 
 
+def test_muon_trains_the_matrices_it_is_told_of_and_adamw_the_rest(net):
+    plain, before = copy.deepcopy(net), copy.deepcopy(net)
+    ours, theirs = SharedOptimizer(parts_of(net), matrices={"0.weight"}), SharedOptimizer(parts_of(plain))
+    for model, optimizer in ((net, ours), (plain, theirs)):
+        loss_of(model, 0).backward()
+        optimizer.collect()
+        optimizer.step(0.5)
+    for name, p in net.named_parameters():
+        assert torch.equal(p, plain.get_parameter(name)) == (name != "0.weight")
+    step = (net[0].weight - before[0].weight).detach()
+    values = torch.linalg.svdvals(step)
+    assert values[0] < 2 * values[3]                  # orthogonal, about; six samples make at most six directions
+    assert step.square().mean().sqrt().item() == pytest.approx(0.5 * 1e-2 / 2, rel=0.4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_loaded_state_goes_on_exactly(net, dtype):
+@pytest.mark.parametrize("matrices", [(), ("0.weight", "2.weight")])
+def test_a_loaded_state_goes_on_exactly(net, dtype, matrices):
     net = net.to(dtype)
-    optimizer = SharedAdamW(parts_of(net))
+    optimizer = SharedOptimizer(parts_of(net), matrices=matrices)
 
     def run(net, optimizer, steps):
         for step in steps:
@@ -79,7 +95,7 @@ def test_a_loaded_state_goes_on_exactly(net, dtype):
             optimizer.step(1.0)
     run(net, optimizer, range(2))
     again = copy.deepcopy(net)
-    loaded = SharedAdamW(parts_of(again))
+    loaded = SharedOptimizer(parts_of(again), matrices=matrices)
     loaded.load({name: tensor.clone() for name, tensor in optimizer.state().items()})
     run(net, optimizer, range(2, 4))
     run(again, loaded, range(2, 4))
@@ -89,7 +105,7 @@ def test_a_loaded_state_goes_on_exactly(net, dtype):
 
 
 def test_a_gradient_that_is_not_a_number_changes_nothing(net):
-    optimizer, before = SharedAdamW(parts_of(net)), copy.deepcopy(net.state_dict())
+    optimizer, before = SharedOptimizer(parts_of(net)), copy.deepcopy(net.state_dict())
     (loss_of(net, 0) * float("nan")).backward()
     optimizer.collect()
     assert torch.tensor(optimizer.step(1.0)).isnan()

@@ -201,6 +201,19 @@ def test_the_encoder_learns_phones_and_words(parts):
     assert phones[-1] > 0.3 > phones[0], "half at most: both families sound the same here"
 
 
+def test_untrained_heads_look_a_fixed_distance_away_some_of_them_back():
+    encoder = listen.Listener(preset("mini").speech_encoder, 2, 2).encoder
+    positions, heads = encoder.embed_positions.weight, encoder.config.encoder_attention_heads
+    distances = set()
+    for layer in encoder.layers:
+        q, k = ((positions @ p.weight.T).unflatten(1, (heads, -1)).transpose(0, 1)
+                for p in (layer.self_attn.q_proj, layer.self_attn.k_proj))
+        looked_at = (q @ k.mT)[:, 20:-20].argmax(-1) - torch.arange(20, len(positions) - 20)        # (heads, states)
+        assert (looked_at == looked_at[:, :1]).all()
+        distances |= set(looked_at[:, 0].tolist())
+    assert distances == {-9, -6, -3, -2, -1, 1, 2, 3, 6, 9}
+
+
 def test_the_families_phones_are_classes_of_their_own_and_silence_is_none(split):
     phones, words = listen.classes(split, [i for i, row in enumerate(split.rows) if "words" in row])
     assert set(words) == set(TONES) and min(words.values()) == 1
