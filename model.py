@@ -130,7 +130,7 @@ PRESETS = {name: ExOmniConfig(llm=size) for name, size in SIZES.items()} | {
         speech_encoder=WhisperConfig(80, 192, 4, 4, 768, 256),
         generator=GeneratorConfig(Qwen3Config(960, 192, 576, 4, 4, 2, 48, max_position_embeddings=4096,
                                               tie_word_embeddings=True), 1024, 1, 4, 48),
-        face=FaceConfig(192, 1024, 64, 128, 4, 4, tqgf_heads=4, tqgf_dim_head=32),
+        face=FaceConfig(192, 1024, 64, 128, 4, 4, dropout=0.0, tqgf_heads=4, tqgf_dim_head=32),
         projector_hidden=512, stop_ids=(958, 956), dtype="float32")}
 
 

@@ -378,7 +378,7 @@ def begin_as_copy(estimator, average) -> None:
 
 # ---- vocoder ----------------------------------------------------------------------------------------------------
 
-def train_hift(voice: Split, folder, steps=4000, decoder=DECODER, rows=8) -> None:
+def train_hift(voice: Split, folder, steps=2800, decoder=DECODER, rows=8) -> None:
     """The vocoder, on true mels, then on those that the trained tokenizer and flow make. rows: segments per batch.
 
     The waveform is made with the true pitch, the predictor learns it beside. Writes speech_decoder/hift.safetensors.

@@ -32,7 +32,7 @@ from batches import check, collate, draw, pieces, rows_of
 from cli import one_line_errors
 from data import Split
 from model import LOSSES, ExOmni, loss_counts
-from optim import SharedAdamW, add_up, place
+from optim import SharedOptimizer, add_up, place
 from runs import begin, interrupts, memory_peak, predecessors, recover, save, tell
 
 PARTS = {"encoder": ["speech_encoder"], "projector": ["speech_projector"], "llm": ["llm", "lm_head"],
@@ -49,6 +49,7 @@ class Stage:
     batch: int             # samples a step, over all processes and accumulated pieces
     warmup: float          # share of the steps
     accumulate: int        # pieces of a batch that each process works through one after the other
+    muon: bool = False     # trains the matrices, at the same rate; AdamW all else
 
 
 ASR, TTS, FACE, ALL = ("asr",), ("tts",), ("face",), ("qa", "chat")
@@ -58,12 +59,16 @@ STAGES = {
         2: Stage(TTS, ("units",), {"generator": 1e-4}, 3, 128, 0.1, 1),
         3: Stage(FACE, ("face",), {"face": 1e-3}, 10, 128, 0.1, 1),
         4: Stage(ALL, ("text", "units", "face"), {"llm": 2e-6, "generator": 5e-5, "face": 5e-5}, 3, 8, 0.1, 4)},
-    "mini": {              # for a language model less than 512 wide, which has everything still to learn
-        1: Stage(ASR, ("text",), {"projector": 2e-3}, 2, 48, 0.1, 1),
-        2: Stage(TTS, ("units",), {"generator": 1e-3}, 10, 16, 0.1, 1),
-        3: Stage(FACE, ("face",), {"face": 1e-3}, 10, 16, 0.1, 1),
-        4: Stage(ALL, ("text", "units", "face"), {"projector": 1e-3, "llm": 1e-3, "generator": 2e-4, "face": 2e-4},
-                 3, 48, 0.1, 1)}}
+    # For a language model less than 512 wide, which has everything still to learn. Its stage IV keeps reading aloud too:
+    # the answers of so small a world are too few to speak, and to move a face, in general.
+    "mini": {
+        1: Stage(ASR, ("text",), {"projector": 2e-3}, 1, 48, 0.1, 4, muon=True),
+        2: Stage(TTS, ("units",), {"generator": 2e-3}, 6, 16, 0.1, 4, muon=True),
+        3: Stage(FACE, ("face",), {"face": 2e-3}, 7, 16, 0.1, 4, muon=True),
+        4: Stage(ALL + FACE, ("text", "units", "face"),
+                 {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 2, 48, 0.1, 4, muon=True)}}
+# What of a transformer is no map from states to states: embeddings and output layers are AdamW's.
+TABLES = ("embed", "lm_head", "llm_decoder", "out_head")
 # Ablation -> the part it changes, which the stage must train. config.json keeps it: so do the stages after.
 ABLATIONS = {"velocity": "face", "speech-context": "face", "context": "generator", "tqgf": "generator"}
 FIXED = ("init_from", "row", "epochs", "steps", "batch", "accumulate", "lr", "seed", "dtype", "ablate")
@@ -98,7 +103,7 @@ def parse(argv=None) -> argparse.Namespace:
     add("--recompute", action=argparse.BooleanOptionalAction,
         help="recompute activations in the backward pass: slower, less memory (default: on a GPU)")
     add("--log-every", type=positive, default=10, help="steps (default: %(default)s)")
-    add("--val-every", type=positive, help="steps (default: ten times in all)")
+    add("--val-every", type=positive, help="steps (default: five times in all)")
     add("--save-every", type=positive, help="steps (default: ten times in all)")
     add("--stop-at", type=positive, metavar="STEP", help="save and stop after this step; --resume goes on")
     return p.parse_args(argv)
@@ -218,7 +223,7 @@ def announce(run, model, splits, device, args, accumulate, world) -> None:
     print(f"{run['steps']} steps of {run['batch']} samples, {run['steps'] * run['batch'] / samples[0]:.3g} epochs; "
           f"seed {run['seed']}; processes: {world}, pieces of a batch one after the other: {accumulate}"
           + (f" (not {run['accumulate']}: each needs a sample)" if accumulate < run["accumulate"] else ""))
-    print(f"AdamW, betas 0.9 and 0.95, no weight decay; warm-up over {run['warmup']:.0%} of the steps, then a cosine "
+    print(f"{'Muon for matrices, else ' * run['muon']}AdamW, betas 0.9 and 0.95, no weight decay; warm-up over {run['warmup']:.0%} of the steps, then a cosine "
           "to zero; gradients clipped at norm 1")
     for part in PARTS:
         count = sum(p.numel() for p in parameters(model, part).values())
@@ -303,13 +308,15 @@ def train(args) -> None:
     if args.recompute or args.recompute is None and device.type == "cuda":
         for layer in (*model.llm.layers, *model.speech_generator.llm.layers):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    optimizer = SharedAdamW(trained)
+    matrices = {name for _, params in trained.values() for name, p in params.items()
+                if run["muon"] and p.ndim == 2 and not any(table in name for table in TABLES)}
+    optimizer = SharedOptimizer(trained, matrices=matrices)
     accumulate = min(run["accumulate"], run["batch"] // world)      # each piece of a batch has a sample
     if rank == 0:
         announce(run, model, (training, validation), device, args, accumulate, world)
     begin(out, run, optimizer, args.resume)
     rows, steps, saved = rows_of(training, run["tasks"]), run["steps"], run["step"]
-    last, often = min(args.stop_at or steps, steps), max(1, steps // 10)
+    last = min(args.stop_at or steps, steps)
     speech = model.config.speech_encoder.max_source_positions // model.config.projector_stride     # rows a clip becomes
     reached, checked, since, seconds, tokens = set(), False, 0, 0.0, 0
     set_training(model, trained)
@@ -357,13 +364,13 @@ def train(args) -> None:
                 tell(out, {"step": done, **losses, "norm": norm, "rates": rates, "ms": 1000 * seconds / since,
                            "tokens_per_s": tokens / seconds, "memory_gib": memory_peak(device)}, bar, steps)
                 since, seconds, tokens = 0, 0.0, 0
-            if done % (args.val_every or often) == 0 or done == steps:
+            if done % (args.val_every or max(1, steps // 5)) == 0 or done == steps:
                 figures = validate(model, validation, run, -(-run["batch"] // len(parts)), device)
                 loss = sum(figures.get(name, 0.0) for name in run["losses"])
                 if figures and (run["best"] is None or loss < run["best"]["loss"]):
                     run["best"] = {"step": done, "loss": loss, **figures}
                 tell(out, {"step": done, "val": figures}, bar, steps)
-            if done % (args.save_every or often) == 0 or done == last:
+            if done % (args.save_every or max(1, steps // 10)) == 0 or done == last:
                 save(out, model, optimizer, run, device)
                 saved = done
         interrupted = run["step"] < last

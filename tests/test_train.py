@@ -87,7 +87,8 @@ def stages(base, data, tmp_path_factory):
     outs = {0: base}
     for stage in LOSSES:
         outs[stage] = tmp_path_factory.mktemp("stages") / f"stage{stage}"
-        train.main(command(data, outs[stage - 1], outs[stage], stage, "--steps", 12, "--val-every", 6, "--lr", 5e-3))
+        train.main(command(data, outs[stage - 1], outs[stage], stage, "--steps", 12, "--val-every", 6,
+                           "--lr", 1e-2 if stage == 1 else 5e-3))
     return outs
 
 
@@ -139,10 +140,10 @@ def test_the_log_has_every_figure(stages):
 def test_the_start_says_what_is_trained_at_which_rate(data, stages, tmp_path, capsys):
     train.main(command(data, stages[1], tmp_path / "out", 2, "--steps", 1))
     printed = capsys.readouterr().out
-    for line in (r"encoder .* frozen", r"generator .* rate 0.001", r"face .* frozen"):
+    for line in (r"encoder .* frozen", r"generator .* rate 0.002", r"face .* frozen"):
         assert any(re.search(line, text) for text in printed.splitlines()), line
     for text in ("row 'mini' of the table (the language model is 64 wide)", "cpu (no GPU found), float32",
-                 "warm-up over 10% of the steps", "next: python train.py --stage 3"):
+                 "Muon for matrices, else AdamW", "warm-up over 10% of the steps", "next: python train.py --stage 3"):
         assert text in printed
     train.main(command(data, stages[3], tmp_path / "paper", 4, "--steps", 1, "--row", "paper"))
     printed = capsys.readouterr().out
@@ -283,7 +284,7 @@ def test_two_processes_are_one(stages, still, data, tmp_path):
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     runs = [command(data, still, tmp_path / "two", 4, "--steps", 5),
-            command(data, stages[2], tmp_path / "two face", 3, "--steps", 5),
+            command(data, stages[2], tmp_path / "two face", 3, "--steps", 5, "--accumulate", 1),
             command(data, still, tmp_path / "twice", 4, "--steps", 5, "--stop-at", 2),
             ["--resume", "--out", str(tmp_path / "twice"), "--log-every", "1", "--val-every", "100"]]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
