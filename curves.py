@@ -1,0 +1,69 @@
+"""Loss curves of the four stages as a picture: `python curves.py mini/log.jsonl docs/curves.png`, or out/stage2/log.jsonl.
+
+Lines are means over the logged steps, dots the validation. Needs matplotlib.
+"""
+import argparse
+import json
+from pathlib import Path
+
+import weights
+from cli import one_line_errors
+from model import LOSSES
+
+COLOURS = dict(zip(LOSSES, ("tab:blue", "tab:orange", "tab:green")))
+
+
+def read(path) -> dict:
+    """A log -> stage -> {"train" or "val": {loss: [(step, value), ...]}}. Raises ValueError or OSError."""
+    stages, stage = {}, None
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise ValueError(f"{path}, line {number} is not json: expected the log.jsonl of train.py") from None
+        if "start" in row:
+            stage = f"stage {row['start']['stage']}"
+        elif stage and "step" in row and "part" not in row:
+            kind, figures = ("val", row["val"]) if "val" in row else ("train", row)
+            for name in LOSSES:
+                if name in figures:
+                    curves = stages.setdefault(stage, {"train": {}, "val": {}})[kind]
+                    curves.setdefault(name, []).append((row["step"], figures[name]))
+    if not stages:
+        raise ValueError(f"{path} holds no logged step: expected the log.jsonl of train.py")
+    return stages
+
+
+def draw(stages: dict, out) -> None:
+    """One panel per stage. Raises OSError without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise OSError("`pip install matplotlib` for the picture") from None
+    figure = Figure(figsize=(4 * len(stages), 3.2), layout="constrained")
+    for axes, (stage, curves) in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages.items()):
+        for name, points in curves["train"].items():
+            axes.plot(*zip(*points), color=COLOURS[name], lw=1, label=name)
+        for name, points in curves["val"].items():
+            axes.plot(*zip(*points), "o", color=COLOURS[name], ms=4, label=f"{name}, validation")
+        axes.set(title=stage, xlabel="step", yscale="log")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize=8)
+    with weights.replacing(out) as temporary:
+        figure.savefig(temporary, format=Path(out).suffix.lower().removeprefix(".") or "png", dpi=100)
+
+
+def main(argv=None) -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("log", help="log.jsonl of train.py, or of make_mini.py")
+    p.add_argument("out", help=".png or .svg")
+    args = p.parse_args(argv)
+    with one_line_errors():
+        if Path(args.out).suffix.lower() not in (".png", ".svg"):
+            raise ValueError(f"{args.out}: expected a path that ends in .png or .svg")
+        draw(read(args.log), args.out)
+        print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    main()
