@@ -89,7 +89,7 @@ def closure_rate(track, segments, head: Head, share: float = 0.10) -> float:
     closed = 0
     for start, end in segments:
         first = min(round(start * FPS), last)
-        closed += gap[first:max(first + 1, min(round(end * FPS), last) + 1)].min() <= limit
+        closed += gap[first:max(first + 1, min(round(end * FPS), last) + 1)].min() < limit
     return closed / len(segments)
 
 

@@ -1,0 +1,135 @@
+"""The face's figures for evaluate.py: what a checkpoint makes of answers that training never saw, against the teacher.
+
+Teacher-forced on the face rows of val: reference units and the generator's states -> face. Tracks are (F, 52) at 30 frames
+per second (arkit.py); metrics are face.py's (spec face 1), and what is added here.
+"""
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from arkit import ARKIT_NAMES
+from batches import check, collate, pieces, rows_of
+from data import Split
+from face import closure_rate, common, lip_gap, lip_sync_lag, lve_l2, lve_sq, velocity_error
+from face_decoder import FPS
+from whisper import SAMPLE_RATE as HEARING_RATE
+
+BATCH = 32
+CLOSED = 0.10                       # share of the opening below which lips are closed, as in face.closure_rate
+STILL = 0.1                         # % of the interocular distance: a gap that varies less does not move
+MOST_LAG, EDGE = 5, 0.1             # frames, seconds
+JAW, MOUTH = ARKIT_NAMES.index("jawOpen"), [name.startswith(("jaw", "mouth")) for name in ARKIT_NAMES]
+
+
+def average(values, how=np.mean) -> float | None:
+    values = list(values)
+    return float(how(values)) if values else None
+
+
+def correlation(a, b) -> float:
+    """Pearson's, 0 where one of them does not change."""
+    return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and min(np.ptp(a), np.ptp(b)) > 1e-6 else 0.0
+
+
+def jaw_lag(track, reference) -> float | None:
+    """ms by which jawOpen comes later than in the reference: the shift that correlates best. None: none does."""
+    a, b = (both[:, JAW] for both in common(track, reference))
+    r = {shift: correlation(a[max(shift, 0):len(a) + min(shift, 0)], b[max(-shift, 0):len(b) - max(shift, 0)])
+         for shift in sorted(range(-MOST_LAG, MOST_LAG + 1), key=abs)}
+    best = max(r, key=r.get)
+    return 1000 * best / FPS if r[best] > 0 else None
+
+
+def sound_lag(track, sound, rate: int, head) -> float | None:
+    """ms by which the lips come later than the sound; None where there is no sound, or it or the mouth never moves."""
+    moves = sound is not None and np.ptp(sound) > 0 and np.ptp(lip_gap(track, head)) > STILL
+    return lip_sync_lag(track, sound, rate, head)[0] if moves else None
+
+
+def silent_frames(phones: list, frames: int) -> np.ndarray:
+    """(F,) bool: shown during a pause, EDGE seconds or more from the sounds around it; the clip's own ends are none."""
+    times, silent = np.arange(frames) / FPS, np.zeros(frames, bool)
+    for n, (name, start, end) in enumerate(phones):
+        first, last = start + EDGE * (n > 0), end - EDGE if n < len(phones) - 1 else np.inf
+        silent |= (name == "pau") & (times >= first) & (times <= last)
+    return silent
+
+
+def face_figures(tracks: list, references: list, voices: list, head) -> dict:
+    """Tracks (F, 52) against the teacher's. voices: of each the sample of split `voice`, with audio and phones, or
+    None."""
+    pairs = [common(*pair) for pair in zip(tracks, references)]
+    sizes, figures = [len(track) for track, _ in pairs], {}
+    over_frames = lambda values: float(np.average(list(values), weights=sizes))
+    figures["LVE, % (lve_l2)"] = over_frames(lve_l2(*pair, head) for pair in pairs)
+    figures["LVE squared, %^2 (lve_sq)"] = over_frames(lve_sq(*pair, head) for pair in pairs)
+    said = [(track, voice, lip_gap(track, head)) for (track, _), voice in zip(pairs, voices) if voice is not None]
+    moving = [(track, voice, gap) for track, voice, gap in said if np.ptp(gap) > STILL]     # else nothing closes
+    openings = [[np.percentile(lip_gap(track, head), 95) for track in both] for both in pairs]
+    figures["opening (95 % of frames below), over the teacher's"] = float(np.divide(*np.sum(openings, axis=0)))
+    for name, phones, least in (("/p b m/", "pbm", CLOSED), ("/f v/", "fv", 0.35)):
+        spans = lambda voice: [span[1:] for span in voice["phones"] if span[0] in phones]
+        closed = [closure_rate(track, spans(voice), head, least) * len(spans(voice))
+                  for track, voice, _ in moving if spans(voice)]
+        asked = sum(len(spans(voice)) for _, voice, _ in said)
+        figures[f"lips close in {name}"] = sum(closed) / asked if asked else None
+    figures["jaw correlation"] = average(correlation(track[:, JAW], reference[:, JAW]) for track, reference in pairs)
+    lags = [lag for pair in pairs if (lag := jaw_lag(*pair)) is not None]
+    figures["jaw lag to the teacher, ms"] = average(lags)
+    figures["jaw lag within one frame"] = sum(abs(lag) < 1500 / FPS for lag in lags) / len(pairs)
+    figures["lips' lag to the sound, ms (median)"] = average(
+        (lag for track, voice, _ in moving
+         if (lag := sound_lag(track, voice["audio"], HEARING_RATE, head)) is not None), np.median)
+    figures["closed in silence"] = average(
+        closed for _, voice, gap in said
+        for closed in (gap < CLOSED * np.percentile(gap, 95))[silent_frames(voice["phones"], len(gap))])
+    speeds = [velocity_error(*pair) for pair in pairs]
+    for group in speeds[0]:
+        figures[f"velocity error, {group}"] = over_frames(speed[group] for speed in speeds)
+    shake = lambda tracks: sum(np.abs(np.diff(track[:, MOUTH], 2, axis=0)).sum() for track in tracks)
+    figures["jitter"] = float(shake(track for track, _ in pairs) / shake(reference for _, reference in pairs))
+    return figures
+
+
+# --- what a checkpoint makes -----------------------------------------------------------------------------------------
+
+def own_voice(data, texts: list) -> list:
+    """What the answer voice said of each text: samples of split `voice`, None where there is none. Data made from
+    shipped answers has its units, phones and face, but no audio."""
+    if not (Path(data) / "voice").exists():
+        return [None] * len(texts)
+    voice = Split(Path(data) / "voice")
+    index = {row["answer"]: n for n, row in enumerate(voice.rows)}
+    return [voice[index[text]] if text in index else None for text in texts]
+
+
+@torch.no_grad()
+def teacher_forced(model, split: Split, rows) -> list:
+    """What the face decoder makes in `ExOmni.forward`, which returns only its loss: tracks (F, 52) of these rows."""
+    tracks, made = {}, []
+    hook = model.face_decoder.register_forward_hook(lambda module, given, result: made.append(result))
+    try:
+        for chunk in pieces(split, rows, -(-len(rows) // BATCH)):
+            batch = collate([split[i] for i in chunk], model, ("face",), model.llm.norm.weight.device)
+            model(batch, {"face": 1})
+            for i, track, frames in zip(chunk, made.pop(), batch["frames"].tolist()):
+                tracks[i] = track[:frames].float().clamp(0, 1).cpu().numpy()        # as sample.py writes it
+    finally:
+        hook.remove()
+    return [tracks[i] for i in rows]
+
+
+def held_out_faces(model, data, head) -> dict:
+    """Column -> figures: ours, the teacher's own, and its mean held still."""
+    split = Split(Path(data) / "val")
+    rows = rows_of(split, ("face",))
+    if not len(rows):
+        raise ValueError(f"{split.directory} has no samples of task face: the face is measured on them")
+    check(split, rows, model)
+    references = [split[i]["face"] for i in rows]
+    voices = own_voice(data, [split.rows[i]["answer"] for i in rows])
+    still = np.concatenate(references).mean(0)
+    columns = {"ours": teacher_forced(model, split, rows), "teacher": references,
+               "mean": [np.tile(still, (len(track), 1)) for track in references]}
+    return {name: face_figures(tracks, references, voices, head) for name, tracks in columns.items()}
