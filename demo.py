@@ -9,14 +9,20 @@
     data/demo/test-natural      flite slt: a natural voice, and a woman's, that training never hears; all phrasings
     data/demo/voice             what the answer voice says, its audio: to train the speech tokenizer and decoder with
 
+    python prepare.py demo --answers mini/data        # without flite: the four stages need no more than pip packages
+
 Rows carry text (what is asked), kind, phrasing (`domain.phrasings`), voice, family. Every clip of a user has an `asr`
 row with words and phones ([name, start, end] in seconds; its audio is shared with the `qa` row); `voice` too. A clip of
 a user lasts at most WINDOW seconds. Training clips are augmented, all others clean. Answers' audio is padded to whole
 units, their faces have frames_for_units(units) frames. Units come later, with the speech tokenizer that pretrain.py
 makes: `add_units`.
+
+--answers takes what the answer voice says from a file (`ship_answers`): then all splits have units at once, espeak-ng
+alone asks, with the same clips as otherwise, test-natural is empty, and rows of `voice` have no audio and no words.
 """
 import functools
 import json
+import lzma
 import os
 import signal
 import sys
@@ -39,6 +45,8 @@ from teacher import face_track
 
 WINDOW = 5.12                                       # seconds: 512 frames of the mini encoder's log-mel
 UNIT_SAMPLES = round(voices.RATE / UNIT_RATE)       # 1280
+SHIPPED = Path(__file__).parent / "mini" / "data"   # where `--answers` are when flite is not installed
+REPLY = ("units", "face")                           # arrays that all samples of an answer share
 # Clips of each answer's questions by family; random word strings to hear; random strings and plain sentences to read
 # aloud, of which `held` each are kept from training; tests ask every n-th answer.
 SIZES = {
@@ -160,33 +168,42 @@ def user(*parts) -> list:
                                          for part in parts] if None in parts else "".join(parts)}]
 
 
-def write_voice(out: Writer, jobs: list, spread, seed: int) -> None:
-    """Audio, phones and face of everything that the answer voice says."""
-    for clip, said in sounds(spread, [job for job in jobs if job[0]["id"] not in out], "voice"):
+def write_voice(out: Writer, jobs: list, spread, seed: int, answers: dict | None) -> None:
+    """Everything that the answer voice says: its audio, words, phones and face; from shipped answers units, phones and
+    face."""
+    def add(clip, spans, **arrays):
+        out.add({"id": clip["id"], "task": "tts", "messages": user(domain.READ, clip["text"]), "answer": clip["text"],
+                 "kind": clip["kind"], "held": clip["held"], "voice": clip["how"]["voice"],
+                 "family": clip["how"]["family"]} | spans, **arrays)
+
+    missing = [job for job in jobs if job[0]["id"] not in out]
+    if answers is not None:
+        for clip, _, _ in missing:
+            reply = answers[clip["text"]]
+            add(clip, {"phones": reply["phones"]}, units=reply["units"], face=reply["face"])
+        return
+    for clip, said in sounds(spread, missing, "voice"):
         face = face_track(said.phones, frames_for_units(len(said.audio) // UNIT_SAMPLES), said.audio, voices.RATE,
                           seed=zlib.crc32(f"{seed} {clip['text']}".encode()))
-        row = {"id": clip["id"], "task": "tts", "messages": user(domain.READ, clip["text"]), "answer": clip["text"],
-               "kind": clip["kind"], "held": clip["held"],
-               "voice": clip["how"]["voice"], "family": clip["how"]["family"],
-               "words": timed(said.words), "phones": timed(said.phones)}
-        out.add(row, audio=said.audio, face=face)
+        add(clip, {"words": timed(said.words), "phones": timed(said.phones)}, audio=said.audio, face=face)
 
 
 def write_split(out: Writer, split: str, jobs: list, voice: Split, spread, seed: int) -> None:
-    """Everything else: what is read aloud, what is typed, what is asked aloud. One face for all samples of an
-    answer."""
+    """Everything else: what is read aloud, what is typed, what is asked aloud. One face, and the units if `voice` has
+    them, for all samples of an answer."""
     index = {row["answer"]: n for n, row in enumerate(voice.rows)}
-    faces = {row["answer"]: row["face"] for row in out.rows.values() if "face" in row}
+    where = lambda row: {name: row[name] for name in REPLY if name in row}
+    replies = {row["answer"]: where(row) for row in out.rows.values() if "face" in row}
 
     def add(row, **arrays):
         answer = row["answer"]
         if row["id"] in out:
             return out.rows[row["id"]]
         if row["task"] in ("qa", "tts", "face"):
-            arrays["face"] = faces[answer] if answer in faces else voice[index[answer]]["face"]
+            arrays |= replies[answer] if answer in replies else {name: voice[index[answer]][name] for name in REPLY}
         row = out.add(row, **arrays)
         if "face" in row:
-            faces[answer] = row["face"]
+            replies[answer] = where(row)
         return row
 
     for row in voice.rows:
@@ -211,32 +228,54 @@ def write_split(out: Writer, split: str, jobs: list, voice: Split, spread, seed:
 
 
 def typed(split: str, jobs: list, seed: int):
-    """(row, id, task, text) of every question without sound. train: each phrasing of training as it is written (qa) and
-    as it may be typed (chat); elsewhere the questions of the clips, as written (chat): what text alone would score."""
+    """(row, id, task, text) of every question without sound. train: each phrasing of training as it may be typed (chat)
+    and every fourth as it is written (qa: the answer is spoken too, which costs most); elsewhere the questions of the
+    clips, as written (chat): what text alone would score."""
     if split != "train":
         for clip, _, _ in jobs:
             yield clip, f"{clip['id']}-text", "chat", clip["text"]
         return
     random = rng(seed, "typed")
     for n, row in enumerate(row for row in domain.phrasings(seed) if row["split"] == "train"):
-        yield row, f"w{n:05d}", "qa", row["text"]
+        if n % 4 == 0:
+            yield row, f"w{n:05d}", "qa", row["text"]
         yield row, f"c{n:05d}", "chat", domain.typed(row["text"], random)
 
 
-def make(out, seed: int = 0, size="full", workers: int | None = None) -> bool:
+def make(out, seed: int = 0, size="full", workers: int | None = None, answers=None) -> bool:
     """Write the demo set below `out`; what an interrupted run left is used. size: a name in SIZES, or such a dict.
-    Returns False where everything was there already. Raises ValueError where `out` holds another demo set, OSError
-    without the synthesizers."""
+    answers: a directory with shipped answers, in place of flite. Returns False where everything was there already.
+    Raises ValueError where `out` holds another demo set or the answers are others, OSError without the
+    synthesizers."""
     out, workers = Path(out), workers or os.cpu_count() or 1
-    clips = plan(seed, SIZES[size] if isinstance(size, str) else size)
+    clips, shipped, units = plan(seed, SIZES[size] if isinstance(size, str) else size), None, {}
     about = {"seed": seed, "size": size, "plan": zlib.crc32(json.dumps(clips).encode())}
+    if answers is not None:
+        units, shipped = read_answers(answers)
+        lacking = [clip["text"] for clip in clips["voice"] if clip["text"] not in shipped]
+        if lacking:
+            raise ValueError(f"{answers} lacks {len(lacking)} of {len(clips['voice'])} answers, such as "
+                             f"{lacking[0]!r}: it was made with --seed {units['seed']} and --size {units['size']}, "
+                             "give the same, or fetch the one of this version")
+        about["answers"] = f"{checksum(Path(answers) / ANSWERS):08x}"
+        units = {name: units[name] for name in UNITS_OF}
+        clips = {split: [clip for clip in several if split == "voice" or clip["how"]["family"] != "flite"]
+                 for split, several in clips.items()}
     if (out / "demo.json").exists():
-        if weights.read_json(out / "demo.json") != about:
-            raise ValueError(f"{out} was made with another seed, size or version of the domain: choose another --out, "
-                             "or remove it")
+        before = weights.read_json(out / "demo.json")
+        if before != about:
+            ways = ["from --answers" if "answers" in record else "with flite" for record in (before, about)]
+            how = f"{ways[0]}, not {ways[1]}" if ways[0] != ways[1] else \
+                "with another seed, size or version of the domain or the answers"
+            raise ValueError(f"{out} was made {how}: choose another --out, or remove it")
     else:
-        voices.espeak("hello")                          # both are there, or nothing is begun
-        voices.run_flite("-lv")
+        voices.espeak("hello")                          # all that is needed is there, or nothing is begun
+        if answers is None:
+            try:
+                voices.run_flite("-lv")
+            except OSError as error:
+                raise OSError(f"{error}; or, without them, --answers DIRECTORY with shipped answers (no {SHIPPED} "
+                              "here)") from None
         weights.write_json(out / "demo.json", about)
     todo = [split for split in SPLITS if not (out / split / "manifest.json").exists()]
     with crew(workers if todo else 1) as spread:
@@ -244,10 +283,10 @@ def make(out, seed: int = 0, size="full", workers: int | None = None) -> bool:
             jobs = [(clip, split, seed) for clip in clips[split]]
             with Writer(out / split) as writer:
                 if split == "voice":
-                    write_voice(writer, jobs, spread, seed)
+                    write_voice(writer, jobs, spread, seed, shipped)
                 else:
                     write_split(writer, split, jobs, Split(out / "voice"), spread, seed)
-                writer.finish(made_by="prepare.py demo", split=split, **about)
+                writer.finish(made_by="prepare.py demo", split=split, **about, **units)
     return bool(todo)
 
 
@@ -260,7 +299,7 @@ def summary(out) -> str:
         seconds = len(split.arrays["audio"]) / voices.RATE
         size = sum(file["bytes"] for file in split.manifest["files"].values())
         tasks = ", ".join(f"{task} {n}" for task, n in Counter(row["task"] for row in split.rows).items())
-        lines.append(f"{name:<16}{count:>7} clips {seconds / 3600:>6.2f} h {size / 1e6:>8.1f} MB   {tasks}")
+        lines.append(f"{name:<16}{count:>7} clips {seconds / 3600:>6.2f} h {size / 1e6:>8.1f} MB   {tasks}".rstrip())
         clips, hours, total = clips + count, hours + seconds / 3600, total + size
     return "\n".join([*lines, f"{'all':<16}{clips:>7} clips {hours:>6.2f} h {total / 1e6:>8.1f} MB"])
 
@@ -269,6 +308,9 @@ def units_of(voice, encode) -> dict:
     """voice: the split `voice`; encode(audio (T,) float32 16 kHz) -> units (T / 1280,). Text -> units of all that is
     said."""
     split = Split(voice)
+    if not len(split.arrays["audio"]):
+        raise ValueError(f"{voice} has no sound, it was made from --answers with the units of their speech tokenizer: "
+                         "other units need `prepare.py demo` with flite")
     return {row["answer"]: np.asarray(encode(split[n]["audio"])) for n, row in
             enumerate(tqdm(split.rows, desc="units", unit="clip", disable=None))}
 
@@ -309,14 +351,86 @@ def add_units(directory, units: dict, unit_vocab: int, speech_tokenizer: str) ->
     return sum("units" in row for row in rows)
 
 
+# --- answers as a file ------------------------------------------------------------------------------------------------
+
+ANSWERS = "answers.xz"
+UNITS_OF = ("unit_vocab", "speech_tokenizer")       # what a manifest says of its units
+
+
+def ship_answers(data, folder) -> Path:
+    """Write all that the four stages need of the answer voice to folder/answers.xz: 1 MB for 1.7 h. data: a demo set
+    with units. Returns the file. Raises ValueError, FileNotFoundError where `data` is not such a set.
+
+    The file is one xz stream, which has a checksum of its own. In it are a json line {"format": 1, "answers": their
+    number, seed, size, unit_vocab, speech_tokenizer}, then a json line per answer {"text", "units": how many, "phones":
+    [[name, milliseconds], ...] one after the other from 0}, then numbers: the units of all answers, 16 bits, little
+    endian; the weights of all frames, round(255 w) less that of the frame before, modulo 256, 8 bits, first all frames
+    of the first of the 52. An answer of U units has frames_for_units(U) frames."""
+    voice = Split(Path(data) / "voice", verify=True)
+    if any("units" not in row for row in voice.rows) or not {*UNITS_OF} <= voice.manifest.keys():
+        raise ValueError(f"{voice.directory} has no units to ship: run `python pretrain.py units` first")
+    lines = [{"format": 1, "answers": len(voice)} | {key: voice.manifest[key] for key in ("seed", "size", *UNITS_OF)}]
+    for row in voice.rows:
+        phones = [[name, round(1000 * end) - round(1000 * start)] for name, start, end in row["phones"]]
+        lines.append({"text": row["answer"], "units": row["units"][1], "phones": phones})
+    samples = [voice[n] for n in range(len(voice))]
+    units = np.concatenate([sample["units"] for sample in samples]).astype("<u2")
+    faces = np.round(255 * np.concatenate([sample["face"] for sample in samples])).astype(np.uint8)
+    steps = np.diff(faces.T, prepend=np.uint8(0))
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode() + units.tobytes() + steps.tobytes()
+    path = Path(folder) / ANSWERS
+    with weights.replacing(path) as temporary:
+        temporary.write_bytes(lzma.compress(content))
+    return path
+
+
+def read_answers(folder) -> tuple:
+    """What `ship_answers` wrote -> (its first line, text -> {"phones": [[name, start, end], ...] in seconds, "units":
+    (U,), "face": (F, 52) float32 within 1/510 of what it was}). Raises FileNotFoundError, or ValueError where the file
+    is damaged."""
+    path = Path(folder) / ANSWERS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: --answers is a directory with shipped answers, such as mini/data")
+    try:
+        first, *rest = lzma.decompress(path.read_bytes()).split(b"\n", 1)
+        about = json.loads(first)
+        if about["format"] != 1:
+            raise ValueError(f"format {about['format']}, expected 1")
+        *lines, numbers = rest[0].split(b"\n", about["answers"])
+    except (lzma.LZMAError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is truncated, damaged or something else ({error}): fetch it again") from None
+    rows = [json.loads(line) for line in lines]
+    units = np.cumsum([0, *(row["units"] for row in rows)])
+    frames = np.cumsum([0, *(frames_for_units(row["units"]) for row in rows)])
+    ids = np.frombuffer(numbers, "<u2", units[-1])
+    steps = np.frombuffer(numbers, np.uint8, offset=ids.nbytes).reshape(-1, frames[-1])
+    faces = np.cumsum(steps, axis=1, dtype=np.uint8).T
+    answers = {}
+    for n, row in enumerate(rows):
+        ends = np.cumsum([0, *(length for _, length in row["phones"])]).tolist()
+        spans = [[name, start / 1000, end / 1000] for (name, _), start, end in zip(row["phones"], ends, ends[1:])]
+        answers[row["text"]] = {"phones": spans, "units": ids[units[n]:units[n + 1]],
+                                "face": faces[frames[n]:frames[n + 1]] / np.float32(255)}
+    return about, answers
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
 def command(args) -> None:
     """`prepare.py demo`. Raises ValueError or OSError; what was made until then is kept, and used by the next run."""
     if args.list:
         for row in domain.phrasings(args.seed):
             print(json.dumps({key: row[key] for key in ("text", "answer", "kind", "split")}))
         return
+    answers, record = args.answers, Path(args.out) / "demo.json"
+    if answers is None and voices.shutil.which("flite") is None and SHIPPED.exists():
+        if not record.exists() or "answers" in weights.read_json(record):       # one made with flite stays as it is
+            print("flite is not installed")
+            answers = SHIPPED
+    if answers is not None:
+        print(f"answers from {answers}: natural voices do not ask, test-natural is empty, `voice` has no sound")
     try:
-        made = make(args.out, args.seed, args.size)
+        made = make(args.out, args.seed, args.size, answers=answers)
     except KeyboardInterrupt:
         print(f"interrupted: {args.out} is not complete, run the same again to go on", file=sys.stderr)
         sys.exit(130)

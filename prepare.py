@@ -4,6 +4,7 @@
     python prepare.py weights --preset qwen3-8b --out checkpoints/qwen3-8b      fetched from Hugging Face
     python prepare.py weights --release DIR --out checkpoints/release           the official Ex-Omni release
     python prepare.py demo --out data/demo                                      synthetic speech, made here: see demo.py
+    python prepare.py demo --answers mini/data                                  without flite: answers from a file
     python prepare.py demo --list                                               what one can ask, as jsonl
 
 A checkpoint has the layout of the release (spec ex_omni 7) with the speech tokenizer and the speech decoder beside it;
@@ -223,15 +224,25 @@ def copy_tokenizer(source: Path, out: Path, vocab: int) -> None:
         shutil.copy(path, out)
 
 
+def copy(source: Path, out: Path, *names) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copy(source / name, out)
+
+
 # ---- speech tokenizer and speech decoder ------------------------------------------------------------------------
 
 def convert_tokenizer(source: Path, out: Path, tally: Tally) -> int:
-    """GLM-4-Voice's tokenizer, without what only its training needed. Returns the number of its units."""
+    """GLM-4-Voice's tokenizer, without what only its training needed; one of ours byte for byte, for data prepared with
+    it know it by its file. Returns the number of its units."""
     tokenizer = SpeechTokenizer.from_pretrained(source)
+    stored = weights.shapes(source / "model.safetensors")
     tally.loaded += len(tokenizer.state_dict())
-    tally.ignored += [name for name in weights.shapes(source / "model.safetensors")
-                      if speech_tokenizer.rename(name, tokenizer.config) is None]
-    tokenizer.save_pretrained(out)
+    tally.ignored += [name for name in stored if speech_tokenizer.rename(name, tokenizer.config) is None]
+    if stored.keys() == tokenizer.state_dict().keys():
+        copy(source, out, "config.json", "model.safetensors")
+    else:
+        tokenizer.save_pretrained(out)
     return tokenizer.config.quantize_vocab_size
 
 
@@ -253,7 +264,10 @@ def convert_decoder(source: Path, out: Path, tally: Tally) -> int:
     except ValueError as error:                             # may speak of the copy in `out`, which is about to vanish
         raise ValueError(f"the speech decoder {source} cannot be converted: {error}") from None
     tally.loaded += len(decoder.state_dict())
-    decoder.save_pretrained(out)
+    if ours:
+        copy(source, out, "config.json", "flow.safetensors", "hift.safetensors")
+    else:
+        decoder.save_pretrained(out)
     return decoder.config.flow.vocab_size
 
 
@@ -455,13 +469,15 @@ def arguments() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace the checkpoint in --out, once the new one is complete")
 
     about = ("The closed spoken domain as prepared data: questions in many voices, answers in one, their faces. Needs "
-             "espeakng-loader and flite. A run that was interrupted goes on; a second one does nothing.")
+             "espeakng-loader, and flite or --answers. A run that was interrupted goes on; a second one does nothing.")
     command = commands.add_parser("demo", help="synthetic speech and faces for the mini model", description=about)
     command.set_defaults(run=make_demo)
     add = command.add_argument
     add("--out", default="data/demo", help="directory to write (default: %(default)s)")
     add("--seed", type=int, default=0, help="of held-out phrasings, voices and all else (default: %(default)s)")
     add("--size", choices=["small", "full"], default="full", help="small: to look at, a minute (default: %(default)s)")
+    add("--answers", help="directory with shipped answers, units and faces: espeak-ng alone asks, flite is not needed "
+                          "(default: mini/data where flite is not installed)")
     add("--list", action="store_true", help="only print every phrasing, its answer, its kind and its split")
     return parser
 

@@ -1,8 +1,9 @@
 """Trains from nothing what the mini preset needs where the paper downloads weights: the same classes, only smaller.
 
     python prepare.py demo --out data/demo
-    python pretrain.py                                    # all parts that are not there yet, in order, then mini/base
+    python pretrain.py                                    # all parts that are not there yet, in order, then runs/base
     python pretrain.py tokenizer flow hift                # some of them, e.g. beside `python pretrain.py llm encoder`
+    python pretrain.py --from mini                        # no training: the parts that mini/ ships, then runs/base
 
 | part | what | where |
 |---|---|---|
@@ -17,6 +18,8 @@
 Parts are written to --work, with a log.jsonl; a part that is there is left alone, an interrupted one goes on.
 """
 import argparse
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -26,6 +29,7 @@ import domain
 import model
 import pretrain_listen as listen
 import pretrain_speak as speak
+import weights
 from batches import fingerprint
 from cli import one_line_errors
 from data import Split
@@ -64,15 +68,32 @@ PARTS = {
 LAST = ("base", "units")
 
 
+def unpack(mini, parts) -> None:
+    """The parts that a shipped mini model began with, in 16 bit: its language model of then, and what no stage trains.
+    Raises ValueError or OSError."""
+    mini, parts, config = Path(mini), Path(parts), model.ExOmniConfig.from_dir(mini)
+    prefix = model.PREFIXES["speech_encoder."]
+    heard = [name for name in weights.shapes(mini / "model.safetensors") if name.startswith(prefix)]
+    encoder = {f"model.encoder.{name[len(prefix):]}": tensor.clone()
+               for name, tensor in weights.stream(mini / "model.safetensors", heard)}
+    shutil.copytree(mini / "base", parts / "llm", dirs_exist_ok=True)
+    for part in ("speech_tokenizer", "speech_decoder"):
+        shutil.copytree(mini / part, parts / part, dirs_exist_ok=True)
+    listen.write_generator(config, parts)
+    weights.write_json(parts / "encoder" / "config.json", asdict(config.speech_encoder))
+    weights.write_tensors(parts / "encoder" / "model.safetensors", encoder)
+
+
 def parse(argv=None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join([*PARTS, *LAST])} (default: all)")
     p.add_argument("--data", default="data/demo", help="what `prepare.py demo` wrote")
     p.add_argument("--work", default="runs/parts", help="directory for the parts and their log")
-    p.add_argument("--out", default="mini/base", help="the checkpoint")
+    p.add_argument("--out", default="runs/base", help="the checkpoint")
+    p.add_argument("--from", dest="shipped", metavar="MINI", help="a directory that make_mini.py has made: take its parts")
     p.add_argument("--steps", type=int, help="of each part, in place of its own number: to try it out")
     p.add_argument("--threads", type=int, default=1, help="of one part; two commands side by side use two cores best")
-    return p.parse_args(argv)
+    return p.parse_intermixed_args(argv)                        # parts may stand anywhere
 
 
 def run(args) -> None:
@@ -80,6 +101,9 @@ def run(args) -> None:
     if unknown:
         raise ValueError(f"part {', '.join(unknown)}: expected some of {', '.join([*PARTS, *LAST])}")
     torch.set_num_threads(args.threads)
+    if args.shipped:
+        unpack(args.shipped, args.work)
+        return listen.compose(args.work, args.out)
     work, more = Path(args.work), {} if args.steps is None else {"steps": args.steps}
     for part, (sign, make) in PARTS.items():
         if args.parts and part not in args.parts:

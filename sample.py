@@ -1,7 +1,7 @@
 """Ask a checkpoint: speech or text in; text, speech and a face out.
 
-    python sample.py --checkpoint checkpoints/qwen3-8b --audio q.wav --out answer/
-    python sample.py --checkpoint checkpoints/qwen3-8b --text "Why is the sky blue?"
+    python sample.py --audio q.wav --out answer/            # mini/, the small model that comes with the code
+    python sample.py --text "What is the capital of Peru?"
     python sample.py --checkpoint checkpoints/qwen3-8b --interactive
 
 Writes answer.html, the face that says it, to watch in any browser; answer.txt, answer.wav (22.05 kHz) and answer.json
@@ -29,6 +29,7 @@ from model import Answer, ExOmni
 from tokenizer import past_turn, trim_history, with_system
 from whisper import load_audio
 
+MINI = Path(__file__).parent / "mini"              # what the repository ships: see make_mini.py
 EXTRA = [ending for ending in EXPORTS if ending not in ("json", "html")]       # what is not written anyway
 
 
@@ -43,7 +44,7 @@ def endings(text: str) -> list:
 
 def parse(argv=None) -> argparse.Namespace:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--checkpoint", required=True, help="directory, ours or the official release's")
+    p.add_argument("--checkpoint", default=MINI, help="directory, ours or the official release's")
     p.add_argument("--audio", nargs="+", action="extend", default=[], help="questions; several make a batch")
     p.add_argument("--text", help="a question, or what is said to go with each --audio")
     p.add_argument("--out", default="answer", help="directory to write to")
@@ -86,14 +87,15 @@ def write_answer(directory: Path, answer: Answer, head, more=()) -> list:
     return [files[ending] for ending in present]
 
 
-def report(answers: list, elapsed: float) -> str:
+def report(answers: list, elapsed: float, page: Path | None) -> str:
     """The last line: length of the speech, real-time factor (below 1 is faster than speech), time to the first speech
-    unit (TTFT) and to the finished face, all from the moment the question was read."""
+    unit (TTFT) and to the finished face, all from the moment the question was read; and the page to watch."""
     duration = sum(len(answer.units) for answer in answers) / UNIT_RATE
     seconds = answers[0].seconds
     rtf = f"{elapsed / duration:.2f}" if duration else "n/a"
     return (f"{duration:.2f} s of speech in {elapsed:.2f} s (RTF {rtf}), text {seconds['text']:.2f} s, "
-            f"speech TTFT {seconds['first_unit']:.2f} s, face latency {seconds['face']:.2f} s")
+            f"speech TTFT {seconds['first_unit']:.2f} s, face latency {seconds['face']:.2f} s"
+            + (f"; watch {page}" if page else ""))
 
 
 def load(args) -> tuple:
@@ -123,7 +125,10 @@ def ask(model, sampling, chats, clips, folders, writing) -> list:
     print() if single else [print(f"{folder}: {answer.text}") for folder, answer in zip(folders, answers)]
     for folder, answer in zip(folders, answers):
         print("wrote " + " ".join(map(str, write_answer(folder, answer, **writing))))
-    print(report(answers, elapsed))
+    page = None
+    if any(len(answer.face) for answer in answers):
+        page = folders[0] / "answer.html" if single else gallery(folders[0].parent, writing["head"])
+    print(report(answers, elapsed, page))
     return answers
 
 
@@ -140,9 +145,7 @@ def run(args) -> None:
         return converse(model, sampling, with_system([]), out, writing)
     chats = [with_system([user_message(args.text, bool(args.audio))]) for _ in range(max(1, len(clips)))]
     folders = [out] if len(chats) == 1 else [out / f"{i + 1}-{Path(path).stem}" for i, path in enumerate(args.audio)]
-    answers = ask(model, sampling, chats, clips or None, folders, writing)
-    if len(answers) > 1 and any(len(answer.face) for answer in answers):
-        print(f"watch all of them: {gallery(out, head)}")
+    ask(model, sampling, chats, clips or None, folders, writing)
 
 
 def converse(model, sampling, history: list, out: Path, writing) -> None:

@@ -9,11 +9,14 @@ import demo
 import domain
 import prepare
 import voices
-from data import Split
+from batches import check, fingerprint
+from data import Split, Writer
 from face_decoder import frames_for_units
+from model import ExOmni
 from test_voices import have_espeak
 
 SIZE = {"espeak": 1, "flite": 1, "hear_espeak": 2, "hear_flite": 1, "strings": 3, "sentences": 3, "held": 1, "every": 2}
+needs_espeak = pytest.mark.skipif(not have_espeak(), reason="espeakng-loader is not installed")
 needs_voices = pytest.mark.skipif(voices.shutil.which("flite") is None or not have_espeak(),
                                   reason="flite or espeakng-loader is not installed")
 
@@ -149,6 +152,141 @@ def test_several_processes_make_the_same_bytes_and_units_can_be_added_and_replac
         with pytest.raises(ValueError, match=message):
             demo.add_units(train, wrong, 500, "abc")
     Split(train, verify=True)                                                  # and nothing was lost
+
+
+@pytest.fixture(scope="module")
+def shipped(few_answers, checkpoint, tmp_path_factory):
+    """A directory with demo/voice, random units and faces that nobody said, and mini, the same as shipped answers."""
+    folder, random = tmp_path_factory.mktemp("shipped"), np.random.default_rng(0)
+    with Writer(folder / "demo" / "voice") as out:
+        for n, clip in enumerate(demo.plan(0, SIZE)["voice"]):
+            ends, units = random.integers(1, 400, 7).cumsum() / 1000, random.integers(0, 96, 5 + n % 4)
+            phones = [[name, start, end] for name, start, end in zip("pau hh ax l ow pau".split(), ends, ends[1:])]
+            phones[0][1] = 0.0
+            out.add({"id": clip["id"], "task": "tts", "messages": [], "answer": clip["text"], "phones": phones},
+                    units=units, face=random.random((frames_for_units(len(units)), 52)))
+        out.finish(seed=0, size=SIZE, unit_vocab=96, speech_tokenizer=fingerprint(checkpoint))
+    demo.ship_answers(folder / "demo", folder / "mini")
+    return folder
+
+
+@pytest.fixture
+def alone(monkeypatch, tmp_path):
+    """No flite, nothing shipped, one process, and `small` is SIZE."""
+    monkeypatch.setattr(voices.shutil, "which", lambda name: None)
+    monkeypatch.setattr(demo, "SHIPPED", tmp_path / "nothing")
+    monkeypatch.setattr(demo.os, "cpu_count", lambda: 1)
+    monkeypatch.setitem(demo.SIZES, "small", SIZE)
+
+
+def run(*options):
+    prepare.main(["demo", "--size", "small", *map(str, options)])
+
+
+def test_shipped_answers_come_back_faces_within_half_a_step(shipped):
+    voice = Split(shipped / "demo" / "voice")
+    about, answers = demo.read_answers(shipped / "mini")
+    assert about["speech_tokenizer"] == voice.manifest["speech_tokenizer"] and about["unit_vocab"] == 96
+    assert list(answers) == [row["answer"] for row in voice.rows]
+    for said in (voice[n] for n in range(len(voice))):
+        back = answers[said["answer"]]
+        np.testing.assert_array_equal(back["units"], said["units"])
+        np.testing.assert_allclose(back["face"], said["face"], rtol=0, atol=1 / 510 + 1e-6)     # 8 bits, float32
+        assert back["phones"] == said["phones"] and back["face"].dtype == np.float32
+
+
+@needs_espeak
+def test_without_flite_shipped_answers_make_a_set_that_all_stages_can_train_on(shipped, checkpoint, alone, tmp_path):
+    assert demo.make(tmp_path, size="small", answers=shipped / "mini")
+    model, plan = ExOmni.from_pretrained(checkpoint), demo.plan(0, SIZE)
+    _, answers = demo.read_answers(shipped / "mini")
+    for name in demo.SPLITS:
+        split = Split(tmp_path / name, verify=True)
+        check(split, range(len(split)), model)
+        assert split.manifest["unit_vocab"] == 96 and split.manifest["speech_tokenizer"] == fingerprint(checkpoint)
+        asked = [row["id"] for row in split.rows if row["task"] == "asr"]
+        assert asked == [f"{clip['id']}-asr" for clip in plan[name] if clip["how"]["family"] == "espeak"]
+        for row in (split[n] for n in range(len(split))):
+            assert (row["units"] is not None) == (row["face"] is not None) == (row["task"] in ("qa", "tts", "face"))
+            if row["units"] is not None:
+                np.testing.assert_array_equal(row["units"], answers[row["answer"]]["units"])
+                assert len(row["face"]) == frames_for_units(len(row["units"]))
+    assert {row["task"] for row in Split(tmp_path / "train").rows} == {"qa", "asr", "chat", "tts", "face"}
+    assert len(Split(tmp_path / "test-natural")) == 0 and "test-natural" in demo.summary(tmp_path)
+    with pytest.raises(ValueError, match="has no sound"):
+        demo.units_of(tmp_path / "voice", len)
+
+
+@needs_voices
+def test_what_espeak_asks_is_the_same_with_shipped_answers(shipped, made, tmp_path):
+    demo.make(tmp_path, size=SIZE, workers=1, answers=shipped / "mini")
+    for name in demo.SPLITS[1:]:
+        ours, theirs = ({row["id"]: n for n, row in enumerate(Split(out / name).rows)} for out in (tmp_path, made))
+        assert [row for row in theirs if row in ours] == list(ours)
+        for row in ours:
+            a, b = Split(tmp_path / name)[ours[row]], Split(made / name)[theirs[row]]
+            assert a["messages"] == b["messages"] and np.array_equal(a["audio"], b["audio"])
+
+
+@needs_espeak
+def test_shipped_answers_are_the_default_without_flite_and_a_second_run_does_nothing(shipped, alone, tmp_path, capsys,
+                                                                                     monkeypatch):
+    monkeypatch.setattr(demo, "SHIPPED", shipped / "mini")
+    said, real = [], demo.say
+
+    def interrupted(job):
+        said.append(job)
+        if len(said) == 4:
+            raise KeyboardInterrupt
+        return real(job)
+
+    monkeypatch.setattr(demo, "say", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        run("--out", tmp_path / "a")
+    assert stop.value.code == 130
+    run("--out", tmp_path / "a")
+    assert "flite is not installed answers from" in " ".join(capsys.readouterr().out.split())
+    before = contents(tmp_path / "a")
+    run("--out", tmp_path / "a")
+    assert contents(tmp_path / "a") == before and "complete already" in capsys.readouterr().out
+    run("--out", tmp_path / "b", "--answers", shipped / "mini")
+    assert contents(tmp_path / "b") == before
+
+
+def test_wrong_answers_are_refused_in_one_line_and_nothing_is_begun(shipped, alone, tmp_path, capsys):
+    whole = (shipped / "mini" / demo.ANSWERS).read_bytes()
+    for name, content in (("short", whole[:-100]), ("damaged", whole[:900] + b"?" + whole[901:]), ("text", b"units")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / demo.ANSWERS).write_bytes(content)
+    for options, message in (
+            (["--answers", tmp_path / "none"], "not found: --answers is a directory with"),
+            (["--answers", tmp_path / "short"], "truncated, damaged"),
+            (["--answers", tmp_path / "damaged"], "truncated, damaged"),
+            (["--answers", tmp_path / "text"], "truncated, damaged"),
+            (["--answers", shipped / "mini", "--seed", 1], "lacks 6 of 11 answers"),
+            ([], "flite is not installed: `apt-get install flite`" if have_espeak() else "espeakng-loader")):
+        with pytest.raises(SystemExit) as stop:
+            run("--out", tmp_path / "out", *options)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and message in error and error.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="has no units to ship"):
+        without = tmp_path / "without" / "voice"
+        with Writer(without) as out:
+            out.add({"id": "a", "task": "tts", "messages": [], "answer": "Yes."})
+            out.finish()
+        demo.ship_answers(without.parent, tmp_path)
+
+
+def test_a_set_made_with_flite_does_not_go_on_with_shipped_answers_nor_the_other_way_round(shipped, alone, tmp_path):
+    about = {"seed": 0, "size": "small", "plan": demo.zlib.crc32(json.dumps(demo.plan(0, SIZE)).encode())}
+    for record, answers, message in ((about, shipped / "mini", "made with flite, not from --answers"),
+                                     (about | {"answers": "0"}, None, "made from --answers, not with flite"),
+                                     (about | {"answers": "0"}, shipped / "mini", "version of the domain or the answ")):
+        demo.weights.write_json(tmp_path / "demo.json", record)
+        with pytest.raises(ValueError, match=message):
+            demo.make(tmp_path, size="small", answers=answers)
+    assert list(tmp_path.iterdir()) == [tmp_path / "demo.json"]
 
 
 def test_the_list_is_jsonl_of_every_phrasing(capsys):

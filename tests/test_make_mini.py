@@ -1,0 +1,122 @@
+"""make_mini.py: steps run once, in order, and go on after a failure; what is shipped is the checkpoint and its start."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+import make_mini
+import pretrain
+import pretrain_listen
+from data import Writer
+from model import ExOmni, official_name
+
+SCRIPT = "import sys\nopen(sys.argv[1], 'a').write(sys.argv[2])\nsys.exit(int(sys.argv[3]))\n"
+
+
+@pytest.fixture
+def planned(monkeypatch, tmp_path):
+    """planned([{step: exit code}, ...]) makes that the plan; each step appends its name to a file, whose path it gives."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    said = tmp_path / "said"
+
+    def set_plan(plan):
+        steps = [{name: [tmp_path / "script.py", said, name, code] for name, code in group.items()} for group in plan]
+        monkeypatch.setattr(make_mini, "plan", lambda work, shipped: steps)
+        return said
+    return set_plan
+
+
+def test_steps_run_in_order_and_once(planned, tmp_path, capsys):
+    said = planned([{"a": 0}, {"b": 0}, {"c": 0}])
+    make_mini.make(tmp_path / "work", None)
+    make_mini.make(tmp_path / "work", None)
+    assert said.read_text() == "abc"
+    log = [json.loads(row) for row in (tmp_path / "work/steps.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == ["a", "b", "c"] and all(row["seconds"] >= 0 for row in log)
+    assert "--- a: python " in capsys.readouterr().out
+
+
+def test_a_failed_step_ends_the_run_and_the_same_command_goes_on(planned, tmp_path):
+    said = planned([{"a": 0}, {"b": 3}, {"c": 0}])
+    with pytest.raises(ValueError, match="b ended with code 3: mend what it says, then the same command goes on"):
+        make_mini.make(tmp_path / "work", None)
+    planned([{"a": 0}, {"b": 0}, {"c": 0}])
+    make_mini.make(tmp_path / "work", None)
+    assert said.read_text() == "abbc"
+
+
+def test_what_ran_beside_a_failed_step_is_not_lost(planned, tmp_path):
+    planned([{"a": 0, "b": 1}])
+    with pytest.raises(ValueError, match="b ended with code 1"):
+        make_mini.make(tmp_path / "work", None)
+    assert '"a"' in (tmp_path / "work/steps.jsonl").read_text()
+
+
+def test_an_interrupted_stage_is_resumed_and_the_shipped_start_needs_no_pretraining(tmp_path):
+    (tmp_path / "stage2/trainer").mkdir(parents=True)
+    (tmp_path / "stage2/trainer/state.json").touch()
+    steps = {name: list(map(str, arguments)) for group in make_mini.plan(tmp_path, None) for name, arguments in group.items()}
+    assert list(steps) == ["data", "voice", "ears", "base", "stage1", "stage2", "stage3", "stage4"]
+    assert "--resume" in steps["stage2"] and "--init-from" not in steps["stage2"]
+    assert steps["stage3"][steps["stage3"].index("--init-from") + 1] == str(tmp_path / "stage2")
+    shipped = {name: list(map(str, arguments)) for group in make_mini.plan(tmp_path, "mini") for name, arguments in group.items()}
+    assert list(shipped) == ["data", "base", "stage1", "stage2", "stage3", "stage4"]
+    assert shipped["data"][-1] == "mini/data" and shipped["base"][-2:] == ["--from", "mini"]
+
+
+@pytest.fixture
+def work(checkpoint, tmp_path, monkeypatch):
+    """A finished run at the tiny size."""
+    work = tmp_path / "work"
+    shutil.copytree(checkpoint, work / "stage4")
+    (work / "stage4/tokenizer.json").unlink()
+    pretrain_listen.make_vocabulary([], work / "stage4")            # the bytes
+    (work / "stage4/stages.json").write_text("{}")
+    model = ExOmni.from_pretrained(checkpoint)
+    config = json.loads((work / "stage4/config.json").read_text())
+    pretrain_listen.write_part(work / "parts/llm", config, "model", model.llm)
+    shutil.copy(work / "stage4/mini.tiktoken", work / "parts/llm")
+    (work / "parts/log.jsonl").write_text('{"part": "llm", "step": 20}\n')
+    (work / "steps.jsonl").write_text('{"step": "data", "seconds": 1.5}\n')
+    (work / "stage4/log.jsonl").write_text('{"step": 10, "text": 1.0}\n')
+    speech, random = [{"role": "user", "content": [{"type": "speech"}]}], np.random.default_rng(0)
+    for split in make_mini.QUESTIONS[:2]:
+        with Writer(work / "data" / split) as out:
+            for n, kind in enumerate(("color", "color", "day", "month", "legs")):
+                out.add({"id": f"{split}-{n}", "task": "qa", "messages": speech, "answer": "A.", "text": "Q?",
+                         "kind": kind, "voice": "v", "phrasing": "train"}, audio=random.normal(size=1600) * 0.1)
+            out.finish()
+    monkeypatch.setattr(make_mini.demo, "ship_answers", lambda data, out: out.mkdir(parents=True, exist_ok=True))
+    return work
+
+
+def test_what_is_shipped_is_the_checkpoint_in_16_bit_with_questions_and_logs(work, tmp_path, capsys):
+    make_mini.ship(work, tmp_path / "mini")
+    before, after = (load_file(path / "model.safetensors") for path in (work / "stage4", tmp_path / "mini"))
+    assert all(torch.equal(tensor.half(), after[name]) for name, tensor in before.items())
+    model = ExOmni.from_pretrained(tmp_path / "mini")
+    assert model.llm.norm.weight.dtype == torch.float32 and model.speech_decoder is not None
+    rows = [json.loads(row) for row in (tmp_path / "mini/questions/questions.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows] == ["color", "day", "month", "legs"], "two of each split, each of its own kind"
+    assert all(soundfile.info(tmp_path / f"mini/questions/{row['kind']}.wav").samplerate == 16_000 for row in rows)
+    log = [json.loads(row) for row in (tmp_path / "mini/log.jsonl").read_text().splitlines()]
+    assert log == [{"step": "data", "seconds": 1.5}, {"part": "llm", "step": 20}, {"stage": "stage4", "step": 10, "text": 1.0}]
+    assert f"--checkpoint {tmp_path / 'mini'}" in capsys.readouterr().out
+
+
+def test_the_parts_come_out_of_what_is_shipped(work, tmp_path):
+    """In 16 bit: the encoder and the language model of before the stages; the speech parts byte for byte."""
+    make_mini.ship(work, tmp_path / "mini")
+    pretrain.unpack(tmp_path / "mini", tmp_path / "parts")
+    shipped = load_file(work / "stage4/model.safetensors")
+    for name, tensor in load_file(tmp_path / "parts/encoder/model.safetensors").items():
+        assert torch.equal(tensor, shipped[official_name(name.replace("model.encoder", "speech_encoder"))].half())
+    llm, base = (load_file(path / "model.safetensors") for path in (work / "parts/llm", tmp_path / "parts/llm"))
+    assert llm.keys() == base.keys() and all(torch.equal(llm[name].half(), base[name]) for name in llm)
+    for name in ("speech_tokenizer/model.safetensors", "speech_decoder/flow.safetensors"):
+        assert (tmp_path / "parts" / name).read_bytes() == (work / "stage4" / name).read_bytes()
+    assert (tmp_path / "parts/generator/model.safetensors").exists()
