@@ -44,7 +44,7 @@ import weights
 from batches import rows_of
 from cli import one_line_errors
 from data import Split
-from decode import RepetitionAware, TextSampler
+from decode import GREEDY, RepetitionAware, TextSampler
 from domain import spoken
 from evaluate_face import average, held_out_faces, own_voice, sound_lag
 from face_decoder import FPS, UNIT_RATE
@@ -215,7 +215,7 @@ def choose(samples: list, count: int) -> list:
 
 def speak(model, samples: list, args) -> list:
     """Their answers with speech and face, the text greedy; the same for the same --seed."""
-    return model.generate(*chats(samples), max_new_tokens=args.max_new_tokens, unit_sampler=RepetitionAware(),
+    return model.generate(*chats(samples), max_new_tokens=args.max_new_tokens,
                           generator=torch.Generator().manual_seed(args.seed))
 
 
@@ -382,7 +382,8 @@ def first_sound(model, answer, seed: int) -> dict:
     begun = time.perf_counter()
     voice = model.speech_generator.generate(
         answer.text_states[None].to(ids.device), torch.ones_like(ids, dtype=torch.bool),
-        ids.masked_fill(model.stops(ids.device)[ids], IGNORE), RepetitionAware(), torch.Generator().manual_seed(seed),
+        ids.masked_fill(model.stops(ids.device)[ids], IGNORE), GREEDY if model.config.greedy_units else RepetitionAware(),
+        torch.Generator().manual_seed(seed),
         each=lambda decoder: clock.append((int(decoder.count[0]), time.perf_counter() - begun)))
     units = voice.ids[0, :int(voice.count[0])].tolist()
     begun = time.perf_counter()

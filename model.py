@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 import weights
-from decode import Decoder, RepetitionAware, TextSampler, decoder_for, draw_seed
+from decode import GREEDY, Decoder, RepetitionAware, TextSampler, decoder_for, draw_seed
 from arkit import ARKIT_NAMES
 from face_decoder import VELOCITY_WEIGHT, FaceConfig, FaceDecoder, face_loss, frames_for_units
 from qwen3 import SIZES, Qwen3, Qwen3Config, fast_matvec_layout, project
@@ -48,6 +48,7 @@ class ExOmniConfig:
     projector_hidden: int = 2048   # speech_projector_hidden_size; fixed in the release
     stop_ids: tuple = (151645, 151643)     # generation_config.json: eos_token_id: <|im_end|>, <|endoftext|>
     top_p: float = 1.0             # generation_config.json: what sampling the text starts from
+    greedy_units: bool = False     # generation_config.json: unit_do_sample false; else repetition-aware sampling
     dtype: str = "bfloat16"        # of the weights on disk
 
     @classmethod
@@ -96,6 +97,7 @@ class ExOmniConfig:
         if stop is not None:
             config.stop_ids = tuple(stop) if isinstance(stop, list) else (stop,)
         config.top_p = generation.get("top_p") or 1.0
+        config.greedy_units = not generation.get("unit_do_sample", True)
         return config
 
     def to_dict(self) -> dict:
@@ -131,7 +133,7 @@ PRESETS = {name: ExOmniConfig(llm=size) for name, size in SIZES.items()} | {
         generator=GeneratorConfig(Qwen3Config(960, 192, 576, 4, 4, 2, 48, max_position_embeddings=4096,
                                               tie_word_embeddings=True), 1024, 1, 4, 48),
         face=FaceConfig(192, 1024, 64, 128, 4, 4, dropout=0.0, tqgf_heads=4, tqgf_dim_head=32),
-        projector_hidden=512, stop_ids=(958, 956), dtype="float32")}
+        projector_hidden=512, stop_ids=(958, 956), greedy_units=True, dtype="float32")}
 
 
 def preset(name: str) -> ExOmniConfig:
@@ -243,7 +245,9 @@ def write_checkpoint(directory, config: ExOmniConfig, tensors: dict, read=lambda
     for name, shard in zip(names, shards):
         weights.write_tensors(directory / name, read(shard))
     weights.write_json(directory / "config.json", config.to_dict())
-    weights.write_json(directory / "generation_config.json", {"eos_token_id": list(config.stop_ids), "top_p": config.top_p})
+    units = {"unit_do_sample": False} if config.greedy_units else {}
+    weights.write_json(directory / "generation_config.json",
+                       {"eos_token_id": list(config.stop_ids), "top_p": config.top_p} | units)
     for path in set(directory.glob("model*.safetensors")) - {directory / name for name in names}:
         path.unlink()
 
@@ -322,14 +326,14 @@ class ExOmni(nn.Module):
 
     @torch.no_grad()
     def generate(self, messages, speech=None, max_new_tokens: int = 128, temperature: float = 0.0, top_p: float = 1.0,
-                 unit_sampler=RepetitionAware(), generator: torch.Generator | None = None, release_quirks=False,
-                 on_text=None):
+                 unit_sampler=None, generator: torch.Generator | None = None, release_quirks=False, on_text=None):
         """Answer one prompt or a batch of them.
 
         messages: a chat, [{"role", "content"}], or its token ids (-300 for speech); a list of either is a batch and
         gives a list. speech: what each -300 stands for, a waveform (T,) at 16 kHz of any length or a log-mel
         (W, n_mels, T); one clip, or for a batch one per prompt (None where it has none), or a list of several.
-        temperature 0 takes the likeliest text; unit_sampler as decode.RepetitionAware, decode.GREEDY for none.
+        temperature 0 takes the likeliest text; unit_sampler: decode.RepetitionAware() or GREEDY, by default what the
+        checkpoint says, or else repetition-aware.
         generator: where the randomness comes from. release_quirks: the official numbers instead of the right ones
         (spec 8.2: the last text id is never spoken, reserved units are skipped after being drawn, unit 0 has no
         frames). on_text(row, piece) is told the text as it comes.
@@ -337,6 +341,7 @@ class ExOmni(nn.Module):
         Raises ValueError for clips that do not match the prompts, broken waveforms, or prompts beyond the context.
         """
         begun, seconds = time.perf_counter(), {}
+        unit_sampler = unit_sampler or (GREEDY if self.config.greedy_units else RepetitionAware())
         single = isinstance(messages, torch.Tensor) or not messages or isinstance(messages[0], (dict, int))
         prompts, clips = self.prompts([messages] if single else messages, [speech] if single else speech)
 

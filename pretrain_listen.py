@@ -233,7 +233,7 @@ class Listener(nn.Module):
         return self.phones(x), self.words(x)
 
 
-NEAR = (2, 1, 3)       # in layer 0, 1, 2, 3 = 0, ...: half the heads look that many states away, half three times as far
+NEAR = (2, 1, 3)       # states that half of a layer's heads look away, layers in turn; the other half looks 3 times as far
 
 
 @torch.no_grad()

@@ -19,7 +19,6 @@ import torch
 import weights
 from arkit import write_json
 from cli import one_line_errors
-from decode import RepetitionAware
 from face import EXPORTS, NEEDS, export, gallery
 from face_decoder import UNIT_RATE
 from flow import SAMPLE_RATE
@@ -108,7 +107,7 @@ def load(args) -> tuple:
     if model.speech_decoder is None:
         print(f"{args.checkpoint} has no speech_decoder/: text, units and face, but no sound")
     sampling = dict(max_new_tokens=args.max_new_tokens, temperature=args.temperature,
-                    top_p=model.config.top_p if args.top_p is None else args.top_p, unit_sampler=RepetitionAware(),
+                    top_p=model.config.top_p if args.top_p is None else args.top_p,
                     generator=torch.Generator().manual_seed(args.seed), release_quirks=args.release_quirks)
     return model, sampling
 

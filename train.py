@@ -66,8 +66,8 @@ STAGES = {
         2: Stage(TTS, ("units",), {"generator": 2e-3}, 6, 16, 0.1, 4, muon=True),
         3: Stage(FACE, ("face",), {"face": 2e-3}, 7, 16, 0.1, 4, muon=True),
         4: Stage(ALL + FACE, ("text", "units", "face"),
-                 {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 2, 48, 0.1, 4, muon=True)}}
-# What of a transformer is no map from states to states: embeddings and output layers are AdamW's.
+                 {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 1, 48, 0.1, 6, muon=True)}}
+# Matrices that map no states to states, which AdamW trains even so: embeddings, output layers.
 TABLES = ("embed", "lm_head", "llm_decoder", "out_head")
 # Ablation -> the part it changes, which the stage must train. config.json keeps it: so do the stages after.
 ABLATIONS = {"velocity": "face", "speech-context": "face", "context": "generator", "tqgf": "generator"}
@@ -223,8 +223,8 @@ def announce(run, model, splits, device, args, accumulate, world) -> None:
     print(f"{run['steps']} steps of {run['batch']} samples, {run['steps'] * run['batch'] / samples[0]:.3g} epochs; "
           f"seed {run['seed']}; processes: {world}, pieces of a batch one after the other: {accumulate}"
           + (f" (not {run['accumulate']}: each needs a sample)" if accumulate < run["accumulate"] else ""))
-    print(f"{'Muon for matrices, else ' * run['muon']}AdamW, betas 0.9 and 0.95, no weight decay; warm-up over {run['warmup']:.0%} of the steps, then a cosine "
-          "to zero; gradients clipped at norm 1")
+    print(f"{'Muon for matrices, else ' * run['muon']}AdamW, betas 0.9 and 0.95, no weight decay; warm-up over "
+          f"{run['warmup']:.0%} of the steps, then a cosine to zero; gradients clipped at norm 1")
     for part in PARTS:
         count = sum(p.numel() for p in parameters(model, part).values())
         note = " (trained at rate 0 in Table 7)" if run["stage"] == 4 and part == "projector" else ""

@@ -534,6 +534,19 @@ def same_weights(seen, expected):
     assert all(torch.equal(state[name], t) for name, t in expected.state_dict().items())
 
 
+def test_a_checkpoint_says_how_units_are_drawn(tmp_path):
+    """By default sampled; greedily where generation_config.json says so."""
+    for greedy in (True, False):
+        model = build(config=dataclasses.replace(CONFIG, greedy_units=greedy))
+        model.save_pretrained(tmp_path / str(greedy))
+        again = ExOmni.from_pretrained(tmp_path / str(greedy))
+        assert again.config.greedy_units is greedy
+        drawn = [again.generate([4, 5, 6], max_new_tokens=8, generator=torch.Generator().manual_seed(seed)).units.tolist()
+                 for seed in range(3)]
+        likeliest = again.generate([4, 5, 6], max_new_tokens=8, unit_sampler=GREEDY).units.tolist()
+        assert (drawn == 3 * [likeliest]) == greedy
+
+
 def test_a_saved_model_comes_back_and_answers_the_same(model, answers, saved, tmp_path):
     again = ExOmni.from_pretrained(saved)
     assert again.config == CONFIG and not again.training

@@ -1,0 +1,80 @@
+"""mini/: what is shipped opens, hears voices it never heard, speaks, and can be trained again from its start."""
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import demo
+import pretrain
+import sample
+from arkit import ARKIT_NAMES
+from batches import fingerprint
+from face_decoder import UNIT_RATE
+from flow import SAMPLE_RATE
+from model import ExOmni
+from tokenizer import with_system
+from whisper import load_audio
+
+MINI = sample.MINI
+QUESTIONS = [json.loads(line) for line in (MINI / "questions/questions.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return ExOmni.from_pretrained(MINI)
+
+
+def spoken(kind) -> tuple:
+    return with_system([sample.user_message(None, True)]), load_audio(MINI / f"questions/{kind}.wav")
+
+
+def test_the_checkpoint_has_at_most_25_megabytes():
+    parts = [path for path in MINI.rglob("*") if path.is_file() and path.parent.name in (
+        "mini", "speech_tokenizer", "speech_decoder")]
+    assert sum(path.stat().st_size for path in parts) < 25e6
+
+
+def test_it_has_been_through_all_stages_and_its_log_tells():
+    assert list(json.loads((MINI / "stages.json").read_text())) == ["1", "2", "3", "4"]
+    log = [json.loads(line) for line in (MINI / "log.jsonl").read_text().splitlines()]
+    assert {"encoder", "llm", "speech_tokenizer", "flow", "hift"} <= {row.get("part") for row in log}
+    assert {"stage1", "stage2", "stage3", "stage4"} <= {row.get("stage") for row in log}
+
+
+def test_questions_of_unknown_voices_are_answered(mini):
+    chats, clips = zip(*(spoken(row["kind"]) for row in QUESTIONS))
+    answers = mini.generate(list(chats), list(clips), max_new_tokens=64)
+    wrong = [(row["text"], answer.text) for row, answer in zip(QUESTIONS, answers) if answer.text != row["answer"]]
+    assert len(QUESTIONS) == 6 and not wrong
+
+
+def test_an_answer_is_spoken_with_a_face_and_the_same_seed_says_it_again(mini):
+    chat, clip = spoken(QUESTIONS[0]["kind"])
+    one, two = (mini.generate(chat, clip, max_new_tokens=64, generator=torch.Generator().manual_seed(1)) for _ in "ab")
+    seconds = len(one.units) / UNIT_RATE
+    assert 1 < seconds < 5 and len(one.face) == int(30 * seconds)
+    assert len(one.waveform) == pytest.approx(SAMPLE_RATE * seconds, abs=SAMPLE_RATE / 12)
+    assert one.waveform.abs().max() > 0.05 and np.ptp(one.face[:, ARKIT_NAMES.index("jawOpen")].numpy()) > 0.1, "it is heard, and the jaw moves"
+    assert torch.equal(one.units, two.units) and torch.equal(one.waveform, two.waveform) and torch.equal(one.face, two.face)
+
+
+def test_it_is_what_sample_opens_by_default(tmp_path, capsys):
+    sample.main(["--text", "What is the opposite of hot?", "--out", str(tmp_path), "--temperature", "0"])
+    assert (tmp_path / "answer.txt").read_text() == "The opposite of hot is cold.\n"
+    assert soundfile.info(tmp_path / "answer.wav").duration > 1
+    assert f"watch {tmp_path / 'answer.html'}" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_the_stages_start_from_what_is_shipped(mini, tmp_path):
+    """The base has the shipped model's ears, and its units are those of the shipped answers."""
+    pretrain.main(["--from", str(MINI), "--work", str(tmp_path / "parts"), "--out", str(tmp_path / "base")])
+    base = ExOmni.from_pretrained(tmp_path / "base")
+    for part in ("speech_encoder", "speech_decoder"):
+        theirs = getattr(mini, part).state_dict()
+        assert all(torch.equal(tensor, theirs[name]) for name, tensor in getattr(base, part).state_dict().items())
+    assert not torch.equal(base.llm.norm.weight, mini.llm.norm.weight)
+    about, answers = demo.read_answers(MINI / "data")
+    assert about["speech_tokenizer"] == fingerprint(tmp_path / "base") == fingerprint(MINI)
+    assert len(answers) > 2000
