@@ -166,6 +166,7 @@ def questions(split: Split, task: str) -> list:
 
 
 def answers(model, args) -> dict:
+    """Exact answers on val and the test splits, heard and typed, and of changed clips."""
     write = lambda samples: write_texts(model, samples, args.max_new_tokens)
     names = ["val", *sorted(path.name for path in Path(args.data).glob("test-*"))]
     splits, heard = {name: Split(Path(args.data) / name) for name in names}, {}
@@ -295,6 +296,7 @@ def write_sounds(kept: list, out: Path) -> dict:
 
 
 def speech(model, args, said: list, hear) -> dict:
+    """Lengths, units and word errors of what was said; the sounds go into --out. hear: path -> text, or None."""
     out, kept = Path(args.out) / "speech", right_ones(said)
     found = {"text right": share(s["answer"] == answer.text for s, answer, _ in said)}
     if kept:
@@ -331,6 +333,7 @@ def show_faces(title: str, columns: dict) -> None:
 
 
 def face(model, args, said: list, head) -> dict:
+    """Teacher-forced on held-out answers, then the lips of what was said against its sound."""
     found, kept = {"held_out": held_out_faces(model, args.data, head)}, right_ones(said)
     show_faces("face, teacher-forced on held-out answers", found["held_out"])
     lags = [(sound_lag(answer.face.float().clamp(0, 1).numpy(), answer.waveform.float().numpy(), SAMPLE_RATE, head),
@@ -394,6 +397,7 @@ def first_sound(model, answer, seed: int) -> dict:
 
 
 def latency(model, args) -> dict:
+    """Seconds from one question to each part of its answer, cold and warm."""
     question = a_question(args)
     asked = {"messages": [sample.user_message(None, True)], "audio": load_audio(question).numpy()}
     options = ("--checkpoint", args.checkpoint, "--audio", question, "--out", Path(args.out) / "latency" / "answer",
@@ -441,6 +445,7 @@ def train_face(out: Path, ablation: str, args) -> None:
 
 
 def ablations(args, head) -> dict:
+    """Table 6: stage 3 trained whole and with parts left out, each measured on held-out answers."""
     found = {}
     for ablation in TABLE_6:
         out = Path(args.out) / "ablations" / (ablation or "none")

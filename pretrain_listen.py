@@ -3,7 +3,7 @@
     make_vocabulary(texts, "parts/llm")                 a byte-level BPE
     train_llm(split, config, "parts")                   Qwen3's architecture     -> parts/llm
     train_encoder(split, config, "parts")               Whisper's architecture   -> parts/encoder
-    compose("parts", "mini/base")                       all parts, a random projector, generator and face decoder
+    compose("parts", "runs/base")                       all parts, a random projector, generator and face decoder
 
 Each part is a directory as Hugging Face has it, with the tensor names of Qwen3 and Whisper, so that `compose` is the
 command that makes every other checkpoint: `prepare.py weights --preset mini --llm parts/llm ...`. By then there must be

@@ -1,6 +1,6 @@
 """The four stages of training (paper, Table 7), one table and one loop.
 
-    python train.py --stage 1 --data data/demo --init-from mini/base --out out/stage1
+    python train.py --stage 1 --data data/demo --init-from runs/base --out out/stage1
     torchrun --nproc_per_node=8 train.py --stage 2 --data data/demo --init-from out/stage1 --out out/stage2
     python train.py --resume --out out/stage2
 
