@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 
 import soundfile
+import torch
 
 import demo
 import weights
@@ -63,14 +64,21 @@ def make(work: Path, shipped: str | None) -> None:
                 command = [sys.executable, *map(str, arguments)]
                 print(f"--- {name}: {shlex.join(['python', *command[1:]])}", flush=True)
                 running[name] = subprocess.Popen([command[0], here / command[1], *command[2:]])
-        for name, process in running.items():
-            if process.wait():
-                for other in running.values():
-                    other.terminate()
-                raise ValueError(f"{name} ended with code {process.returncode}: mend what it says, then the same command "
-                                 "goes on")
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": name, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
+        failed = None
+        while running and failed is None:
+            time.sleep(0.1)
+            for name in [name for name, process in running.items() if process.poll() is not None]:
+                process = running.pop(name)
+                if process.returncode:
+                    failed = f"{name} ended with code {process.returncode}"
+                    continue
+                with open(log, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": name, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
+        if failed:
+            for other in running.values():
+                other.terminate()
+                other.wait()
+            raise ValueError(f"{failed}: mend what it says, then the same command goes on")
 
 
 # ---------------------------------------------------------------- what is shipped
@@ -106,7 +114,8 @@ def copy(source: Path, target: Path) -> None:
 
 def halve(source: Path, target: Path) -> None:
     """A checkpoint's weights in float16, which are read as what config.json says: nothing else of it changes."""
-    weights.write_tensors(target, {name: tensor.half() for name, tensor in weights.stream(source, weights.shapes(source))})
+    weights.write_tensors(target, {name: tensor.to(torch.float16, copy=True)        # of a mapped file: not to be kept
+                                   for name, tensor in weights.stream(source, weights.shapes(source))})
 
 
 def questions(data: Path, out: Path, each: int = 2) -> None:
