@@ -31,7 +31,7 @@ def rate_at(step: int, steps: int, warmup: int) -> float:
 def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, warmup: int = 100, betas=(0.9, 0.98),
         weight_decay: float = 0.01, clip: float = 1.0, seed: int = 0, matrices=()) -> None:
     """Minimise loss(step, generator) -> (scalar tensor, {name: number or tensor}) over module's parameters: Muon those in
-    `matrices` (two-dimensional, not tables), AdamW all others.
+    `matrices` (of layers and convolutions, not tables), AdamW all others.
 
     All randomness of a step comes from the generator, seeded by the step, so that an interrupted run goes on as if it had
     never stopped: folder/<part>.state.safetensors holds parameters, buffers and optimizer state, and is removed at the
@@ -58,11 +58,12 @@ def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, war
             for group in optimizer.param_groups:
                 group["lr"] = now
             value, parts = loss(step, generator.manual_seed(seed * 1_000_003 + step))
-            optimizer.zero_grad(set_to_none=True)
+            module.zero_grad(set_to_none=True)
             value.backward()
             norm = nn.utils.clip_grad_norm_(parameters, clip)
-            optimizer.step()
-            muon.step(now)
+            if norm.isfinite():                             # else nothing changes, and the log says nan
+                optimizer.step()
+                muon.step(now)
             for name, number in ({"loss": value, "gradient": norm} | parts).items():
                 sums[name] = sums.get(name, 0.0) + float(torch.as_tensor(number).detach())
             if (step + 1) % LOG_STEPS == 0 or step + 1 == steps:
@@ -95,10 +96,10 @@ def restore(path, module, optimizer, muon) -> int:
     tensors = load_file(path)
     try:
         module.load_state_dict({name[7:]: t for name, t in tensors.items() if name.startswith("module.")})
-    except RuntimeError as error:
+        muon.moments = {name: tensors[f"muon.{name}"] for name in muon.moments}
+    except (RuntimeError, KeyError) as error:
         raise ValueError(f"{path} belongs to a run of another size: remove it to start over "
                          f"({str(error).splitlines()[-1].strip()})") from None
-    muon.moments = {name: tensors[f"muon.{name}"] for name in muon.moments}
     saved = optimizer.state_dict()
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):

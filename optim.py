@@ -44,7 +44,7 @@ class Muon:
     """
 
     def __init__(self, matrices: dict, momentum: float = 0.95, weight_decay: float = 0.01):
-        """matrices: name -> two-dimensional parameter."""
+        """matrices: name -> parameter (out, in), or a convolution's (out, in, kernel), which is (out, in kernel) here."""
         self.matrices, self.momentum, self.weight_decay = matrices, momentum, weight_decay
         self.moments = {name: torch.zeros_like(p) for name, p in matrices.items()}
 
@@ -55,14 +55,15 @@ class Muon:
         for name, p in self.matrices.items():
             moment = self.moments[name]
             moment.lerp_(p.grad, 1 - self.momentum)
-            update = p.grad.lerp(moment, self.momentum)                             # Nesterov's
+            update = p.grad.lerp(moment, self.momentum).flatten(1)                  # Nesterov's
             wide = update.shape[0] <= update.shape[1]
             of_size[tuple(sorted(update.shape))].append((p, wide, update if wide else update.T))
             p.grad = None
         for (_, longest), updates in of_size.items():
             directions = orthogonal(torch.stack([update for _, _, update in updates]))
             for (p, wide, _), x in zip(updates, directions):
-                p.mul_(1 - rate * self.weight_decay).add_(x if wide else x.T, alpha=-0.5 * rate * longest ** 0.5)
+                p.mul_(1 - rate * self.weight_decay).add_((x if wide else x.T).reshape(p.shape),
+                                                             alpha=-0.5 * rate * longest ** 0.5)
 
 
 def orthogonal(x) -> torch.Tensor:

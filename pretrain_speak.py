@@ -49,8 +49,9 @@ PHONES_PER_UNIT = 4             # one per 20 ms
 WITHOUT_CODES = 0.25            # share of the steps before there is a codebook
 LAST_RESTART = 0.85             # share of the steps after which dead codes stay dead
 REGRESSION = 0.4                # share of the flow's steps before flow matching joins
-TRUE_MEL = 0.85                 # share of the vocoder's steps on true mels; then on those that the flow makes
+TRUE_MEL = 0.75                 # share of the vocoder's steps on true mels; then on those that the flow makes
 DECAY = 0.99                    # of the codebook's moving averages
+LAST_LAYERS = ("conv_post", "f0_predictor.classifier")      # of the vocoder: trained by AdamW, the layers before by Muon
 SEGMENT = 32                    # mel frames the vocoder learns from at once
 
 
@@ -378,7 +379,7 @@ def begin_as_copy(estimator, average) -> None:
 
 # ---- vocoder ----------------------------------------------------------------------------------------------------
 
-def train_hift(voice: Split, folder, steps=2800, decoder=DECODER, rows=8) -> None:
+def train_hift(voice: Split, folder, steps=3600, decoder=DECODER, rows=8) -> None:
     """The vocoder, on true mels, then on those that the trained tokenizer and flow make. rows: segments per batch.
 
     The waveform is made with the true pitch, the predictor learns it beside. Writes speech_decoder/hift.safetensors.
@@ -416,5 +417,7 @@ def train_hift(voice: Split, folder, steps=2800, decoder=DECODER, rows=8) -> Non
         parts = hift_losses(hift, torch.stack(mel), torch.stack(sound), torch.stack(hertz), generator=generator)
         return parts["stft"] + 2 * parts["mel"] + parts["f0"] / 50, parts
 
-    fit("hift", hift, loss, steps, 2e-3, folder, warmup=min(100, steps // 10), betas=(0.8, 0.99), clip=5.0)
+    matrices = [p for name, p in hift.named_parameters() if p.ndim > 1 and not name.startswith(LAST_LAYERS)]
+    fit("hift", hift, loss, steps, 2e-3, folder, warmup=min(100, steps // 10), betas=(0.8, 0.99), clip=5.0,
+        matrices=matrices)
     write_half(Path(folder) / "speech_decoder" / "hift.safetensors", hift)

@@ -50,11 +50,11 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
 
 def test_muon_steps_are_orthogonal_and_of_the_promised_size():
     random = torch.Generator().manual_seed(0)
-    for size in ((6, 20), (20, 6)):
+    for size in ((6, 20), (20, 6), (6, 4, 5), (20, 3, 2)):
         p = nn.Parameter(torch.zeros(size))
-        p.grad = torch.randn(size, generator=random) * torch.logspace(-1, 1, size[1])         # directions 100 apart
+        p.grad = torch.randn(size, generator=random) * torch.logspace(-1, 1, size[-1])        # directions 100 apart
         fit.Muon({"p": p}).step(1e-3)
-        values = torch.linalg.svdvals(p.detach())
+        values = torch.linalg.svdvals(p.detach().flatten(1))
         assert values.max() / values.min() < 2                      # Jordan's coefficients: between .7 and 1.2
         rms = p.detach().square().mean().sqrt().item()
         assert 0.3e-3 < rms < 0.7e-3 and p.grad is None
