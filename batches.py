@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from augment import other_voice
 from data import ARRAYS, Split, checksum
 from face_decoder import frames_for_units
 from speech_generator import IGNORE
@@ -85,12 +86,13 @@ def pieces(split: Split, rows, count: int) -> list:
     return [rows[len(rows) * i // count:len(rows) * (i + 1) // count] for i in range(count)]
 
 
-def collate(samples: list, model, terms, device="cpu") -> dict:
-    """Samples of a Split -> the batch of `ExOmni.forward` with what the loss terms need, on the device.
+def collate(samples: list, model, terms, device="cpu", seeds=None) -> dict:
+    """Samples of a Split -> the batch of `ExOmni.forward` with what the loss terms need, on the device. seeds: of the
+    other voice in which each sample is heard, None for as it is.
 
     Raises ValueError for messages that do not ask for exactly the sound that is there."""
     ids, labels, mels, tokenizer, encoder = [], [], [], model.tokenizer, model.config.speech_encoder
-    for sample in samples:
+    for n, sample in enumerate(samples):
         prompt = tokenizer.encode_chat(with_system(sample["messages"]))
         answer = tokenizer.encode(sample["answer"]) + [tokenizer.im_end_id]
         if prompt.count(SPEECH_ID) != (sample["audio"] is not None):
@@ -99,7 +101,8 @@ def collate(samples: list, model, terms, device="cpu") -> dict:
         ids.append(torch.tensor(prompt + answer))
         labels.append(torch.tensor([IGNORE] * len(prompt) + answer))
         if sample["audio"] is not None:
-            mels.append(log_mel(torch.from_numpy(sample["audio"]).to(device), encoder.num_mel_bins, encoder.n_frames))
+            mel = log_mel(torch.from_numpy(sample["audio"]).to(device), encoder.num_mel_bins, encoder.n_frames)
+            mels.append(mel if seeds is None else other_voice(mel.cpu(), seeds[n]))
     batch = {"input_ids": pad_sequence(ids, batch_first=True),
              "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
              "mask": pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in ids], batch_first=True)}

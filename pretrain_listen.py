@@ -27,13 +27,14 @@ from torch.nn.utils.rnn import pad_sequence
 
 import prepare
 import weights
+from augment import augment
 from data import Split
 from fit import fit
 from model import ExOmniConfig
 from qwen3 import Qwen3, Qwen3Config
 from speech_generator import IGNORE
 from tokenizer import QWEN_PATTERN, SPEECH_ID, SYSTEM_PROMPT, Tokenizer
-from whisper import HOP, SAMPLE_RATE, WhisperConfig, WhisperEncoder, log_mel, mel_filters
+from whisper import HOP, SAMPLE_RATE, WhisperConfig, WhisperEncoder, log_mel
 
 MEL_RATE = SAMPLE_RATE // HOP          # mel frames per second
 
@@ -289,49 +290,6 @@ def spliced(a: tuple, b: tuple, cuts: tuple) -> tuple:
     an order of words that no sentence pattern predicts. As long as the longer one at most."""
     return tuple(torch.cat([x[..., :cuts[0]], y[..., cuts[1]:]], -1)[..., :max(x.shape[-1], y.shape[-1])]
                  for x, y in zip(a, b))
-
-
-def uniform(generator, batch: int, low: float, high: float) -> torch.Tensor:
-    """(batch, 1, 1) random numbers."""
-    return low + (high - low) * torch.rand(batch, 1, 1, generator=generator)
-
-
-def mel_centres(n_mels: int) -> torch.Tensor:
-    """(n_mels,) where each mel band lies, in Hz."""
-    filters = mel_filters(n_mels)
-    return filters @ torch.linspace(0, SAMPLE_RATE / 2, filters.shape[1]) / filters.sum(1)
-
-
-def augment(mel, labels, width: float, generator) -> tuple:
-    """mel (B, n_mels, T), labels (K, B, T), T even -> the same as others might say it; labels (K, B, T / 2), one for
-    each encoder state. width: 0 lightly, 1 as widely as it goes.
-
-    Time is stretched by up to 10 %, and the labels with it. Frequencies are multiplied by 0.96 ... 1.05, at width 1 by
-    0.84 ... 1.2: a longer or shorter vocal tract. Then gain (+-12 dB), for half of them a hiss at least 20 dB, at
-    width 1 6 dB, below the voice, and one band and one moment left out."""
-    B, M, T = mel.shape
-    centres = mel_centres(M).numpy()
-    pace = uniform(generator, B, 0.9, 1.1)
-    low, high = math.log(0.96 - 0.12 * width), math.log(1.05 + 0.15 * width)
-    stretch = uniform(generator, B, low, high).exp().flatten().tolist()
-    bands = np.stack([np.interp(centres * s, centres, np.arange(M)) for s in stretch])      # (B, M) source bands
-    moments = (torch.arange(T) * pace).clamp(max=T - 1)                                     # (B, 1, T) source frames
-    grid = torch.stack([(moments * 2 / (T - 1) - 1).expand(B, M, T),
-                        torch.from_numpy(bands).float()[..., None].expand(B, M, T) * 2 / (M - 1) - 1], -1)
-    mel = F.grid_sample(mel[:, None], grid, padding_mode="border", align_corners=True)[:, 0]
-    labels = labels.gather(2, moments[:, 0, ::2].round().long().expand(len(labels), -1, -1))
-
-    mel = mel + uniform(generator, B, -0.3, 0.3)                    # 0.25 is 10 dB
-    power = 10 ** (4 * mel - 4)
-    level = power.mean((1, 2), keepdim=True).log10() - uniform(generator, B, 2 - 1.4 * width, 4)
-    tilt = uniform(generator, B, -1.5, 0.5) * torch.linspace(0, 1, M)[:, None]
-    hiss = -torch.rand(2, B, M, T, generator=generator).clamp(min=1e-6).log().mean(0)
-    hiss = hiss * 10 ** (level + tilt - tilt.mean(1, keepdim=True)) * (uniform(generator, B, 0, 1) < 0.5)
-    mel = ((power + hiss).log10() + 4) / 4
-    for axis, size, longest in ((torch.arange(M)[:, None], M, M // 8), (torch.arange(T), T, 15)):
-        start, length = uniform(generator, B, 0, size), uniform(generator, B, 0, longest)
-        mel = torch.where((axis >= start) & (axis < start + length), mel.mean((1, 2), keepdim=True), mel)
-    return mel, labels
 
 
 FAMILY_SHARES = {"espeak": 0.5, "flite": 0.5}

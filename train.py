@@ -50,6 +50,7 @@ class Stage:
     warmup: float          # share of the steps
     accumulate: int        # pieces of a batch that each process works through one after the other
     muon: bool = False     # trains the matrices, at the same rate; AdamW all else
+    augment: bool = False  # each clip is heard in another voice every time (augment.py)
 
 
 ASR, TTS, FACE, ALL = ("asr",), ("tts",), ("face",), ("qa", "chat")
@@ -62,11 +63,12 @@ STAGES = {
     # For a language model less than 512 wide, which has everything still to learn. Its stage IV keeps reading aloud too:
     # the answers of so small a world are too few to speak, and to move a face, in general.
     "mini": {
-        1: Stage(ASR, ("text",), {"projector": 2e-3}, 1, 48, 0.1, 4, muon=True),
+        1: Stage(ASR, ("text",), {"projector": 2e-3}, 1, 48, 0.1, 4, muon=True, augment=True),
         2: Stage(TTS, ("units",), {"generator": 2e-3}, 6, 16, 0.1, 4, muon=True),
-        3: Stage(FACE, ("face",), {"face": 2e-3}, 7, 16, 0.1, 4, muon=True),
+        3: Stage(FACE, ("face",), {"face": 2e-3}, 4, 16, 0.1, 4, muon=True),
         4: Stage(ALL + FACE, ("text", "units", "face"),
-                 {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 1, 48, 0.1, 6, muon=True)}}
+                 {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 2, 48, 0.1, 6, muon=True,
+                 augment=True)}}
 # Matrices that map no states to states, which AdamW trains even so: embeddings, output layers.
 TABLES = ("embed", "lm_head", "llm_decoder", "out_head")
 # Ablation -> the part it changes, which the stage must train. config.json keeps it: so do the stages after.
@@ -224,7 +226,8 @@ def announce(run, model, splits, device, args, accumulate, world) -> None:
           f"seed {run['seed']}; processes: {world}, pieces of a batch one after the other: {accumulate}"
           + (f" (not {run['accumulate']}: each needs a sample)" if accumulate < run["accumulate"] else ""))
     print(f"{'Muon for matrices, else ' * run['muon']}AdamW, betas 0.9 and 0.95, no weight decay; warm-up over "
-          f"{run['warmup']:.0%} of the steps, then a cosine to zero; gradients clipped at norm 1")
+          f"{run['warmup']:.0%} of the steps, then a cosine to zero; gradients clipped at norm 1"
+          + "; clips augmented" * run["augment"])
     for part in PARTS:
         count = sum(p.numel() for p in parameters(model, part).values())
         note = " (trained at rate 0 in Table 7)" if run["stage"] == 4 and part == "projector" else ""
@@ -328,7 +331,8 @@ def train(args) -> None:
             begun = time.perf_counter()
             parts = pieces(training, draw(rows, run["seed"], step * run["batch"], run["batch"]), world * accumulate)
             mine = range(rank, len(parts), world)
-            batches = [collate([training[i] for i in parts[m]], model, run["losses"], device) for m in mine]
+            seeds = [[hash((run["seed"], step, i)) for i in part] if run["augment"] else None for part in parts]
+            batches = [collate([training[i] for i in parts[m]], model, run["losses"], device, seeds[m]) for m in mine]
             counts = add_up(tally(batches) | {"stop": len(asked)}, device)
             if counts["stop"]:
                 break

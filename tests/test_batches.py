@@ -62,6 +62,16 @@ def test_the_sound_is_heard_as_when_asking(model, tmp_path):
         assert torch.equal(model.hear(batch["mel"])[0], heard)
 
 
+def test_with_seeds_each_clip_is_heard_in_a_voice_of_its_own_and_nothing_else_changes(model, tmp_path):
+    spoken = dict(audio=np.random.default_rng(0).uniform(-1, 1, 5000))
+    split = split_of(tmp_path, ("qa", WRITTEN, "Because.", {}), *[("qa", SPOKEN, "Yes.", spoken)] * 2)
+    samples = [split[i] for i in range(3)]
+    plain, augmented = (collate(samples, model, ("text",), seeds=seeds) for seeds in (None, [1, 2, 3]))
+    assert torch.equal(plain["mel"][0], plain["mel"][1]) and not torch.allclose(*augmented["mel"])
+    assert torch.equal(augmented["mel"][1], collate(samples[2:], model, ("text",), seeds=[3])["mel"][0])
+    assert all(torch.equal(plain[name], augmented[name]) for name in plain if name != "mel")
+
+
 def test_only_what_the_losses_need_is_there(model, tmp_path):
     split = three(tmp_path)
     samples = [split[i] for i in range(3)]
