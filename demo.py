@@ -47,6 +47,7 @@ WINDOW = 5.12                                       # seconds: 512 frames of the
 UNIT_SAMPLES = round(voices.RATE / UNIT_RATE)       # 1280
 SHIPPED = Path(__file__).parent / "mini" / "data"   # where `--answers` are when flite is not installed
 REPLY = ("units", "face")                           # arrays that all samples of an answer share
+SPEAKING = 3        # every third clip of a question has them in training: they cost most, and are always the same
 # Clips of each answer's questions by family; random word strings to hear; random strings and plain sentences to read
 # aloud, of which `held` each are kept from training; tests ask every n-th answer.
 SIZES = {
@@ -190,16 +191,16 @@ def write_voice(out: Writer, jobs: list, spread, seed: int, answers: dict | None
 
 def write_split(out: Writer, split: str, jobs: list, voice: Split, spread, seed: int) -> None:
     """Everything else: what is read aloud, what is typed, what is asked aloud. One face, and the units if `voice` has
-    them, for all samples of an answer."""
+    them, for all samples of an answer; none for most clips of training."""
     index = {row["answer"]: n for n, row in enumerate(voice.rows)}
     where = lambda row: {name: row[name] for name in REPLY if name in row}
     replies = {row["answer"]: where(row) for row in out.rows.values() if "face" in row}
 
-    def add(row, **arrays):
+    def add(row, speaking=False, **arrays):
         answer = row["answer"]
         if row["id"] in out:
             return out.rows[row["id"]]
-        if row["task"] in ("qa", "tts", "face"):
+        if speaking:
             arrays |= replies[answer] if answer in replies else {name: voice[index[answer]][name] for name in REPLY}
         row = out.add(row, **arrays)
         if "face" in row:
@@ -209,11 +210,11 @@ def write_split(out: Writer, split: str, jobs: list, voice: Split, spread, seed:
     for row in voice.rows:
         if split == ("val" if row["held"] else "train"):
             same = {"answer": row["answer"], "kind": row["kind"]}
-            add({"id": f"{row['id']}-tts", "task": "tts", "messages": row["messages"]} | same)
-            add({"id": f"{row['id']}-face", "task": "face", "messages": row["messages"]} | same)
+            add({"id": f"{row['id']}-tts", "task": "tts", "messages": row["messages"]} | same, True)
+            add({"id": f"{row['id']}-face", "task": "face", "messages": row["messages"]} | same, True)
     for row, name, task, text in typed(split, jobs, seed):
         add({"id": name, "task": task, "messages": user(text), "answer": row["answer"], "text": text,
-             "kind": row["kind"], "phrasing": row["split"] if "split" in row else row["phrasing"]})
+             "kind": row["kind"], "phrasing": row["split"] if "split" in row else row["phrasing"]}, task == "qa")
     missing = [job for job in jobs if f"{job[0]['id']}-asr" not in out]
     for clip, said in sounds(spread, missing, split):
         same = {key: clip[key] for key in ("text", "kind", "phrasing") if key in clip}
@@ -221,7 +222,8 @@ def write_split(out: Writer, split: str, jobs: list, voice: Split, spread, seed:
         audio = np.round(said.audio.clip(-1, 1) * 32767).astype(np.int16)
         if "answer" in clip:
             row = {"id": clip["id"], "task": "qa", "messages": user(None), "answer": clip["answer"]}
-            audio = add(row | same, audio=audio)["audio"]
+            speaking = split != "train" or int(clip["id"].rsplit("-", 1)[1]) % SPEAKING == 0
+            audio = add(row | same, speaking, audio=audio)["audio"]
         add({"id": f"{clip['id']}-asr", "task": "asr", "messages": user(None, domain.HEAR),
              "answer": domain.spoken(clip["text"])} | same | {"words": timed(said.words), "phones": timed(said.phones)},
             audio=audio)
@@ -323,7 +325,7 @@ def add_units(directory, units: dict, unit_vocab: int, speech_tokenizer: str) ->
     directory, split = Path(directory), Split(directory)
     where, arrays, start, rows = {}, [], 0, []
     for row in split.rows:
-        if row["task"] not in ("qa", "tts", "face"):
+        if "face" not in row:
             rows.append(row)
             continue
         answer = row["answer"]
