@@ -25,31 +25,32 @@ PHONES = {phone: (name,) for name, phones in CLASSES.items() for phone in phones
     "en": ("ax", "nn")}
 
 # Targets (spec face 6.3), left and right alike. Silence keeps the lips sealed: mouthClose as much as jawOpen. The jaw
-# of open vowels stands a third above the spec's, because blending pulls short ones down (spec face 6.4, undershoot).
+# of open vowels stands a third above the spec's, because blending pulls short ones down (spec face 6.4, undershoot), and
+# closed lips are pressed more firmly (rolled, lower lip raised), because whoever learns from this undershoots as well.
 SHAPES = ("jawOpen", "mouthClose", "mouthFunnel", "mouthPucker", "mouthSmile", "mouthStretch", "mouthLowerDown",
-          "mouthUpperUp", "mouthRollLower", "mouthRollUpper", "mouthPress", "tongueOut")
+          "mouthUpperUp", "mouthRollLower", "mouthRollUpper", "mouthPress", "mouthShrugLower", "tongueOut")
 TARGETS = {
-    #      jaw  close funnel pucker smile stretch lower upper rollL rollU press tongue
-    "sil": (.02, .02, 0,   0,   0,   0,   0,   0,   0,   0,   0,   0),
-    "PP":  (.10, .10, 0,   0,   0,   0,   0,   0,   .25, .15, .35, 0),
-    "FF":  (.08, 0,   0,   0,   0,   .05, 0,   .25, .55, 0,   0,   0),
-    "TH":  (.14, 0,   0,   0,   0,   0,   .15, .08, 0,   0,   0,   .35),
-    "DD":  (.12, 0,   0,   0,   0,   0,   .15, .08, 0,   0,   0,   0),
-    "nn":  (.12, 0,   0,   0,   0,   0,   .10, 0,   0,   0,   0,   0),
-    "kk":  (.16, 0,   0,   0,   0,   0,   .12, 0,   0,   0,   0,   0),
-    "SS":  (.05, 0,   0,   0,   .08, .20, .25, .12, 0,   0,   0,   0),
-    "CH":  (.10, 0,   .45, .30, 0,   0,   .15, .15, 0,   0,   0,   0),
-    "RR":  (.12, 0,   .20, .35, 0,   0,   0,   0,   0,   0,   0,   0),
-    "WW":  (.06, 0,   .15, .75, 0,   0,   0,   0,   0,   0,   0,   0),
-    "aa":  (.82, 0,   0,   0,   0,   0,   .20, .10, 0,   0,   0,   0),
-    "ae":  (.60, 0,   0,   0,   0,   .15, .25, .15, 0,   0,   0,   0),
-    "E":   (.40, 0,   0,   0,   0,   .15, .25, .12, 0,   0,   0,   0),
-    "I":   (.16, 0,   0,   0,   .35, .20, .20, .10, 0,   0,   0,   0),
-    "ih":  (.20, 0,   0,   0,   .18, .12, .15, 0,   0,   0,   0,   0),
-    "O":   (.48, 0,   .45, .30, 0,   0,   0,   0,   0,   0,   0,   0),
-    "U":   (.14, 0,   .25, .70, 0,   0,   0,   0,   0,   0,   0,   0),
-    "ax":  (.22, 0,   0,   0,   0,   0,   .12, 0,   0,   0,   0,   0),
-    "er":  (.18, 0,   .25, .25, 0,   0,   0,   0,   0,   0,   0,   0),
+    #      jaw  close funnel pucker smile stretch lower upper rollL rollU press shrug tongue
+    "sil": (.02, .02, 0,   0,   0,   0,   0,   0,   0,   0,   0,   0,   0),
+    "PP":  (.10, .10, 0,   0,   0,   0,   0,   0,   .40, .25, .35, .25, 0),
+    "FF":  (.08, 0,   0,   0,   0,   .05, 0,   .25, .55, 0,   0,   0,   0),
+    "TH":  (.14, 0,   0,   0,   0,   0,   .15, .08, 0,   0,   0,   0,   .35),
+    "DD":  (.12, 0,   0,   0,   0,   0,   .15, .08, 0,   0,   0,   0,   0),
+    "nn":  (.12, 0,   0,   0,   0,   0,   .10, 0,   0,   0,   0,   0,   0),
+    "kk":  (.16, 0,   0,   0,   0,   0,   .12, 0,   0,   0,   0,   0,   0),
+    "SS":  (.05, 0,   0,   0,   .08, .20, .25, .12, 0,   0,   0,   0,   0),
+    "CH":  (.10, 0,   .45, .30, 0,   0,   .15, .15, 0,   0,   0,   0,   0),
+    "RR":  (.12, 0,   .20, .35, 0,   0,   0,   0,   0,   0,   0,   0,   0),
+    "WW":  (.06, 0,   .15, .75, 0,   0,   0,   0,   0,   0,   0,   0,   0),
+    "aa":  (.82, 0,   0,   0,   0,   0,   .20, .10, 0,   0,   0,   0,   0),
+    "ae":  (.60, 0,   0,   0,   0,   .15, .25, .15, 0,   0,   0,   0,   0),
+    "E":   (.40, 0,   0,   0,   0,   .15, .25, .12, 0,   0,   0,   0,   0),
+    "I":   (.16, 0,   0,   0,   .35, .20, .20, .10, 0,   0,   0,   0,   0),
+    "ih":  (.20, 0,   0,   0,   .18, .12, .15, 0,   0,   0,   0,   0,   0),
+    "O":   (.48, 0,   .45, .30, 0,   0,   0,   0,   0,   0,   0,   0,   0),
+    "U":   (.14, 0,   .25, .70, 0,   0,   0,   0,   0,   0,   0,   0,   0),
+    "ax":  (.22, 0,   0,   0,   0,   0,   .12, 0,   0,   0,   0,   0,   0),
+    "er":  (.18, 0,   .25, .25, 0,   0,   0,   0,   0,   0,   0,   0,   0),
 }
 # Dominance (spec face 6.4): strength, reach in seconds, seconds by which the plateau begins early (rounding
 # anticipates).
@@ -62,9 +63,10 @@ COLUMN = {name: n for n, name in enumerate(SHAPES)}
 JAW, CLOSE = COLUMN["jawOpen"], COLUMN["mouthClose"]
 LOUD = [COLUMN[name] for name in ("mouthLowerDown", "mouthUpperUp", "mouthFunnel")]
 JAW_MOST = .85
+PRESSED = [COLUMN[name] for name in ("mouthRollLower", "mouthRollUpper", "mouthPress", "mouthShrugLower")]
 ROUND = [COLUMN[name] for name in ("mouthPucker", "mouthSmile", "mouthStretch")]
 UNSHAPED, UNSHAPED_SHARE = ("PP", "DD", "nn", "kk"), .15     # these leave rounding and spreading to their neighbours
-SIBILANT_JAW, TEETH_JAW = .25, .12
+SIBILANT_JAW, TEETH_JAW, LIPS_JAW = .25, .12, .25
 SHORT_PAUSE, SHORT_PAUSE_ALPHA = .27, .2        # seconds: a shorter pause between sounds does not close the mouth
 
 
@@ -156,6 +158,8 @@ def constrain(lips, pieces: list) -> np.ndarray:
     lips, closed = lips.copy(), np.zeros(len(lips), bool)
     for name, start, end in pieces:
         first, last = start + (end - start) / 4, end - (end - start) / 4
+        if name == "PP":                                    # closed from its beginning, but for the parting of the lips
+            first, last = start, end - (end - start) / 8
         here = slice(round(first * FPS), max(round(last * FPS), round(first * FPS)) + 1)        # one frame at least
         if name in ("SS", "CH"):
             lips[here, JAW] = np.minimum(lips[here, JAW], SIBILANT_JAW)
@@ -166,7 +170,9 @@ def constrain(lips, pieces: list) -> np.ndarray:
         elif name == "PP":
             closed[here] = True
             lips[here, [COLUMN["mouthLowerDown"], COLUMN["mouthUpperUp"]]] = 0
+            lips[here, JAW] = np.minimum(lips[here, JAW], LIPS_JAW)
             lips[here, CLOSE] = lips[here, JAW]
+            lips[here, PRESSED] = np.take(TARGETS["PP"], PRESSED)
     lips = np.where(closed[:, None], lips, smooth(lips))
     lips[:, CLOSE] = np.minimum(lips[:, CLOSE], lips[:, JAW])
     return lips
