@@ -164,7 +164,7 @@ class HiFT(nn.Module):
             x = sum(block(x) for block in self.resblocks[i * kernels:(i + 1) * kernels]) / kernels
         x = self.conv_post(F.leaky_relu(x)).float()     # slope 0.01 here, as in the release
         magnitude, phase = x.chunk(2, dim=1)
-        magnitude, phase = magnitude.exp().clamp(max=100), phase.sin()
+        magnitude, phase = magnitude.clamp(max=math.log(100)).exp(), phase.sin()    # in this order gradients stay finite
         window = torch.hann_window(stft.n_fft, device=x.device)
         wave = torch.istft(torch.polar(magnitude, phase), stft.n_fft, stft.hop_len, window=window)
         return wave.clamp(-config.audio_limit, config.audio_limit)

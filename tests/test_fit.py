@@ -48,6 +48,17 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
         assert torch.equal(a, b), name
 
 
+def test_a_step_whose_gradient_is_not_finite_changes_nothing(tmp_path):
+    module, loss = problem()
+    before = {name: p.clone() for name, p in module.named_parameters()}
+
+    def broken(step, generator):
+        value, parts = loss(step, generator)
+        return value * float("nan"), parts
+    fit.fit("part", module, broken, 3, 1e-2, tmp_path, matrices=[module[0].weight])
+    assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
+
+
 def test_muon_steps_are_orthogonal_and_of_the_promised_size():
     random = torch.Generator().manual_seed(0)
     for size in ((6, 20), (20, 6), (6, 4, 5), (20, 3, 2)):

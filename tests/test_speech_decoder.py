@@ -298,3 +298,13 @@ def test_vocoder_losses_fall():
         optimizer.step()
         totals.append(total.item())
     assert totals[-1] < 0.9 * totals[0] and all(p.grad is not None for p in hift.parameters())
+
+
+def test_a_magnitude_beyond_all_numbers_is_cut_off_and_leaves_gradients_finite():
+    hift = build().hift
+    with torch.no_grad():
+        hift.conv_post.bias[0] = 1000.0                             # exp of it is inf
+    mel, f0 = torch.randn(1, M, 16), torch.full((1, 16), 200.0)
+    terms = hift_losses(hift, mel, torch.randn(1, 256 * 16), f0, torch.Generator().manual_seed(0))
+    terms["stft"].backward()
+    assert terms["stft"].isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in hift.parameters())
