@@ -63,11 +63,11 @@ STAGES = {
     # For a language model less than 512 wide, which has everything still to learn. Its stage IV keeps reading aloud too:
     # the answers of so small a world are too few to speak, and to move a face, in general.
     "mini": {
-        1: Stage(ASR, ("text",), {"projector": 2e-3}, 1, 48, 0.1, 4, muon=True, augment=True),
-        2: Stage(TTS, ("units",), {"generator": 2e-3}, 6, 16, 0.1, 4, muon=True),
+        1: Stage(ASR, ("text",), {"projector": 2e-3}, 0.5, 48, 0.1, 4, muon=True, augment=True),
+        2: Stage(TTS, ("units",), {"generator": 2e-3}, 4, 16, 0.1, 4, muon=True),
         3: Stage(FACE, ("face",), {"face": 2e-3}, 4, 16, 0.1, 4, muon=True),
         4: Stage(ALL + FACE, ("text", "units", "face"),
-                 {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 2, 48, 0.1, 6, muon=True,
+                 {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 2.5, 48, 0.1, 6, muon=True,
                  augment=True)}}
 # Matrices that map no states to states, which AdamW trains even so: embeddings, output layers.
 TABLES = ("embed", "lm_head", "llm_decoder", "out_head")
