@@ -5,8 +5,8 @@ line now and then, and a state file that an interrupted run goes on from, exactl
 own loop: train.py.
 """
 import json
-import math
 import time
+from math import cos, isfinite, pi
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ def rate_at(step: int, steps: int, warmup: int) -> float:
     """Share of the peak rate at a step: up in a line, down to zero along a cosine."""
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(steps - warmup, 1))
+    return 0.5 + 0.5 * cos(pi * (step - warmup) / max(steps - warmup, 1))
 
 
 def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, warmup: int = 100, betas=(0.9, 0.98),
@@ -61,13 +61,16 @@ def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, war
             module.zero_grad(set_to_none=True)
             value.backward()
             norm = nn.utils.clip_grad_norm_(parameters, clip)
-            if norm.isfinite():                             # else nothing changes, and the log says nan
+            if norm.isfinite():
                 optimizer.step()
                 muon.step(now)
+            else:
+                print(f"\n{part}, step {step + 1}: the gradient is {norm.item()}, nothing was changed")
             for name, number in ({"loss": value, "gradient": norm} | parts).items():
                 sums[name] = sums.get(name, 0.0) + float(torch.as_tensor(number).detach())
             if (step + 1) % LOG_STEPS == 0 or step + 1 == steps:
-                means = {name: round(total / (step + 1 - since), 5) for name, total in sums.items()}
+                means = {name: round(total / (step + 1 - since), 5) if isfinite(total) else None        # json has no nan
+                         for name, total in sums.items()}
                 with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
                     log.write(json.dumps({"part": part, "step": step + 1, "steps": steps, **means,
                                           "cpu_s": round(time.process_time() - cpu, 1)}) + "\n")

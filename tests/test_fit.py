@@ -48,7 +48,7 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
         assert torch.equal(a, b), name
 
 
-def test_a_step_whose_gradient_is_not_finite_changes_nothing(tmp_path):
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_and_says_so(tmp_path, capsys):
     module, loss = problem()
     before = {name: p.clone() for name, p in module.named_parameters()}
 
@@ -57,6 +57,9 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing(tmp_path):
         return value * float("nan"), parts
     fit.fit("part", module, broken, 3, 1e-2, tmp_path, matrices=[module[0].weight])
     assert all(torch.equal(before[name], p) for name, p in module.named_parameters())
+    assert "part, step 2: the gradient is nan, nothing was changed" in capsys.readouterr().out
+    line, = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert "NaN" not in line and json.loads(line)["loss"] is None
 
 
 def test_muon_steps_are_orthogonal_and_of_the_promised_size():
