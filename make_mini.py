@@ -42,7 +42,7 @@ def plan(work: Path, shipped: str | None) -> list:
         steps = [{"data": [*data, "--answers", Path(shipped) / "data"]}, {"base": [*pretrain, "--from", shipped]}]
     else:
         steps = [{"data": data},
-                 {"voice": [*pretrain, "vocabulary", "llm", "tokenizer", "flow", "hift"], "ears": [*pretrain, "encoder"]},
+                 {"voice": [*pretrain, "tokenizer", "flow", "hift"], "ears": [*pretrain, "vocabulary", "llm", "encoder"]},
                  {"base": [*pretrain, "base", "units"]}]
     for stage, before in enumerate(("base", "stage1", "stage2", "stage3"), 1):
         out = work / f"stage{stage}"

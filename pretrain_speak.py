@@ -51,7 +51,9 @@ LAST_RESTART = 0.85             # share of the steps after which dead codes stay
 REGRESSION = 0.4                # share of the flow's steps before flow matching joins
 TRUE_MEL = 0.75                 # share of the vocoder's steps on true mels; then on those that the flow makes
 DECAY = 0.99                    # of the codebook's moving averages
-LAST_LAYERS = ("conv_post", "f0_predictor.classifier")      # of the vocoder: trained by AdamW, the layers before by Muon
+# Not for Muon, which trains all other matrices and convolutions: tables, last layers, what begins as a copy of mu.
+NO_MUON = {"flow": ("input_embedding", "spk_embed", "pos_bias", "final_block", "final_proj", "res_conv"),
+           "hift": ("conv_post", "f0_predictor.classifier")}
 SEGMENT = 32                    # mel frames the vocoder learns from at once
 
 
@@ -282,6 +284,11 @@ def write_half(path, module: nn.Module) -> None:
     weights.write_tensors(path, {name: tensor.half() for name, tensor in module.state_dict().items()})
 
 
+def for_muon(part: str, module: nn.Module) -> list:
+    """The parameters of a part of the decoder that Muon trains."""
+    return [p for name, p in module.named_parameters() if p.ndim > 1 and not any(no in name for no in NO_MUON[part])]
+
+
 def unit_encoder(folder):
     """The trained tokenizer as a function: (T,) samples at 16 kHz -> (ceil(T / 1280),) int64 units."""
     tokenizer = SpeechTokenizer.from_pretrained(Path(folder) / "speech_tokenizer")
@@ -331,7 +338,7 @@ def train_flow(voice: Split, folder, steps=1800, decoder=DECODER, total=270) -> 
                  "matching": F.mse_loss(velocity[n:], target[n:]) if n < B else mel.new_zeros(())}
         return parts["mu"] + 2 * parts["landed"] + 0.3 * parts["matching"], parts
 
-    fit("flow", flow, loss, steps, 1.5e-3, folder, warmup=min(100, steps // 10))
+    fit("flow", flow, loss, steps, 1.5e-3, folder, warmup=min(100, steps // 10), matrices=for_muon("flow", flow))
     write_half(path, flow)
 
 
@@ -417,7 +424,6 @@ def train_hift(voice: Split, folder, steps=3600, decoder=DECODER, rows=8) -> Non
         parts = hift_losses(hift, torch.stack(mel), torch.stack(sound), torch.stack(hertz), generator=generator)
         return parts["stft"] + 2 * parts["mel"] + parts["f0"] / 50, parts
 
-    matrices = [p for name, p in hift.named_parameters() if p.ndim > 1 and not name.startswith(LAST_LAYERS)]
     fit("hift", hift, loss, steps, 2e-3, folder, warmup=min(100, steps // 10), betas=(0.8, 0.99), clip=5.0,
-        matrices=matrices)
+        matrices=for_muon("hift", hift))
     write_half(Path(folder) / "speech_decoder" / "hift.safetensors", hift)

@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 
-from optim import SharedOptimizer, share_out
+from optim import SharedOptimizer, orthogonal, share_out
 
 
 @pytest.fixture
@@ -80,6 +80,20 @@ def test_muon_trains_the_matrices_it_is_told_of_and_adamw_the_rest(net):
     values = torch.linalg.svdvals(step)
     assert values[0] < 2 * values[3]                  # orthogonal, about; six samples make at most six directions
     assert step.square().mean().sqrt().item() == pytest.approx(0.5 * 1e-2 / 2, rel=0.4)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 24, 150)])
+def test_orthogonal_is_five_of_jordans_steps(shape):
+    """In float32 as the steps on whole matrices in float64, however small the smallest singular value is."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * torch.logspace(0, -6, shape[1])[:, None]
+    expected = x.double() / x.double().norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        square = expected @ expected.mT
+        expected = 3.4445 * expected - 4.7750 * square @ expected + 2.0315 * square @ square @ expected
+    # Rounding x x^T to 6e-8 is felt by singular values below sqrt(6e-8): their share of all, by 3.4445^5.
+    torch.testing.assert_close(orthogonal(x).double(), expected, rtol=0, atol=1e-3)
+    values = torch.linalg.svdvals(orthogonal(torch.randn(2, 8, 64, generator=torch.Generator().manual_seed(1))))
+    assert (values > 0.6).all() and (values < 1.3).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

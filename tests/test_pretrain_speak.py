@@ -66,7 +66,7 @@ def trained(voice, tmp_path_factory):
         patch.setattr(speak, "SEGMENT", 16)
         patch.setattr(speak, "write_half", lambda path, module: (kept.update({path.stem: module}), write(path, module)))
         train_tokenizer(voice, folder)
-        speak.train_flow(voice, folder, 40, DECODER, total=30)
+        speak.train_flow(voice, folder, 100, DECODER, total=30)
         speak.train_hift(voice, folder, 40, DECODER, rows=2)
     return folder, kept
 
