@@ -69,8 +69,9 @@ STAGES = {
         4: Stage(ALL + FACE, ("text", "units", "face"),
                  {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 2.5, 48, 0.1, 6, muon=True,
                  augment=True)}}
-# Matrices that map no states to states, which AdamW trains even so: embeddings, output layers.
-TABLES = ("embed", "lm_head", "llm_decoder", "out_head")
+# Matrices that AdamW trains even so: those that map no states to states, and the generator's widest, whose orthogonal step
+# would cost the mini model as much as all the others'.
+NO_MUON = ("embed", "lm_head", "llm_decoder", "out_head", "input_proj.2")
 # Ablation -> the part it changes, which the stage must train. config.json keeps it: so do the stages after.
 ABLATIONS = {"velocity": "face", "speech-context": "face", "context": "generator", "tqgf": "generator"}
 FIXED = ("init_from", "row", "epochs", "steps", "batch", "accumulate", "lr", "seed", "dtype", "ablate")
@@ -312,7 +313,7 @@ def train(args) -> None:
         for layer in (*model.llm.layers, *model.speech_generator.llm.layers):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     matrices = {name for _, params in trained.values() for name, p in params.items()
-                if run["muon"] and p.ndim == 2 and not any(table in name for table in TABLES)}
+                if run["muon"] and p.ndim == 2 and not any(no in name for no in NO_MUON)}
     optimizer = SharedOptimizer(trained, matrices=matrices)
     accumulate = min(run["accumulate"], run["batch"] // world)      # each piece of a batch has a sample
     if rank == 0:
