@@ -58,7 +58,8 @@ SIZES = {
 
 def project(x, weight):
     """x (..., in), weight (out, in) -> (..., out). One row on a CPU is a matrix-vector product, bound by reading the
-    weight: torch.mv reads it up to a third faster than F.linear in bfloat16 (`python bench.py decode`)."""
+    weight: torch.mv reads it up to a third faster than F.linear in bfloat16 (`python bench.py decode`). Layers call it
+    with the weights of their nn.Linear: module calls are a hundredth of a token's time there."""
     if x.numel() == weight.shape[1] and x.device.type == "cpu":
         if x.ndim == 1 and x.dtype == weight.dtype:
             return torch.mv(weight, x)
@@ -109,16 +110,6 @@ def pack_names(parent, state, prefix, *_):
             state[key] = torch.cat([state.pop(part) for part in parts])
 
 
-class Projection(nn.Linear):
-    """A bias-free nn.Linear that decodes at memory speed."""
-
-    def __init__(self, dim: int, out: int):
-        super().__init__(dim, out, bias=False)
-
-    def forward(self, x):
-        return project(x, self.weight)
-
-
 class RMSNorm(nn.RMSNorm):
     """x / sqrt(mean(x^2) + eps) * weight over the last axis, the mean in float32.
 
@@ -154,7 +145,8 @@ class KVCache:
         self.capacity, device, dtype = capacity, weight.device, activation_dtype(weight)
         slots = capacity + 1                                        # the last one takes what padding writes
         shape = (2, config.num_hidden_layers, batch, config.num_key_value_heads, slots, config.head_dim)
-        self.keys, self.values = (layers.unbind() for layers in torch.zeros(shape, device=device, dtype=dtype))
+        self.stored = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys, self.values = (layers.unbind() for layers in self.stored)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
         self.rows = torch.arange(batch, device=device)[:, None]
         self.clear()
@@ -163,6 +155,7 @@ class KVCache:
         """Forget everything."""
         self.lengths.zero_()
         self.bound, self.exact = 0, True                            # exact: every row is as long as the bound
+        self.scales = None                                          # the model's, from the first token alone on
 
     def pin(self) -> None:
         """From now on attention reads the whole capacity, masked."""
@@ -183,11 +176,11 @@ class KVCache:
         """The keys and values (B, G, bound, d) to attend to."""
         return self.keys[layer][:, :, :self.bound], self.values[layer][:, :, :self.bound]
 
-    def append(self, layer: int, k, v) -> tuple:
-        """Store k, v (G, d) of the only row's newest token; its keys and values (G, bound, d)."""
-        keys, values = self.keys[layer][0, :, :self.bound], self.values[layer][0, :, :self.bound]
-        keys[:, -1], values[:, -1] = k, v
-        return keys, values
+    def alone(self) -> list:
+        """For each layer, of the only row: where the newest key and value go (G, d), and all of them (1, G, bound, d)."""
+        seen = self.stored[..., :self.bound, :]
+        (new_keys, new_values), (keys, values) = (map(torch.unbind, kind) for kind in (seen[:, :, 0, :, -1], seen))
+        return list(zip(new_keys, new_values, keys, values))
 
 
 class Place(NamedTuple):
@@ -197,7 +190,8 @@ class Place(NamedTuple):
     visible: torch.Tensor | None   # (B, 1, N, K) bool, or None: all that came before, and themselves
     slots: torch.Tensor            # (B, N) where the cache keeps them
     fresh: bool                    # nothing was read before: the new tokens need only each other
-    alone: bool                    # one token of one row on a CPU: the layers work on vectors, in fewer operations
+    alone: list | None             # `KVCache.alone` for one token of one row on a CPU, where the number of operations
+                                   # is what costs: the layers work on vectors (D,) then
 
 
 def rotary(positions, dim: int, theta: float, dtype) -> tuple:
@@ -222,18 +216,19 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = H, G, d
         self.qkv = PackedLinear(self, config.hidden_size, q_proj=H * d, k_proj=G * d, v_proj=G * d)
         self.q_norm, self.k_norm = (RMSNorm(d, config.rms_norm_eps) for _ in range(2))
-        self.o_proj = Projection(H * d, config.hidden_size)
+        self.o_proj = nn.Linear(H * d, config.hidden_size, bias=False)
 
     def forward(self, x, place: Place, cache: KVCache | None, layer: int):
         H, G = self.heads, self.kv_heads
-        qk, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split([H + G, G], dim=-2)        # (B, N, heads, d)
+        qkv = project(x, self.qkv.weight).unflatten(-1, (-1, self.head_dim))                    # (B, N, heads, d)
+        qk, v = qkv.split([H + G, G], dim=-2)
         q, k = rotate(self.q_norm.unit(qk) * place.scales[layer], *place.rope).split([H, G], dim=-2)
         if x.ndim == 1:
-            return self.o_proj(self.attend_alone(q, *cache.append(layer, k, v)))
+            return project(self.attend_alone(q, k, v, *place.alone[layer]), self.o_proj.weight)
         if cache is not None:
             cache.write(layer, k, v, place.slots)
         k, v = (k.transpose(1, 2), v.transpose(1, 2)) if place.fresh else cache.read(layer)
-        return self.o_proj(self.attend(q, k, v, place.visible).flatten(-2))
+        return project(self.attend(q, k, v, place.visible).flatten(-2), self.o_proj.weight)
 
     def attend(self, q, k, v, visible):
         """q (B, N, H, d), k, v (B, G, K, d) -> (B, N, H, d)."""
@@ -243,10 +238,10 @@ class Attention(nn.Module):
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, visible, is_causal=visible is None, enable_gqa=True)
         return out.transpose(1, 2)
 
-    def attend_alone(self, q, k, v):
-        """q (H, d), k, v (G, K, d) -> (H d,)."""
-        q = q.view(self.kv_heads, -1, self.head_dim)
-        return F.scaled_dot_product_attention(q[None], k[None], v[None]).view(-1)
+    def attend_alone(self, q, k, v, new_key, new_value, keys, values):
+        """q (H, d), k, v (G, d), and the layer's of `KVCache.alone` -> (H d,)."""
+        new_key.copy_(k), new_value.copy_(v)
+        return F.scaled_dot_product_attention(q.view(1, self.kv_heads, -1, self.head_dim), keys, values).view(-1)
 
 
 class MLP(nn.Module):
@@ -256,11 +251,11 @@ class MLP(nn.Module):
         super().__init__()
         self.gate_up = PackedLinear(self, config.hidden_size, gate_proj=config.intermediate_size,
                                     up_proj=config.intermediate_size)
-        self.down_proj = Projection(config.intermediate_size, config.hidden_size)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x):
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        gate, up = project(x, self.gate_up.weight).chunk(2, dim=-1)
+        return project(F.silu(gate) * up, self.down_proj.weight)
 
 
 class Layer(nn.Module):
@@ -302,7 +297,7 @@ class Qwen3(nn.Module):
         shape, dtype = x.shape, x.dtype
         x = x.to(activation_dtype(self.norm.weight))
         place = self.place(x, mask, cache)
-        if place.alone:
+        if place.alone is not None:
             x = x.view(-1)
         for i, layer in enumerate(self.layers):
             x = layer(x, place, cache, i)
@@ -322,10 +317,10 @@ class Qwen3(nn.Module):
             visible = (positions[:, None, None, :] <= positions[:, None, :, None]) & mask[:, None, None, :]
         slots = positions if mask is None else positions.masked_fill(~mask, -1 if cache is None else cache.capacity)
         rope = rotary(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
-        alone = B == N == 1 and not fresh and visible is None and x.device.type == "cpu"
-        if alone:
-            rope = tuple(table.view(1, -1) for table in rope)
-        return Place(rope, self.scales(), visible, slots, fresh, alone)
+        if B == N == 1 and not fresh and visible is None and x.device.type == "cpu":
+            cache.scales = cache.scales or self.scales()
+            return Place(tuple(table.view(1, -1) for table in rope), cache.scales, visible, slots, fresh, cache.alone())
+        return Place(rope, self.scales(), visible, slots, fresh, None)
 
     def scales(self) -> tuple:
         """For each layer the weights (H + G, d) of the query and the key norm, one row a head: all made at once."""
