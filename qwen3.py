@@ -59,7 +59,7 @@ SIZES = {
 def project(x, weight):
     """x (..., in), weight (out, in) -> (..., out). One row on a CPU is a matrix-vector product, bound by reading the
     weight: torch.mv reads it up to a third faster than F.linear in bfloat16 (`python bench.py decode`). Layers call it
-    with the weights of their nn.Linear: module calls are a hundredth of a token's time there."""
+    with the weight of an nn.Linear: one call less."""
     if x.numel() == weight.shape[1] and x.device.type == "cpu":
         if x.ndim == 1 and x.dtype == weight.dtype:
             return torch.mv(weight, x)
