@@ -70,20 +70,23 @@ def orthogonal(x) -> torch.Tensor:
     """(N, r, c) with r <= c -> about the nearest matrices with orthonormal rows, by five of Newton and Schulz's steps with
     Jordan's coefficients: singular values end between 0.7 and 1.2.
 
-    A step multiplies x by a polynomial of x x^T: of those (r, r) matrices alone it is the same in fewer products."""
+    A step multiplies x by a polynomial of x x^T: of those (r, r) matrices alone several are the same in fewer products.
+    Not all five: rounding errors of x x^T grow twelvefold in each where the singular values are small."""
     def factor(square):
         p = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
         p.diagonal(dim1=1, dim2=2).add_(3.4445)
         return p
 
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    square = x @ x.mT
-    product = p = factor(square)
-    for _ in range(4):
-        square = p @ square @ p
-        p = factor(square)
-        product = p @ product
-    return product @ x
+    for more in (1, 2):
+        square = x @ x.mT
+        product = p = factor(square)
+        for _ in range(more):
+            square = p @ square @ p
+            p = factor(square)
+            product = p @ product
+        x = product @ x
+    return x
 
 
 class SharedOptimizer:
