@@ -79,11 +79,36 @@ def draw(rows, seed: int, first: int, count: int) -> list:
     return [int(rows[order(n, seed, number // n)[number % n]]) for number in range(first, first + count)]
 
 
+def by_length(split: Split, rows) -> list:
+    """rows, those of similar length together: in one piece they need little padding."""
+    return sorted(rows, key=lambda i: tuple(split.rows[i].get(name, (0, 0))[1] for name in ("units", "audio")))
+
+
+def chunks(split: Split, rows, size: int) -> list:
+    """rows in lists of `size`, the last may be shorter."""
+    rows = by_length(split, rows)
+    return [rows[i:i + size] for i in range(0, len(rows), size)]
+
+
+BESIDE = 50            # a sample's prompt and question take about as long as that many units
+
+
 def pieces(split: Split, rows, count: int) -> list:
-    """rows cut into `count` lists of about as many samples, those of similar length together: less padding."""
-    length = lambda i: tuple(split.rows[i].get(name, (0, 0))[1] for name in ("units", "audio"))
-    rows = sorted(rows, key=length)
-    return [rows[len(rows) * i // count:len(rows) * (i + 1) // count] for i in range(count)]
+    """rows cut into `count` lists by length, such that the squares of what they cost (samples times the longest one's
+    length) add up to the least: little padding, and no piece much larger than the others."""
+    rows = by_length(split, rows)
+    lengths = np.array([BESIDE + split.rows[i].get("units", (0, 0))[1] for i in rows])
+    starts, begins = np.arange(len(rows)), []
+    best = np.append(0.0, np.full(len(rows), np.inf))               # best[j]: the least for the first j rows
+    for _ in range(count):
+        costs = [best[:j] + ((j - starts[:j]) * lengths[j - 1]) ** 2.0 for j in range(1, len(rows) + 1)]
+        begins.append([0, *(int(cost.argmin()) for cost in costs)])     # of the last piece of the first j rows
+        best = np.append(np.inf, [cost.min() for cost in costs])
+    ends = [len(rows)]
+    for begin in reversed(begins):
+        ends.append(begin[ends[-1]])
+    ends.reverse()
+    return [rows[i:j] for i, j in zip(ends, ends[1:])]
 
 
 def collate(samples: list, model, terms, device="cpu", seeds=None) -> dict:

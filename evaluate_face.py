@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from arkit import ARKIT_NAMES
-from batches import check, collate, pieces, rows_of
+from batches import check, chunks, collate, rows_of
 from data import Split
 from face import closure_rate, common, lip_gap, lip_sync_lag, lve_l2, lve_sq, velocity_error
 from face_decoder import FPS
@@ -110,7 +110,7 @@ def teacher_forced(model, split: Split, rows) -> list:
     tracks, made = {}, []
     hook = model.face_decoder.register_forward_hook(lambda module, given, result: made.append(result))
     try:
-        for chunk in pieces(split, rows, -(-len(rows) // BATCH)):
+        for chunk in chunks(split, rows, BATCH):
             batch = collate([split[i] for i in chunk], model, ("face",), model.llm.norm.weight.device)
             model(batch, {"face": 1})
             for i, track, frames in zip(chunk, made.pop(), batch["frames"].tolist()):

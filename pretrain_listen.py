@@ -296,7 +296,7 @@ FAMILY_SHARES = {"espeak": 0.5, "flite": 0.5}
 POOL = 32              # batches whose clips are drawn together, sorted by length and dealt out
 
 
-def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 3200, batch: int = 16, rate: float = 2e-3,
+def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5000, batch: int = 16, rate: float = 2e-3,
                   seed: int = 0) -> None:
     """Teach the encoder to hear which phone and which word sounds at each moment; the heads are thrown away.
 

@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 import weights
-from batches import check, collate, draw, pieces, rows_of
+from batches import check, chunks, collate, draw, pieces, rows_of
 from cli import one_line_errors
 from data import Split
 from model import LOSSES, ExOmni, loss_counts
@@ -67,7 +67,7 @@ STAGES = {
         2: Stage(TTS, ("units",), {"generator": 2e-3}, 4, 16, 0.1, 4, muon=True),
         3: Stage(FACE, ("face",), {"face": 2e-3}, 4, 16, 0.1, 4, muon=True),
         4: Stage(ALL + FACE, ("text", "units", "face"),
-                 {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 2.5, 48, 0.1, 6, muon=True,
+                 {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 2.25, 48, 0.1, 6, muon=True,
                  augment=True)}}
 # Matrices that AdamW trains even so: those that map no states to states, and the generator's widest, whose orthogonal step
 # would cost the mini model as much as all the others'.
@@ -279,7 +279,7 @@ def validate(model, split, run, size: int, device) -> dict:
     terms = [*run["losses"], *(f"{name}_accuracy" for name in run["losses"] if name != "face")]
     sums = dict.fromkeys(terms, 0.0)
     set_training(model, ())
-    for chunk in pieces(split, rows, -(-len(rows) // size))[rank::world]:
+    for chunk in chunks(split, rows, size)[rank::world]:
         batch = collate([split[i] for i in chunk], model, run["losses"], device)
         for name, value in model(batch, dict.fromkeys(terms, 1)).items():
             sums[name] += value.item()

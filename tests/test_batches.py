@@ -1,9 +1,11 @@
 """batches.py: what is supervised is the answer, every epoch sees every sample, and what does not fit is named."""
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
 
-from batches import check, collate, draw, fingerprint, pieces, rows_of
+from batches import BESIDE, check, chunks, collate, draw, fingerprint, pieces, rows_of
 from data import Split, Writer
 from model import ExOmni, loss_counts
 from tokenizer import SPEECH_ID, with_system
@@ -116,6 +118,22 @@ def test_pieces_share_out_the_batch_by_length(tmp_path):
     split = split_of(tmp_path, *[("tts", WRITTEN, "a", dict(units=units(n))) for n in (9, 1, 8, 2, 7)])
     assert pieces(split, [0, 1, 2, 3, 4], 2) == [[1, 3], [4, 2, 0]]
     assert [len(piece) for piece in pieces(split, [0, 1, 2, 3, 4], 5)] == [1] * 5
+    assert chunks(split, [0, 1, 2, 3, 4], 2) == [[1, 3], [4, 2], [0]]
+
+
+@pytest.mark.parametrize("lengths, count", [((3, 90, 4, 200, 5, 8, 60, 7), 3), ((150, 1, 1, 1, 1, 1, 1), 2),
+                                            ((20,) * 8, 4), ((300, 1, 290, 2, 280), 4)])
+def test_pieces_cost_the_least(tmp_path, lengths, count):
+    """Against all ways to cut the sorted batch."""
+    split = split_of(tmp_path, *[("tts", WRITTEN, "a", dict(units=units(n))) for n in lengths])
+    def cost(cut):
+        return sum((len(piece) * (BESIDE + max(lengths[i] for i in piece))) ** 2 for piece in cut)
+    rows = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    ways = [[rows[i:j] for i, j in zip((0, *cut), (*cut, len(rows)))]
+            for cut in combinations(range(1, len(rows)), count - 1)]
+    found = pieces(split, list(range(len(lengths))), count)
+    assert sum(found, []) == rows and len(found) == count
+    assert cost(found) == min(map(cost, ways))
 
 
 def test_speech_without_sound_is_named(model, tmp_path):
