@@ -1,10 +1,11 @@
 """The optimizer of a run, its work shared out over the processes (ZeRO, stage 1), with float32 master weights.
 
 Every process holds all weights, in the type they are computed in, and owns a share of them: it sums their gradients in
-float32, keeps a float32 copy and the two moments, updates, and hands the result to the others. In bfloat16 the copy is
-what learns: a step of 2e-6 is lost on weights of 8 bits. 8B parameters on 8 processes need 16 GB for weights, 16 GB for
-gradients and 16 GB for the rest on each. On one process in float32 it is torch.optim.AdamW, bit for bit, except for the
-matrices that Muon is to train.
+the next wider type (their order then hardly matters: any number of processes makes the same step), keeps a float32 copy
+and the two moments, updates, and hands the result to the others. In bfloat16 the copy is what learns: a step of 2e-6 is
+lost on weights of 8 bits. 8B parameters on 8 processes need 16 GB for weights, 16 GB for gradients and 16 GB for the
+rest on each. On one process in float32 it is torch.optim.AdamW, bit for bit, except for the matrices that Muon is to
+train.
 """
 from collections import defaultdict
 
@@ -33,6 +34,11 @@ def share_out(sizes: list, world: int) -> list:
         owner[i] = loads.index(min(loads))
         loads[owner[i]] += sizes[i]
     return owner
+
+
+def wider(p) -> torch.dtype:
+    """The type in which the gradients of p are added up; MPS has no float64."""
+    return torch.float64 if p.dtype == torch.float32 and p.device.type != "mps" else torch.float32
 
 
 class Muon:
@@ -112,28 +118,27 @@ class SharedOptimizer:
 
     def collect(self) -> None:
         """Take the gradients of the last backward pass off the parameters; each owner adds up its own."""
-        grads = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in self.params.items()}
-        if self.world > 1:
-            for handle in [dist.reduce(grad, self.owner[name], async_op=True) for name, grad in grads.items()]:
-                handle.wait()
         for name, p in self.params.items():
-            p.grad = None
+            grad, p.grad = torch.zeros_like(p) if p.grad is None else p.grad, None
+            if self.world > 1:
+                grad = grad.to(wider(p))
+                dist.reduce(grad, self.owner[name])
             if name in self.mine:
-                grad = grads[name].float()
-                self.sums[name] = self.sums[name].add_(grad) if name in self.sums else grad
+                self.sums[name] = self.sums[name].add_(grad) if name in self.sums else grad.to(wider(p))
 
     def step(self, factor: float) -> float:
         """Update with factor times each part's rate; the norm of all gradients, before clipping. Where it is not a
         number nothing changes."""
-        norm = torch.nn.utils.get_total_norm(self.sums.values()).to(next(iter(self.params.values())).device)
+        first = next(iter(self.params.values()))
+        norm = sum((torch.linalg.vector_norm(g) ** 2 for g in self.sums.values()),
+                   torch.zeros((), dtype=wider(first), device=first.device))
         if self.world > 1:
-            norm = norm ** 2
             dist.all_reduce(norm)
-            norm = norm.sqrt()
+        norm = norm.sqrt()
         if norm.isfinite():
             scale = (self.clip / (norm + 1e-6)).clamp(max=1)
             for name, master in self.mine.items():
-                master.grad = self.sums[name].mul_(scale)
+                master.grad = self.sums[name].mul_(scale).float()
             for group in self.adamw.param_groups:
                 group["lr"] = factor * group["rate"]
             self.adamw.step()
