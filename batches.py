@@ -98,10 +98,9 @@ def pieces(split: Split, rows, count: int) -> list:
     length) add up to the least: little padding, and no piece much larger than the others."""
     rows = by_length(split, rows)
     lengths = np.array([BESIDE + split.rows[i].get("units", (0, 0))[1] for i in rows])
-    starts, begins = np.arange(len(rows)), []
-    best = np.append(0.0, np.full(len(rows), np.inf))               # best[j]: the least for the first j rows
+    best, begins = np.append(0.0, np.full(len(rows), np.inf)), []   # best[j]: the least for the first j rows
     for _ in range(count):
-        costs = [best[:j] + ((j - starts[:j]) * lengths[j - 1]) ** 2.0 for j in range(1, len(rows) + 1)]
+        costs = [best[:j] + ((j - np.arange(j)) * lengths[j - 1]) ** 2.0 for j in range(1, len(rows) + 1)]
         begins.append([0, *(int(cost.argmin()) for cost in costs)])     # of the last piece of the first j rows
         best = np.append(np.inf, [cost.min() for cost in costs])
     ends = [len(rows)]

@@ -130,11 +130,11 @@ class SharedOptimizer:
         """Update with factor times each part's rate; the norm of all gradients, before clipping. Where it is not a
         number nothing changes."""
         first = next(iter(self.params.values()))
-        norm = sum((torch.linalg.vector_norm(g) ** 2 for g in self.sums.values()),
-                   torch.zeros((), dtype=wider(first), device=first.device))
+        norm = torch.nn.utils.get_total_norm(self.sums.values()).to(first.device, wider(first))
         if self.world > 1:
+            norm = norm ** 2
             dist.all_reduce(norm)
-        norm = norm.sqrt()
+            norm = norm.sqrt()
         if norm.isfinite():
             scale = (self.clip / (norm + 1e-6)).clamp(max=1)
             for name, master in self.mine.items():
