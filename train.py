@@ -63,11 +63,11 @@ STAGES = {
     # For a language model less than 512 wide, which has everything still to learn. Its stage IV keeps reading aloud too:
     # the answers of so small a world are too few to speak, and to move a face, in general.
     "mini": {
-        1: Stage(ASR, ("text",), {"projector": 2e-3}, 0.5, 48, 0.1, 4, muon=True, augment=True),
-        2: Stage(TTS, ("units",), {"generator": 2e-3}, 4, 16, 0.1, 4, muon=True),
-        3: Stage(FACE, ("face",), {"face": 2e-3}, 4, 16, 0.1, 4, muon=True),
+        1: Stage(ASR, ("text",), {"projector": 2e-3}, 0.4, 48, 0.1, 4, muon=True, augment=True),
+        2: Stage(TTS, ("units",), {"generator": 2e-3}, 3.5, 16, 0.1, 4, muon=True),
+        3: Stage(FACE, ("face",), {"face": 2e-3}, 3.5, 16, 0.1, 4, muon=True),
         4: Stage(ALL + FACE, ("text", "units", "face"),
-                 {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 2.25, 48, 0.1, 6, muon=True,
+                 {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 2, 48, 0.1, 6, muon=True,
                  augment=True)}}
 # Matrices that AdamW trains even so: those that map no states to states, and the generator's widest, whose orthogonal step
 # would cost the mini model as much as all the others'.
@@ -369,13 +369,13 @@ def train(args) -> None:
                 tell(out, {"step": done, **losses, "norm": norm, "rates": rates, "ms": 1000 * seconds / since,
                            "tokens_per_s": tokens / seconds, "memory_gib": memory_peak(device)}, bar, steps)
                 since, seconds, tokens = 0, 0.0, 0
-            if done % (args.val_every or max(1, steps // 5)) == 0 or done == steps:
+            if done % (args.val_every or -(-steps // 5)) == 0 or done == steps:
                 figures = validate(model, validation, run, -(-run["batch"] // len(parts)), device)
                 loss = sum(figures.get(name, 0.0) for name in run["losses"])
                 if figures and (run["best"] is None or loss < run["best"]["loss"]):
                     run["best"] = {"step": done, "loss": loss, **figures}
                 tell(out, {"step": done, "val": figures}, bar, steps)
-            if done % (args.save_every or max(1, steps // 10)) == 0 or done == last:
+            if done % (args.save_every or -(-steps // 10)) == 0 or done == last:
                 save(out, model, optimizer, run, device)
                 saved = done
         interrupted = run["step"] < last
