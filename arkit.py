@@ -221,6 +221,7 @@ def read_track(path, fps: float | None = None) -> np.ndarray:
 
 
 def read_json(path: Path, fps) -> np.ndarray:
+    """Audio2Face json -> (F, 52) at 30 fps; fps in place of the file's. Raises ValueError for anything else."""
     values = weights.read_json(path)
     missing = [key for key in ("exportFps", "facsNames", "weightMat") if not isinstance(values, dict) or key not in values]
     if missing:
@@ -234,6 +235,7 @@ def read_json(path: Path, fps) -> np.ndarray:
 
 
 def read_npy(path: Path, fps) -> np.ndarray:
+    """A bare array (n, 52), at 30 fps unless told -> (F, 52) at 30 fps. Raises ValueError for anything else."""
     try:
         track = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -255,6 +257,8 @@ def table(rows, path, width: int) -> np.ndarray:
 
 
 def read_csv(path: Path, fps) -> np.ndarray:
+    """Live Link Face csv -> (F, 52) at 30 fps, placed by its timecodes, which count frames at fps where that is given.
+    Raises ValueError for anything else."""
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
     except (UnicodeDecodeError, csv.Error) as error:

@@ -126,6 +126,7 @@ def theirs(model, ids):
 
 
 def bench_decode(args) -> dict:
+    """Greedy decoding of a random model as a share of the memory bandwidth, each way in turn; the median round."""
     ids = torch.randint(0, 1000, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     matrix = torch.randn(SIZES["qwen3-0.6b"].vocab_size, 1024)                      # 0.6 GB: far beyond any cache
     vector, results = torch.randn(1024), {}
@@ -170,6 +171,7 @@ def plain_mel(decoder: SpeechDecoder, units, noise):
 
 @torch.inference_mode()
 def bench_flow(args) -> dict:
+    """Units -> mel of a random model against `plain_mel`, in turn; the median round."""
     torch.manual_seed(0)
     decoder = SpeechDecoder(SpeechDecoderConfig())
     units = torch.randint(0, decoder.config.flow.vocab_size, (args.units,))

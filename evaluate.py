@@ -490,6 +490,7 @@ def load(checkpoint: str, args) -> tuple:
 
 
 def run(args) -> None:
+    """Measure the parts asked for; each one's figures are kept in evaluation.json as soon as they are there."""
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
         raise ValueError(f"part {', '.join(unknown)}: expected some of {', '.join(PARTS)}")

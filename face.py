@@ -193,6 +193,7 @@ def parse(argv=None) -> argparse.Namespace:
 
 
 def run(args) -> None:
+    """Do what the command line asks. Raises ValueError or OSError where it cannot."""
     if args.gallery:
         print(f"wrote {gallery(args.gallery, make_head())}")
         return

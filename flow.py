@@ -115,6 +115,8 @@ class RelativeAttention(nn.Module):
 
 
 class UnitEncoderLayer(nn.Module):
+    """Pre-norm block: x (B, U, D) -> (B, U, D); positions and visible are those of `RelativeAttention`."""
+
     def __init__(self, config: EncoderConfig):
         super().__init__()
         D = config.output_size

@@ -106,8 +106,8 @@ def parse(argv=None) -> argparse.Namespace:
     add("--recompute", action=argparse.BooleanOptionalAction,
         help="recompute activations in the backward pass: slower, less memory (default: on a GPU)")
     add("--log-every", type=positive, default=10, help="steps (default: %(default)s)")
-    add("--val-every", type=positive, help="steps (default: five times in all)")
-    add("--save-every", type=positive, help="steps (default: ten times in all)")
+    add("--val-every", type=positive, help="steps (default: up to five times in all)")
+    add("--save-every", type=positive, help="steps (default: up to ten times in all)")
     add("--stop-at", type=positive, metavar="STEP", help="save and stop after this step; --resume goes on")
     return p.parse_args(argv)
 

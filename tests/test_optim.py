@@ -42,7 +42,7 @@ def test_one_process_in_float32_is_adamw_bit_for_bit(net):
             group["lr"] = 0.5 * rate
         theirs.step()
         theirs.zero_grad()
-        assert norm == pytest.approx(expected.item(), rel=1e-12) and norm > 1, "clipping has something to do"
+        assert norm == expected.item() and norm > 1, "clipping has something to do"
         assert all(torch.equal(a, b) for a, b in zip(net.parameters(), plain.parameters()))
 
 
