@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from augment import other_voice
+from toy.augment import other_voice
 from data import ARRAYS, Split, checksum
 from face_decoder import frames_for_units
 from speech_generator import IGNORE

@@ -45,11 +45,11 @@ from batches import rows_of
 from cli import one_line_errors
 from data import Split
 from decode import GREEDY, RepetitionAware, TextSampler
-from domain import spoken
-from evaluate_face import average, held_out_faces, own_voice, sound_lag
+from toy.domain import spoken
+from face.measure import average, held_out_faces, own_voice, sound_lag
 from face_decoder import FPS, UNIT_RATE
 from flow import SAMPLE_RATE
-from head import make_head
+from face.head import make_head
 from speech_generator import IGNORE
 from tokenizer import with_system
 from train import positive

@@ -16,6 +16,7 @@ from tqgf import TQGF
 
 UNIT_RATE = 12.5        # units per second
 FPS = 30                # face frames per second: 2.4 per unit, the clocks meet every 5 units (12 frames)
+CHANNELS = 52           # K: ARKit blendshape weights, in the order of face/arkit.py
 VELOCITY_WEIGHT = 0.5   # of the velocity term in the loss
 
 

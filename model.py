@@ -24,8 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import weights
 from decode import GREEDY, Decoder, RepetitionAware, TextSampler, decoder_for, draw_seed
-from arkit import ARKIT_NAMES
-from face_decoder import VELOCITY_WEIGHT, FaceConfig, FaceDecoder, face_loss, frames_for_units
+from face_decoder import CHANNELS, VELOCITY_WEIGHT, FaceConfig, FaceDecoder, face_loss, frames_for_units
 from qwen3 import SIZES, Qwen3, Qwen3Config, fast_matvec_layout, project
 from speech_decoder import SpeechDecoder
 from speech_generator import IGNORE, GeneratorConfig, SpeechGenerator
@@ -480,12 +479,12 @@ class ExOmni(nn.Module):
         if release_quirks and len(units) > 1:
             return [self.animate([u], [s], True)[0] for u, s in zip(units, states)]
         if max(map(len, units)) == 0:
-            return [s.new_zeros(0, len(ARKIT_NAMES)) for s in states]
+            return [s.new_zeros(0, CHANNELS) for s in states]
         padded = pad_sequence(units, batch_first=True, padding_value=IGNORE)
         mask = pad_sequence([torch.ones(len(s), dtype=torch.bool, device=s.device) for s in states], batch_first=True)
         face = self.face_decoder(padded, pad_sequence(states, batch_first=True), None if len(units) == 1 else mask,
                                  release_quirks=release_quirks)
-        face = F.pad(face, (0, len(ARKIT_NAMES) - face.shape[-1]))                          # 51 lack tongueOut
+        face = F.pad(face, (0, CHANNELS - face.shape[-1]))                          # 51 lack tongueOut
         return [face[0]] if release_quirks else [f[:frames_for_units(len(u))] for f, u in zip(face, units)]
 
     def read(self, ids: list) -> str:

@@ -444,7 +444,7 @@ def make_weights(args) -> None:
 
 def make_demo(args) -> None:
     """`prepare.py demo`."""
-    from demo import command        # here, because other commands need neither the head nor the voices
+    from toy.demo import command        # here, because other commands need neither the head nor the voices
     command(args)
 
 

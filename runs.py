@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 import weights
 from model import LOSSES
-from optim import add_up, place
+from toy.muon import add_up, place
 
 
 def beside(out: Path, what: str) -> Path:

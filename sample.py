@@ -17,13 +17,10 @@ import soundfile
 import torch
 
 import weights
-from arkit import write_json
 from cli import one_line_errors
-from face import EXPORTS, NEEDS, export, gallery
+from face import EXPORTS, NEEDS, export, gallery, load_template, make_head, write_json
 from face_decoder import UNIT_RATE
 from flow import SAMPLE_RATE
-from gltf import load_template
-from head import make_head
 from model import Answer, ExOmni
 from tokenizer import past_turn, trim_history, with_system
 from whisper import load_audio

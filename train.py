@@ -32,7 +32,7 @@ from batches import check, chunks, collate, draw, pieces, rows_of
 from cli import one_line_errors
 from data import Split
 from model import LOSSES, ExOmni, loss_counts
-from optim import SharedOptimizer, add_up, place
+from toy.muon import SharedOptimizer, add_up, place
 from runs import begin, interrupts, memory_peak, predecessors, recover, save, tell
 
 PARTS = {"encoder": ["speech_encoder"], "projector": ["speech_projector"], "llm": ["llm", "lm_head"],

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-import arkit
-from arkit import (APPLE_NAMES, ARKIT_NAMES, CONVENTIONS, ROTATIONS, at_rate, from_names, match, read_track, tidy, to_names,
+from face import arkit
+from face.arkit import (APPLE_NAMES, ARKIT_NAMES, CONVENTIONS, ROTATIONS, at_rate, from_names, match, read_track, tidy, to_names,
                    write_csv, write_json, write_npy)
 
 

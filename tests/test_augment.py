@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from augment import augment, other_voice
+from toy.augment import augment, other_voice
 
 
 @pytest.mark.parametrize("width", [0, 1])

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-import curves
+from docs import curves
 
 pytest.importorskip("matplotlib")
 ROWS = [{"step": 0, "start": {"stage": 1}}, {"step": 10, "text": 2.0, "norm": 1.0}, {"step": 20, "text": 1.0},

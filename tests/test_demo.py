@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-import demo
-import domain
+from toy import demo
+from toy import domain
 import prepare
-import voices
+from toy import voices
 from batches import check, fingerprint
 from data import Split, Writer
 from face_decoder import frames_for_units

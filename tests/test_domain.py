@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-import domain
+from toy import domain
 
 ROWS = domain.phrasings()
 BY_SPLIT = defaultdict(list)

@@ -10,14 +10,14 @@ import soundfile
 import torch
 
 import evaluate
-import evaluate_face
+from face import measure as evaluate_face
 import weights
 from batches import collate
 from data import Split, Writer
 from face_decoder import FPS, face_loss
-from head import make_head
+from face.head import make_head
 from model import Answer, ExOmni
-from teacher import face_track
+from toy.teacher import face_track
 from test_train import change
 
 PHONES = [["pau", 0, 0.41], ["b", 0.41, 0.5], ["aa", 0.5, 0.8], ["m", 0.8, 0.9], ["ae", 0.9, 1.2], ["f", 1.2, 1.3],

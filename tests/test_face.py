@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import soundfile
 
-import face
-from arkit import ARKIT_NAMES, read_track, write_csv, write_json
+from face import __main__ as command
+from face import export as files
+from face import metrics as face
+from face.arkit import ARKIT_NAMES, read_track, write_csv, write_json
 from face_decoder import FPS
-from head import Head, make_head
+from face.head import Head, make_head
 
 JAW, CLOSE, SMILE = (ARKIT_NAMES.index(name) for name in ("jawOpen", "mouthClose", "mouthSmileLeft"))
 
@@ -96,8 +98,8 @@ def sound(tmp_path):
 @pytest.mark.parametrize("target", ["json", "csv", "npy"])
 def test_convert_goes_between_all_track_files(tmp_path, source, target, sound, capsys):
     pred = np.random.default_rng(0).random((20, 52)).astype(np.float32)
-    face.export(tmp_path / f"in.{source}", pred, sound)
-    face.main(["convert", str(tmp_path / f"in.{source}"), str(tmp_path / f"out.{target}"), "--audio", str(sound)])
+    files.export(tmp_path / f"in.{source}", pred, sound)
+    command.main(["convert", str(tmp_path / f"in.{source}"), str(tmp_path / f"out.{target}"), "--audio", str(sound)])
     assert np.abs(read_track(tmp_path / f"out.{target}") - pred).max() < 1e-4
     assert capsys.readouterr().out.splitlines() == [f"{tmp_path}/in.{source}: 20 frames, 0.67 s at 30 frames per second",
                                                     f"wrote {tmp_path}/out.{target}"]
@@ -108,14 +110,14 @@ def test_convert_goes_between_all_track_files(tmp_path, source, target, sound, c
 @pytest.mark.parametrize("target, begins", [("glb", b"glTF"), ("html", b"<!")])
 def test_convert_writes_what_can_be_watched(tmp_path, target, begins, sound):
     write_csv(tmp_path / "in.csv", track(20, jawOpen=0.5))
-    face.main(["convert", str(tmp_path / "in.csv"), str(tmp_path / f"out.{target}"), "--audio", str(sound)])
+    command.main(["convert", str(tmp_path / "in.csv"), str(tmp_path / f"out.{target}"), "--audio", str(sound)])
     assert (tmp_path / f"out.{target}").read_bytes().startswith(begins)
 
 
 def test_the_head_alone_is_a_glb_and_the_sheet_a_picture(tmp_path):
     Image = pytest.importorskip("PIL.Image", reason="the sheet needs Pillow")
-    face.main(["head", "--out", str(tmp_path / "head.glb")])
-    face.main(["sheet", "--out", str(tmp_path / "sheet.png"), "--template", str(tmp_path / "head.glb")])
+    command.main(["head", "--out", str(tmp_path / "head.glb")])
+    command.main(["sheet", "--out", str(tmp_path / "sheet.png"), "--template", str(tmp_path / "head.glb")])
     assert Image.open(tmp_path / "sheet.png").width > 1000
 
 
@@ -126,7 +128,7 @@ def test_a_gallery_shows_every_answer_below_a_folder(tmp_path, sound):
         (tmp_path / name / "answer.txt").write_text(words)
     (tmp_path / "silent").mkdir()
     write_json(tmp_path / "silent" / "answer.json", track(0))
-    face.main(["--gallery", str(tmp_path)])
+    command.main(["gallery", str(tmp_path)])
     page = (tmp_path / "gallery.html").read_text(encoding="utf-8")
     assert page.index("first") < page.index("The second.") and "<b>first" not in page and '"silent"' not in page
 
@@ -146,7 +148,7 @@ def test_wrong_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, 
     (tmp_path / "empty").mkdir()
     before = sorted(tmp_path.iterdir())
     with pytest.raises(SystemExit) as stop:
-        face.main(args)
+        command.main(args)
     printed = capsys.readouterr().err
     assert stop.value.code == 2 and printed.count("\n") == 1 and says in printed
     assert sorted(tmp_path.iterdir()) == before

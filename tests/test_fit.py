@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-import fit
+from toy import fit
 
 
 def problem():

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import gltf
-from arkit import ARKIT_NAMES
-from head import Head, make_head
+from face import gltf
+from face.arkit import ARKIT_NAMES
+from face.head import Head, make_head
 
 WEB = Path(__file__).parent / "web"
 FLOAT, USHORT, UINT = 5126, 5123, 5125

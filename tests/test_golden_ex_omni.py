@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import weights
 from decode import GREEDY, RepetitionAware
-from arkit import ARKIT_NAMES
+from face.arkit import ARKIT_NAMES
 from face_decoder import FaceConfig, FaceDecoder, face_loss, frames_for_units, release_frames
 from model import ExOmni, SpeechProjector, gather_rows, our_name
 from qwen3 import KVCache, Qwen3, Qwen3Config

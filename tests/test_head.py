@@ -2,8 +2,8 @@
 import numpy as np
 import pytest
 
-import head
-from arkit import ARKIT_NAMES
+from face import head
+from face.arkit import ARKIT_NAMES
 
 # Mouth targets of the phoneme classes (spec face 6.3), and the upper face
 VISEMES = {

@@ -8,9 +8,9 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-import make_mini
-import pretrain
-import pretrain_listen
+from toy import make as make_mini
+from toy import pretrain
+from toy import pretrain_listen
 from data import Writer
 from model import ExOmni, official_name
 

@@ -6,10 +6,10 @@ import pytest
 import soundfile
 import torch
 
-import demo
-import pretrain
+from toy import demo
+from toy import pretrain
 import sample
-from arkit import ARKIT_NAMES
+from face.arkit import ARKIT_NAMES
 from batches import fingerprint
 from face_decoder import UNIT_RATE
 from flow import SAMPLE_RATE

@@ -4,7 +4,7 @@ import copy
 import pytest
 import torch
 
-from optim import SharedOptimizer, orthogonal, share_out
+from toy.muon import SharedOptimizer, orthogonal, share_out
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """pretrain.py: parts are made in order, once, and only those asked for. How each is made: its own test file."""
 import pytest
 
-import pretrain
+from toy import pretrain
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import fit
-import pretrain_listen as listen
+from toy import fit
+from toy import pretrain_listen as listen
 import sample
 import weights
 from data import Split, Writer

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 import data
-import fit
-import pretrain_speak as speak
+from toy import fit
+from toy import pretrain_speak as speak
 from flow import Flow, mel_frames
 from hift import speech_mel
 from speech_decoder import SpeechDecoder, SpeechDecoderConfig, pick

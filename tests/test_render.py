@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-import render
-from arkit import ARKIT_NAMES
-from head import Head, make_head
+from face import render
+from face.arkit import ARKIT_NAMES
+from face.head import Head, make_head
 
 SIZE = 64
 JAW = ARKIT_NAMES.index("jawOpen")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import prepare
 import sample
-from arkit import ARKIT_NAMES, read_track
+from face.arkit import ARKIT_NAMES, read_track
 from face_decoder import frames_for_units
 from flow import SAMPLE_RATE, mel_frames
 

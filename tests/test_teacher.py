@@ -2,11 +2,11 @@
 import numpy as np
 import pytest
 
-from arkit import ARKIT_NAMES
-from face import closure_rate, lip_gap, lip_sync_lag
-from head import make_head
-from teacher import face_track, segments
-from voices import parse_psdur
+from face.arkit import ARKIT_NAMES
+from face.metrics import closure_rate, lip_gap, lip_sync_lag
+from face.head import make_head
+from toy.teacher import face_track, segments
+from toy.voices import parse_psdur
 
 # What `flite -voice rms -psdur` printed.
 SAID = {

@@ -18,9 +18,9 @@ import pytest
 import soundfile
 
 sys.path.insert(0, str(Path(__file__).parents[1]))       # for the command above; pytest.ini does it for pytest
-from arkit import ARKIT_NAMES
-from head import make_head
-import viewer
+from face.arkit import ARKIT_NAMES
+from face.head import make_head
+from face import viewer
 
 QUESTION = Path(__file__).parent / "fixtures" / "question.wav"
 TEXT = ("Hello, I am a head, and all of me is made of numbers. My mouth opens, closes and rounds with each sound. "

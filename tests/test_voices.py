@@ -2,8 +2,8 @@
 import numpy as np
 import pytest
 
-import voices
-from domain import spoken
+from toy import voices
+from toy.domain import spoken
 
 TEXT = "Could you tell me the sound of a cow, please?"
 

@@ -1,9 +1,9 @@
 """Trains from nothing what the mini preset needs where the paper downloads weights: the same classes, only smaller.
 
     python prepare.py demo --out data/demo
-    python pretrain.py                                    # all parts that are not there yet, in order, then runs/base
-    python pretrain.py tokenizer flow hift                # some of them, e.g. beside `python pretrain.py llm encoder`
-    python pretrain.py --from mini                        # no training: the parts that mini/ ships, then runs/base
+    python -m toy pretrain                                    # all parts that are not there yet, in order, then runs/base
+    python -m toy pretrain tokenizer flow hift                # some of them, e.g. beside `python -m toy pretrain llm encoder`
+    python -m toy pretrain --from mini                        # no training: the parts that mini/ ships, then runs/base
 
 | part | what | where |
 |---|---|---|
@@ -24,11 +24,11 @@ from pathlib import Path
 
 import torch
 
-import demo
-import domain
+from toy import demo
+from toy import domain
 import model
-import pretrain_listen as listen
-import pretrain_speak as speak
+from toy import pretrain_listen as listen
+from toy import pretrain_speak as speak
 import weights
 from batches import fingerprint
 from cli import one_line_errors

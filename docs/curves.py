@@ -1,10 +1,13 @@
-"""Loss curves of the four stages as a picture: `python curves.py mini/log.jsonl docs/curves.png`, or out/stage2/log.jsonl.
+"""Loss curves of the four stages as a picture: `python docs/curves.py mini/log.jsonl docs/curves.png`, or out/stage2/log.jsonl.
 
 Lines are means over the logged steps, dots the validation. Needs matplotlib.
 """
 import argparse
 import json
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))              # run as a script: the street lies one floor up
 
 import weights
 from cli import one_line_errors

@@ -15,7 +15,7 @@ from torch import nn
 from tqdm import tqdm
 
 import weights
-from optim import Muon
+from toy.muon import Muon
 
 SAVE_SECONDS = 60
 LOG_STEPS = 20

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from arkit import ARKIT_NAMES
-from head_mesh import (BAG, EYE, HALF, Mesh, brow, ear, eyeball, eyelids, hair, highlight, hill, join, lid_points,
+from face.arkit import ARKIT_NAMES
+from face.head_mesh import (BAG, EYE, HALF, Mesh, brow, ear, eyeball, eyelids, hair, highlight, hill, join, lid_points,
                        mirrored, mouth_and_skin, neck, sew, shirt, smooth, teeth, tongue)
 
 HINGE, JAW_ANGLE = np.array([0, -1.6, -1.6]), 0.34      # cm and radians: how jawOpen 1 turns the jaw

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from arkit import ARKIT_NAMES
+from face.arkit import ARKIT_NAMES
 from batches import check, chunks, collate, rows_of
 from data import Split
-from face import closure_rate, common, lip_gap, lip_sync_lag, lve_l2, lve_sq, velocity_error
+from face.metrics import closure_rate, common, lip_gap, lip_sync_lag, lve_l2, lve_sq, velocity_error
 from face_decoder import FPS
 from whisper import SAMPLE_RATE as HEARING_RATE
 

@@ -22,7 +22,7 @@ from torch import nn
 
 import weights
 from data import Split
-from fit import fit
+from toy.fit import fit
 from flow import (HOP, SAMPLE_RATE, CFMConfig, EncoderConfig, EstimatorConfig, Flow, FlowConfig, FlowMatching,
                   MatchingConfig, mel_frames, schedule)
 from hift import F0Config, HiFT, HiFTConfig, hift_losses, speech_mel

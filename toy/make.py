@@ -1,7 +1,7 @@
 """Makes mini/, the trained model that comes with the code: from nothing, or its four stages alone.
 
-    python make_mini.py                             # everything, within three hours on two cores; the voice needs flite
-    python make_mini.py --from mini                 # the four stages, from what mini/ has: pip packages only
+    python -m toy                             # everything, within three hours on two cores; the voice needs flite
+    python -m toy --from mini                 # the four stages, from what mini/ has: pip packages only
 
 Each step is a command of this project, printed before it runs. A step that is done is not done again, an interrupted one
 goes on: the same command goes on. Everything lies in --work: data, parts, base, stage1 to stage4, and steps.jsonl with
@@ -16,6 +16,7 @@ the seconds of each step. At the end --out is written, by default --work/mini; `
 """
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -25,19 +26,20 @@ from pathlib import Path
 import soundfile
 import torch
 
-import demo
+from toy import demo
 import weights
 from cli import one_line_errors
 from data import Split
 from whisper import SAMPLE_RATE
 
+ROOT = Path(__file__).parent.parent
 QUESTIONS = ("test-voices", "test-both", "test-natural")       # splits of voices that training never heard
 
 
 def plan(work: Path, shipped: str | None) -> list:
     """[{step: arguments}, ...]: steps of one dict run side by side."""
-    pretrain = ["pretrain.py", "--data", work / "data", "--work", work / "parts", "--out", work / "base"]
-    data = ["prepare.py", "demo", "--out", work / "data"]
+    pretrain = ["-m", "toy", "pretrain", "--data", work / "data", "--work", work / "parts", "--out", work / "base"]
+    data = [ROOT / "prepare.py", "demo", "--out", work / "data"]
     if shipped:
         steps = [{"data": [*data, "--answers", Path(shipped) / "data"]}, {"base": [*pretrain, "--from", shipped]}]
     else:
@@ -48,22 +50,23 @@ def plan(work: Path, shipped: str | None) -> list:
         out = work / f"stage{stage}"
         begin = ["--stage", stage, "--data", work / "data", "--init-from", work / before]
         again = (out / "trainer" / "state.json").exists()
-        steps.append({f"stage{stage}": ["train.py", "--out", out, *(["--resume"] if again else begin)]})
+        steps.append({f"stage{stage}": [ROOT / "train.py", "--out", out, *(["--resume"] if again else begin)]})
     return steps
 
 
 def make(work: Path, shipped: str | None) -> None:
     """Run what is not done. Raises ValueError where a step fails; it has said why."""
-    log, here = work / "steps.jsonl", Path(__file__).parent
+    log = work / "steps.jsonl"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = {json.loads(row)["step"] for row in log.read_text().splitlines()} if log.exists() else set()
     work.mkdir(parents=True, exist_ok=True)
     for steps in plan(work, shipped):
         begun, running = time.monotonic(), {}
         for name, arguments in steps.items():
             if name not in done:
-                command = [sys.executable, *map(str, arguments)]
+                command = [sys.executable, *map(str, arguments)]      # -m toy, or a script at the top level
                 print(f"--- {name}: {shlex.join(['python', *command[1:]])}", flush=True)
-                running[name] = subprocess.Popen([command[0], here / command[1], *command[2:]])
+                running[name] = subprocess.Popen(command, env=environment)
         failed = None
         while running and failed is None:
             time.sleep(0.1)

@@ -36,16 +36,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import domain
-import voices
+from toy import domain
+from toy import voices
 import weights
 from data import Split, Writer, checksum
 from face_decoder import UNIT_RATE, frames_for_units
-from teacher import face_track
+from toy.teacher import face_track
 
 WINDOW = 5.12                                       # seconds: 512 frames of the mini encoder's log-mel
 UNIT_SAMPLES = round(voices.RATE / UNIT_RATE)       # 1280
-SHIPPED = Path(__file__).parent / "mini" / "data"   # where `--answers` are when flite is not installed
+SHIPPED = Path(__file__).parent.parent / "mini" / "data"   # where `--answers` are when flite is not installed
 REPLY = ("units", "face")                           # arrays that all samples of an answer share
 SPEAKING = 3        # every third clip of a question has them in training: they cost most, and are always the same
 # Clips of each answer's questions by family; random word strings to hear; random strings and plain sentences to read
@@ -370,7 +370,7 @@ def ship_answers(data, folder) -> Path:
     of the first of the 52. An answer of U units has frames_for_units(U) frames."""
     voice = Split(Path(data) / "voice", verify=True)
     if any("units" not in row for row in voice.rows) or not {*UNITS_OF} <= voice.manifest.keys():
-        raise ValueError(f"{voice.directory} has no units to ship: run `python pretrain.py units` first")
+        raise ValueError(f"{voice.directory} has no units to ship: run `python -m toy pretrain units` first")
     lines = [{"format": 1, "answers": len(voice)} | {key: voice.manifest[key] for key in ("seed", "size", *UNITS_OF)}]
     for row in voice.rows:
         phones = [[name, round(1000 * end) - round(1000 * start)] for name, start, end in row["phones"]]

@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from arkit import ARKIT_NAMES
-from head import Head, make_head
+from face.arkit import ARKIT_NAMES
+from face.head import Head, make_head
 from weights import replacing
 
 LEVELS_PER_SECOND = 100         # of the waveform strip

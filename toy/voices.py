@@ -20,7 +20,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from domain import spoken
+from toy.domain import spoken
 
 RATE = 16_000
 ANSWER_VOICE = "rms"                                            # flite: it answers, and asks too

@@ -27,9 +27,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 import prepare
 import weights
-from augment import augment
+from toy.augment import augment
 from data import Split
-from fit import fit
+from toy.fit import fit
 from model import ExOmniConfig
 from qwen3 import Qwen3, Qwen3Config
 from speech_generator import IGNORE

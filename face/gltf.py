@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 import weights
-from arkit import ARKIT_NAMES, match, tidy
-from head import Head
-from render import normals
+from face.arkit import ARKIT_NAMES, match, tidy
+from face.head import Head
+from face.render import normals
 
 HEIGHT = 0.24                           # metres: what a head without a unit is scaled to
 SKIN = (0.80, 0.63, 0.54)               # sRGB, for templates without colours of their own

@@ -11,8 +11,8 @@ Shapes: F frames, P segments (a phone, or half a diphthong), K = 52 weights, ord
 """
 import numpy as np
 
-from arkit import ARKIT_NAMES
-from face import loudness
+from face.arkit import ARKIT_NAMES
+from face.metrics import loudness
 from face_decoder import FPS
 
 # Class of a phone; two for a diphthong, the first for 60 % of its time.

@@ -1,0 +1,66 @@
+"""A blendshape track (T, 52) -> a file that other tools open, chosen by its ending; a page for many answers; a picture of
+all 52 shapes."""
+from pathlib import Path
+
+import numpy as np
+
+import weights
+from face.arkit import ARKIT_NAMES, read_track, tidy, write_csv, write_json, write_npy
+from face.gltf import write_glb
+from face.head import Head, make_head
+from face.render import find_ffmpeg, find_pillow, sheet, write_video
+from face.viewer import write_gallery, write_viewer
+from face_decoder import FPS
+
+# What an ending stands for: function(path, track, audio path or None, text, head).
+EXPORTS = {
+    "json": lambda path, track, audio, text, head: write_json(path, track, Path(audio).name if audio else ""),
+    "csv": lambda path, track, audio, text, head: write_csv(path, track),
+    "npy": lambda path, track, audio, text, head: write_npy(path, track),
+    "glb": lambda path, track, audio, text, head: write_glb(path, head, track, FPS),
+    "html": lambda path, track, audio, text, head: write_viewer(path, track, FPS, audio, text, head),
+    "mp4": lambda path, track, audio, text, head: write_video(path, track, audio, head),
+    "webp": lambda path, track, audio, text, head: write_video(path, track, audio, head),
+}
+
+# Endings that need an optional package; each function raises ValueError with what to install.
+NEEDS = {"mp4": find_ffmpeg, "webp": find_pillow}
+
+
+def export(path, track, audio=None, text: str = "", head: Head | None = None) -> None:
+    """Write a track (F, 52) as what the ending of `path` says. audio: the sound file that belongs to it; its name goes
+    into .json, its sound into .html, .mp4 and .webp. Raises ValueError for another ending or a track that is none."""
+    ending = Path(path).suffix.lower().removeprefix(".")
+    if ending not in EXPORTS:
+        raise ValueError(f"{path}: unknown ending, expected one of .{', .'.join(EXPORTS)}")
+    if audio is not None and not Path(audio).is_file():
+        raise ValueError(f"{audio}: no such sound file")
+    EXPORTS[ending](path, tidy(track, str(path)), audio, text, head or make_head())
+
+
+def gallery(folder, head: Head) -> Path:
+    """One page, folder/gallery.html, for every folder below `folder` that holds an answer.json, in order of name, with
+    the answer.wav and answer.txt beside it; empty replies are left out. Returns its path. Raises ValueError where there
+    is nothing to show."""
+    folder, answers = Path(folder), []
+    for found in sorted(folder.rglob("answer.json")):
+        if weights.read_json(found).get("weightMat") == []:
+            continue
+        sound, words = found.with_suffix(".wav"), found.with_suffix(".txt")
+        text = words.read_text(encoding="utf-8").strip() if words.exists() else ""
+        answers.append((found.parent.name, read_track(found), sound if sound.exists() else None, text))
+    if not answers:
+        raise ValueError(f"{folder} holds no answer.json, nor does any folder in it: answer something with sample.py first")
+    write_gallery(folder / "gallery.html", answers, FPS, head)
+    return folder / "gallery.html"
+
+
+def contact_sheet(head: Head) -> np.ndarray:
+    """A picture (h, w, 3) uint8 of the neutral face and of each of the 52 shapes at weight 1, two of them with an open
+    jaw: mouthClose closes the lips of one (alone it pushes them through each other), tongueOut needs the room."""
+    poses, jaw = np.eye(52, dtype=np.float32), ARKIT_NAMES.index("jawOpen")
+    labels = list(ARKIT_NAMES)
+    for name, opened in (("mouthClose", 1), ("tongueOut", 0.5)):
+        row = ARKIT_NAMES.index(name)
+        poses[row, jaw], labels[row] = opened, f"{name} + jaw"
+    return sheet(head, [("neutral", np.zeros(52)), *zip(labels, poses)])
