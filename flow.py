@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from qwen3 import PackedLinear
-
 SAMPLE_RATE = 22_050          # Hz
 UNIT_RATE = 12.5              # units per second
 HOP = 256                     # samples per mel frame
@@ -180,28 +178,18 @@ class LengthRegulator(nn.Module):
 
 # ---- mu and noise -> mel, the U-Net -----------------------------------------------------------------------------
 
-def attend(q, k, v, bias=None):
-    """Softmax attention of (B, H, T, d), with `bias` added to the logits -> (B, T, H, d)."""
-    if q.is_cpu and bias is None and q.shape[2] <= 256 and not torch.is_grad_enabled():
-        # While T is short, plain products row by row, which copy nothing, take half the time of the CPU's fused kernel.
-        rows = [(torch.baddbmm(q.new_zeros(()), q, k.transpose(1, 2), beta=0, alpha=q.shape[2] ** -0.5).softmax(-1) @ v)
-                for q, k, v in zip(q, k, v)]
-        return torch.stack([row.transpose(0, 1) for row in rows])
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
-
-
 class Attention(nn.Module):
-    """Self-attention; q, k and v are one matrix product."""
+    """Multi-head self-attention of (B, L, C); bias (B, 1, L, L) is added to the logits."""
 
     def __init__(self, dim: int, heads: int, head_dim: int):
         super().__init__()
         self.heads, inner = heads, heads * head_dim
-        self.to_qkv = PackedLinear(self, dim, to_q=inner, to_k=inner, to_v=inner)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(dim, inner, bias=False) for _ in range(3))
         self.to_out = nn.Sequential(nn.Linear(inner, dim))
 
     def forward(self, x, bias=None):
-        q, k, v = rearrange(self.to_qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.heads)
-        return self.to_out(attend(q, k, v, bias).flatten(2))
+        q, k, v = (rearrange(p(x), "b l (h d) -> b h l d", h=self.heads) for p in (self.to_q, self.to_k, self.to_v))
+        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v, bias), "b h l d -> b l (h d)"))
 
 
 class TransformerBlock(nn.Module):

@@ -1,17 +1,21 @@
-"""Token-as-Query Gated Fusion (TQGF): tokens ask, a context answers, a gate decides how much of it to take.
+"""Token-as-Query Gated Fusion (TQGF): tokens ask, a context answers, a gate decides how much of the answer to let in.
 
-Spec ex_omni 5.3 (TQGF in arXiv 2602.07106). In the speech generator the embedded reply asks the language model's states;
-in the face decoder the embedded units ask the speech generator's states.
+Fuse(Q, C) = Q + sigmoid(G(Q)) * Attention(Q, C)    (arXiv 2602.07106; docs/spec/ex_omni.md 5.3)
 
-Shapes: B batch, Q query tokens, K context rows, D width, H heads, d head size.
+The sequence with the right clock is always the query, the representation that has the meaning is only ever context: the
+output is as long as the query. Used twice. In the speech generator the embedded reply asks the LLM's hidden states; in the
+face decoder the speech units, at frame rate, ask the speech generator's hidden states.
+
+Shapes: B batch, N query tokens, C context rows, D width, H heads, d head size.
 """
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
 
 class GatedCrossAttention(nn.Module):
-    """out = to_out(sigmoid(gate(q)) * attention(q, context)): one gate per head and channel, from the query alone."""
+    """sigmoid(G(q)) * Attention(q, context): one gate per head and channel, computed from the query alone."""
 
     def __init__(self, dim: int, heads: int, dim_head: int):
         super().__init__()
@@ -27,29 +31,52 @@ class GatedCrossAttention(nn.Module):
         q, (k, v) = self.to_q(query), self.to_kv(context).chunk(2, dim=-1)
         q, k, v = (rearrange(x, "b n (h d) -> b h n d", h=self.heads) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)                   # no positions, not causal
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)") * self.gate_proj(query).sigmoid())
+        gate = self.gate_proj(query).sigmoid()                                          # (B, N, H d), in (0, 1)
+        return self.to_out(gate * rearrange(out, "b h n d -> b n (h d)"))
+
+
+def feed_forward(dim: int) -> nn.Sequential:
+    """LayerNorm, then two linear maps with four times the width between."""
+    return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(),
+                         nn.Linear(4 * dim, dim, bias=False))
 
 
 class TQGF(nn.Module):
-    """query (B, Q, D), context (B, K, D), context_mask (B, K) bool, True = visible -> (B, Q, D).
+    """query (B, N, D), context (B, C, D), context_mask (B, C) bool, True = visible -> (B, N, D).
 
-    The context itself is never updated. A row of the batch whose context is wholly masked (an empty reply) sees all
-    of it instead of becoming NaN, as it does in the release.
+    The context itself is never updated. A sample whose context is wholly masked (an empty reply) sees all of it: attention
+    over nothing would be NaN.
     """
 
     def __init__(self, dim: int, depth: int = 2, heads: int = 16, dim_head: int = 256):
         super().__init__()
-        self.layers = nn.ModuleList(nn.ModuleList([
-            GatedCrossAttention(dim, heads, dim_head),
-            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(),
-                          nn.Linear(4 * dim, dim, bias=False)),
-        ]) for _ in range(depth))
+        self.layers = nn.ModuleList(nn.ModuleList([GatedCrossAttention(dim, heads, dim_head), feed_forward(dim)])
+                                    for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, query, context, context_mask=None):
         if context_mask is not None:
-            context_mask = (context_mask | ~context_mask.any(1, keepdim=True))[:, None, None, :]      # (B, 1, 1, K)
-        for attention, feed_forward in self.layers:
+            context_mask = (context_mask | ~context_mask.any(1, keepdim=True))[:, None, None, :]      # (B, 1, 1, C)
+        for attention, mlp in self.layers:
             query = query + attention(query, context, context_mask)
-            query = query + feed_forward(query)
+            query = query + mlp(query)
         return self.norm(query)
+
+
+class Concatenation(nn.Module):
+    """What takes TQGF's place in its ablations (v1 Tables 6 and 8, v2 Table 6): context and query are laid end to end and
+    fused by self-attention, without a gate. Arguments and shapes as for `TQGF`; the pre-norm layers are our reading."""
+
+    def __init__(self, dim: int, depth: int = 2, heads: int = 16, dim_head: int = 256):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(dim, heads, 4 * dim, 0.0, "gelu", batch_first=True,
+                                                               norm_first=True) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, query, context, context_mask=None):
+        x, hidden = torch.cat([context, query], dim=1), None                            # (B, C + N, D)
+        if context_mask is not None:
+            hidden = ~torch.cat([context_mask, context_mask.new_ones(query.shape[:2])], dim=1)
+        for layer in self.layers:
+            x = layer(x, src_key_padding_mask=hidden)
+        return self.norm(x[:, context.shape[1]:])

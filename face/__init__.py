@@ -1,8 +1,17 @@
-"""The face, outside the model: names, captures, metrics, the head, pictures, files for other tools, the page.
+"""The face outside the model. For people its front door is `python -m face` (see __main__.py).
 
-`python -m face` is its front door for people (see __main__.py). What other files of this project use of it:
+    arkit.py                    the 52 ARKit names, what other systems call them, and tracks in json, csv and npy files
+    metrics.py, measure.py      metrics that compare two tracks, and those that evaluate.py prints of a checkpoint
+    head.py, head_mesh.py, mesh.py      our head: a mesh made by numpy with the 52 shapes
+    gltf.py, template.py        the .glb format, and other people's heads from .glb and .npz files
+    render.py                   pictures and videos without a GPU
+    viewer.py, viewer.html      the page that plays an answer in a browser
+    export.py                   a track as any of these files, chosen by its ending
+
+The street uses what is imported below (sample.py), `measure` (evaluate.py), and `arkit`, `head` and `metrics` in its
+tests and in toy/.
 """
 from face.arkit import ARKIT_NAMES, write_json
 from face.export import EXPORTS, NEEDS, export, gallery
-from face.gltf import load_template
 from face.head import make_head
+from face.template import load_template

@@ -1,13 +1,14 @@
-"""Faces to watch, to take elsewhere, and to measure.
+"""Faces to watch, to use in other programs, and to measure.
 
-    python -m face convert answer.json answer.glb         # any of .json .csv .npy into any of those, .glb .html .mp4 .webp
+    python -m face convert answer.json answer.glb         # from .json .csv .npy to any of these, .glb .html .mp4 .webp
     python -m face convert take_60fps.csv take.html --audio take.wav --text "What is said."
     python -m face head --out head.glb                    # our head alone, with the 52 ARKit shapes
-    python -m face sheet --out sheet.png                  # a picture of each of them
-    python -m face gallery answers/                       # one page for all answers in a folder
-    python -m face measure mine.json reference.json       # lip vertex error, velocity error; with --audio the lag to the sound
+    python -m face sheet --out sheet.png                  # a picture of each shape
+    python -m face gallery answers/                       # one page of all answers in a folder
+    python -m face measure mine.json reference.json       # lip vertex error, velocity error; with --audio the lag
 
-Another head: --template head.glb (ARKit morph targets) or file.npz (the EmoTalk layout).
+Another head: --template head.glb (ARKit morph targets) or head.npz (EmoTalk's layout). What is read of a .json, .csv
+or .npy: `arkit.read_track`.
 """
 import argparse
 from pathlib import Path
@@ -15,42 +16,70 @@ from pathlib import Path
 from cli import one_line_errors
 from face.arkit import read_track
 from face.export import EXPORTS, contact_sheet, export, gallery
-from face.gltf import load_template, write_glb
-from face.head import make_head
+from face.gltf import write_glb
+from face.head import Head, make_head
+from face.metrics import comparison
 from face.render import write_png
+from face.template import load_template
 from face_decoder import FPS
+from whisper import SAMPLE_RATE, load_audio
+
+TRACK = ".json (Audio2Face), .csv (Live Link Face, Audio2Face) or .npy"
 
 
 def parse(argv=None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    what = p.add_subparsers(dest="what", required=True)
-    one = what.add_parser("convert", help="a face track into another format")
-    one.add_argument("track", help=".json (Audio2Face), .csv (Live Link Face) or .npy")
+    """The arguments of the subcommand; see --help of each."""
+    p = argparse.ArgumentParser(prog="python -m face", description=__doc__.splitlines()[0])
+    commands = p.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("convert", help="write a face track in another format")
+    one.add_argument("track", help=TRACK)
     one.add_argument("out", help="." + ", .".join(EXPORTS))
     one.add_argument("--audio", help="the sound that belongs to it")
     one.add_argument("--text", default="", help="what is said (.html)")
-    one.add_argument("--fps", type=float, help="rate of the input where the file does not tell, or tells wrongly")
-    for name, ending, purpose in (("head", ".glb", "the head alone"), ("sheet", ".png", "a picture of all 52 shapes")):
-        two = what.add_parser(name, help=purpose)
-        two.add_argument("--out", default=name + ending)
-    for each in what.choices.values():
-        each.add_argument("--template", help="another head: .glb with ARKit morph targets, .npz in the EmoTalk layout")
-    what.add_parser("gallery", help="one page for all answers in a folder").add_argument("folder")
+    one.add_argument("--fps", type=float, help="frames per second of the track, where its file has none or a wrong one")
+    one = commands.add_parser("head", help="write the head alone")
+    one.add_argument("--out", default="head.glb")
+    one = commands.add_parser("sheet", help="write a picture of all 52 shapes")
+    one.add_argument("--out", default="sheet.png")
+    one = commands.add_parser("measure", help="print metrics of a track against a reference")
+    one.add_argument("track", help=TRACK)
+    one.add_argument("reference", help="the track it should be: the same kinds of file")
+    one.add_argument("--audio", help="the sound that belongs to both: adds the lag of the lips")
+    for each in commands.choices.values():
+        each.add_argument("--template", help="another head: .glb with ARKit morph targets, .npz in EmoTalk's layout")
+    one = commands.add_parser("gallery", help="write one page of all answers in a folder")
+    one.add_argument("folder", help="gallery.html is written here")
     return p.parse_args(argv)
 
 
+def measure(args, head: Head) -> None:
+    """Print a table of the metrics that compare args.track with args.reference."""
+    track, reference = read_track(args.track), read_track(args.reference)
+    sound = load_audio(args.audio).numpy() if args.audio else None
+    figures = comparison(track, reference, head, sound, SAMPLE_RATE)
+    figures = {"frames compared": min(len(track), len(reference)), "frames of the track": len(track),
+               "frames of the reference": len(reference)} | figures
+    width = max(map(len, figures))
+    print(f"{args.track} against {args.reference}; % of the distance between the eyes")
+    for name, value in figures.items():
+        print(f"{name:{width}}  {value if isinstance(value, int) else f'{value:.4f}':>10}")
+
+
 def run(args) -> None:
-    """Do what the command line asks. Raises ValueError or OSError where it cannot."""
-    if args.what == "gallery":
+    """Run the subcommand. Raises ValueError or OSError where it cannot."""
+    if args.command == "gallery":
         print(f"wrote {gallery(args.folder, make_head())}")
         return
-    ending = {"head": ".glb", "sheet": ".png"}.get(args.what)
+    ending = {"head": ".glb", "sheet": ".png"}.get(args.command)
     if ending and Path(args.out).suffix.lower() != ending:
         raise ValueError(f"{args.out}: expected a path that ends in {ending}")
     head = load_template(args.template) if args.template else make_head()
-    if args.what == "head":
+    if args.command == "measure":
+        measure(args, head)
+        return
+    if args.command == "head":
         write_glb(args.out, head)
-    elif args.what == "sheet":
+    elif args.command == "sheet":
         write_png(args.out, contact_sheet(head))
     else:
         track = read_track(args.track, args.fps)

@@ -1,8 +1,10 @@
-"""A face is a list of named curves: the 52 ARKit names, once, what others call them, and the files that carry them.
+"""The 52 ARKit names, what other systems call them, and face tracks in files: json, csv, npy (docs/spec/face.md 2, 3).
 
-A face track is a float32 array (F, 52) of weights in [0, 1], columns in the order of ARKIT_NAMES, 30 frames per second,
-frame t shown at t / 30 s. Left and right are the face's own. Everything is mapped by name, never by position: Live Link's
-file has JawRight before JawLeft, Apple's list the other way round. Spec face 2 and 3.
+A face track is a float32 array (T, K) of weights in [0, 1]: T face frames at 30 per second, frame t shown at t / 30 s;
+K = 52 blendshapes in the order of ARKIT_NAMES. Left and right are the face's own. Columns are mapped by name, never by
+position: Live Link Face's file has JawRight before JawLeft, Apple's list JawLeft before JawRight.
+
+Other letters: R rows of a file at any rate, C columns of a file.
 """
 import csv
 import json
@@ -14,7 +16,8 @@ import numpy as np
 import weights
 from face_decoder import FPS
 
-# Alphabetical with tongueOut last: the order of the release's output, of EmoTalk, and of this project (spec face 2, E).
+# Alphabetical with tongueOut last: the order of the release's output, of EmoTalk, and of this project
+# (docs/spec/face.md 2, column E).
 ARKIT_NAMES = [
     "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff",
     "cheekSquintLeft", "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight",
@@ -26,11 +29,12 @@ ARKIT_NAMES = [
     "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft", "mouthUpperUpRight",
     "noseSneerLeft", "noseSneerRight", "tongueOut"]
 
-# Apple's documentation, which Audio2Face and Live Link's packets follow (A).
+# The order of Apple's documentation, of Audio2Face and of Live Link Face's network packets (column A).
 APPLE_NAMES = [
-    "eyeBlinkLeft", "eyeLookDownLeft", "eyeLookInLeft", "eyeLookOutLeft", "eyeLookUpLeft", "eyeSquintLeft", "eyeWideLeft",
-    "eyeBlinkRight", "eyeLookDownRight", "eyeLookInRight", "eyeLookOutRight", "eyeLookUpRight", "eyeSquintRight",
-    "eyeWideRight", "jawForward", "jawLeft", "jawRight", "jawOpen", "mouthClose", "mouthFunnel", "mouthPucker",
+    "eyeBlinkLeft", "eyeLookDownLeft", "eyeLookInLeft", "eyeLookOutLeft", "eyeLookUpLeft", "eyeSquintLeft",
+    "eyeWideLeft", "eyeBlinkRight", "eyeLookDownRight", "eyeLookInRight", "eyeLookOutRight", "eyeLookUpRight",
+    "eyeSquintRight", "eyeWideRight",
+    "jawForward", "jawLeft", "jawRight", "jawOpen", "mouthClose", "mouthFunnel", "mouthPucker",
     "mouthLeft", "mouthRight", "mouthSmileLeft", "mouthSmileRight", "mouthFrownLeft", "mouthFrownRight",
     "mouthDimpleLeft", "mouthDimpleRight", "mouthStretchLeft", "mouthStretchRight", "mouthRollLower", "mouthRollUpper",
     "mouthShrugLower", "mouthShrugUpper", "mouthPressLeft", "mouthPressRight", "mouthLowerDownLeft",
@@ -38,7 +42,7 @@ APPLE_NAMES = [
     "browOuterUpLeft", "browOuterUpRight", "cheekPuff", "cheekSquintLeft", "cheekSquintRight", "noseSneerLeft",
     "noseSneerRight", "tongueOut"]
 
-# The list in the official release's code, eyes first, 51 wide; nothing there uses it (M).
+# A list in the official release's code, eyes first, without tongueOut; that code never uses it (column M).
 RELEASE_NAMES = [
     "eyeBlinkLeft", "eyeBlinkRight", "eyeSquintLeft", "eyeSquintRight", "eyeLookDownLeft", "eyeLookDownRight",
     "eyeLookInLeft", "eyeLookInRight", "eyeWideLeft", "eyeWideRight", "eyeLookOutLeft", "eyeLookOutRight",
@@ -50,6 +54,7 @@ RELEASE_NAMES = [
     "mouthRight", "mouthShrugLower", "mouthShrugUpper", "noseSneerLeft", "noseSneerRight", "cheekPuff",
     "cheekSquintLeft", "cheekSquintRight"]
 
+# Columns that files hold beyond the 52: Audio2Face's tongue shapes and Live Link Face's rotations.
 TONGUES = ["TongueTipUp", "TongueTipDown", "TongueTipLeft", "TongueTipRight", "TongueRollUp", "TongueRollDown",
            "TongueRollLeft", "TongueRollRight", "TongueUp", "TongueDown", "TongueLeft", "TongueRight", "TongueIn",
            "TongueStretch", "TongueWide", "TongueNarrow"]
@@ -61,12 +66,12 @@ def capital(name: str) -> str:
 
 
 def swapped(names: list) -> list:
-    """Right before left for the jaw and the mouth, as Live Link Face writes its file (L)."""
-    swap = dict(zip(("jawLeft", "jawRight", "mouthLeft", "mouthRight"), ("jawRight", "jawLeft", "mouthRight", "mouthLeft")))
+    """Right before left for the jaw and the mouth, as Live Link Face writes its file (column L)."""
+    swap = {"jawLeft": "jawRight", "jawRight": "jawLeft", "mouthLeft": "mouthRight", "mouthRight": "mouthLeft"}
     return [swap.get(name, name) for name in names]
 
 
-# What the columns of other systems are called, in their order. "arkit" is ours.
+# Convention -> its column names in order. "arkit" is ours.
 CONVENTIONS = {
     "arkit": ARKIT_NAMES,
     "arkit51": ARKIT_NAMES[:51],
@@ -78,7 +83,6 @@ CONVENTIONS = {
     "mediapipe": ["_neutral", *ARKIT_NAMES[:51]],
 }
 
-# The same name in every spelling met: jawOpen, JawOpen, mouthSmile_L, blendShapes.MouthSmileLeft.
 PLAIN = {name.lower(): name for name in ARKIT_NAMES}
 IGNORED = {name.lower() for name in ["_neutral", *TONGUES, *ROTATIONS]}       # known, and not among the 52
 
@@ -88,23 +92,28 @@ def bare(name: str) -> str:
 
 
 def match(name: str) -> str | None:
-    """The ARKit name that a column or a morph target stands for, whatever its spelling; None if it stands for none."""
+    """The ARKit name that the name of a column or a morph target stands for, or None.
+
+    Upper and lower case are the same, `_L` and `_R` stand for Left and Right, a prefix `blendShapes.` is dropped:
+    jawOpen, JawOpen, mouthSmile_L, blendShapes.MouthSmileLeft. No other spelling is known.
+    """
     plain = bare(name)
     for ending, side in (("_l", "left"), ("_r", "right")):
         plain = plain.removesuffix(ending) + side if plain.endswith(ending) else plain
     return PLAIN.get(plain)
 
 
-def some(names, most: int = 5) -> str:
+def first_few(names, most: int = 5) -> str:
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def from_names(values, names: list, where: str = "the track") -> np.ndarray:
-    """Columns values (F, n) called names -> (F, 52) in our order.
+    """Values (R, C) of the columns called `names` -> (R, K) in the order of ARKIT_NAMES.
 
-    tongueOut may be missing: then it is zero. Head and eye rotations, Audio2Face's tongue shapes and MediaPipe's _neutral
-    are left out. Raises ValueError that lists names which are missing, unknown or there twice.
+    tongueOut may be missing: then it is zero. Head and eye rotations, Audio2Face's tongue shapes and MediaPipe's
+    _neutral are left out. `where` names the source in errors. Raises ValueError with the names that are missing,
+    unknown or there twice.
     """
     values, ours = np.asarray(values, np.float32), [match(name) for name in names]
     if values.ndim != 2 or values.shape[1] != len(names):
@@ -115,7 +124,7 @@ def from_names(values, names: list, where: str = "the track") -> np.ndarray:
     if unknown or missing or twice:
         wrong = {"unknown": unknown, "missing": missing, "twice": twice}
         raise ValueError(f"{where} is not a track of the 52 ARKit shapes: "
-                         + "; ".join(f"{what}: {some(these)}" for what, these in wrong.items() if these))
+                         + "; ".join(f"{what}: {first_few(these)}" for what, these in wrong.items() if these))
     column = {our: i for i, our in enumerate(ours) if our}
     track = np.zeros((len(values), len(ARKIT_NAMES)), np.float32)
     for i, name in enumerate(ARKIT_NAMES):
@@ -125,54 +134,56 @@ def from_names(values, names: list, where: str = "the track") -> np.ndarray:
 
 
 def to_names(track, convention: str) -> np.ndarray:
-    """A track (F, 52) -> (F, n) in the columns of CONVENTIONS[convention]; a name that is not among the 52 gets zeros."""
-    ours = [match(name) for name in CONVENTIONS[convention]]
-    return np.stack([track[:, ARKIT_NAMES.index(our)] if our else np.zeros(len(track), np.float32) for our in ours], axis=1)
+    """A track (T, K) -> (T, C) in the columns of CONVENTIONS[convention]; names that are not among the 52 get zeros."""
+    ours, zeros = [match(name) for name in CONVENTIONS[convention]], np.zeros(len(track), np.float32)
+    return np.stack([track[:, ARKIT_NAMES.index(our)] if our else zeros for our in ours], axis=1)
 
 
 def tidy(track, where: str = "the track") -> np.ndarray:
-    """A track (F, 52), or (F, 51) without tongueOut, -> float32 (F, 52) in [0, 1].
+    """Check a track (T, 52), or (T, 51) without tongueOut, and give it as float32 (T, K) in [0, 1].
 
-    Values a little outside are clipped (Audio2Face and linear heads overshoot). Raises ValueError for another width, no
-    frames, values that are not finite, or so far out that the scale must be another one.
+    Values a little outside are clipped (Audio2Face and linear output layers overshoot). `where` names the source in
+    errors. Raises ValueError for another width, no frames, values that are not finite, or values below -1 or above 2:
+    then the scale must be another one.
     """
     track = np.asarray(track)
     if track.ndim != 2 or track.shape[1] not in (51, 52) or track.dtype.kind not in "fiub":
-        raise ValueError(f"{where} has shape {track.shape} and type {track.dtype}, expected numbers (frames, 52), or 51 "
-                         "without tongueOut, in the order of arkit.ARKIT_NAMES")
+        raise ValueError(f"{where} has shape {track.shape} and type {track.dtype}, expected numbers (frames, 52), or "
+                         "51 without tongueOut, in the order of arkit.ARKIT_NAMES")
     track = track.astype(np.float32)
     if not len(track):
         raise ValueError(f"{where} has no frames: nothing to show")
-    frame, column = np.argwhere(~np.isfinite(track))[0] if not np.isfinite(track).all() else (None, None)
-    if frame is not None:
-        raise ValueError(f"{where} has {track[frame, column]} at frame {frame}, {ARKIT_NAMES[column]}: expected numbers "
-                         "in [0, 1]")
+    if not np.isfinite(track).all():
+        frame, column = np.argwhere(~np.isfinite(track))[0]
+        raise ValueError(f"{where} has {track[frame, column]} at frame {frame}, {ARKIT_NAMES[column]}: expected "
+                         "numbers in [0, 1]")
     if track.min() < -1 or track.max() > 2:
-        raise ValueError(f"{where} has weights between {track.min():g} and {track.max():g}, expected [0, 1]: if they are "
-                         "per cent, divide by 100")
+        raise ValueError(f"{where} has weights between {track.min():g} and {track.max():g}, expected [0, 1]: if they "
+                         "are per cent, divide by 100")
     return np.pad(track, ((0, 0), (0, 52 - track.shape[1]))).clip(0, 1)
 
 
 def resample(track, times, length: float) -> np.ndarray:
-    """A track (n, 52) whose rows belong to the increasing times (n,) in s, the first 0 -> (F, 52) at 30 frames per second
-    for `length` seconds, linear between rows; the last row is held."""
+    """Rows (R, K) with their times (R,) in seconds -> (T, K) at 30 frames per second for `length` seconds.
+
+    Times increase and begin at 0. Linear between rows; the last row is held.
+    """
     frames = max(1, round(length * FPS))
     now = np.arange(frames) / FPS
     return np.stack([np.interp(now, times, column) for column in np.asarray(track).T], axis=1).astype(np.float32)
 
 
 def at_rate(track, fps: float) -> np.ndarray:
-    """A track at another rate -> at 30 frames per second, by time."""
+    """Rows (R, K) at `fps` per second -> (T, K) at 30 frames per second, of the same length in seconds."""
     return track if fps == FPS else resample(track, np.arange(len(track)) / fps, len(track) / fps)
 
 
-# --- files ---------------------------------------------------------------------------------------------------------------
-
+# --- files -----------------------------------------------------------------------------------------------------------
 
 def audio2face(track, fps: int, audio: str) -> dict:
-    """Face track (F, 52) -> the json object that Audio2Face writes and its readers expect (spec face 3.1).
+    """A track (T, K) -> the json object that Audio2Face writes and its readers expect (docs/spec/face.md 3.1).
 
-    Weights are clipped to [0, 1]. audio: path of the sound that belongs to it.
+    Weights are clipped to [0, 1]. audio: path of the sound that belongs to the track.
     """
     track = np.clip(np.asarray(track, dtype=np.float32), 0, 1)
     return {"exportFps": fps, "trackPath": str(audio), "numPoses": len(ARKIT_NAMES), "numFrames": len(track),
@@ -180,19 +191,22 @@ def audio2face(track, fps: int, audio: str) -> dict:
 
 
 def write_json(path, track, audio: str = "") -> None:
-    """Audio2Face json; an answer without frames (an empty reply) is written too."""
+    """Write a track (T, K) as Audio2Face json. T may be 0: the answer of an empty reply."""
     with weights.replacing(path) as temporary:
         temporary.write_text(json.dumps(audio2face(track, FPS, audio)), encoding="utf-8")
 
 
 def write_npy(path, track) -> None:
-    """The bare float32 array (F, 52)."""
+    """Write a track as a bare float32 array (T, K)."""
     with weights.replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, np.asarray(track, np.float32))
 
 
 def write_csv(path, track) -> None:
-    """Live Link Face csv (spec face 3.2): 30 frames per second from 00:00:00:00, the nine rotations zero."""
+    """Write a track (T, K) as Live Link Face csv (docs/spec/face.md 3.2).
+
+    30 frames per second from 00:00:00:00, the nine rotations zero.
+    """
     with weights.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         out.writerow(["Timecode", "BlendShapeCount", *CONVENTIONS["livelink"], *ROTATIONS])
@@ -204,10 +218,13 @@ def write_csv(path, track) -> None:
 
 
 def read_track(path, fps: float | None = None) -> np.ndarray:
-    """A .json (Audio2Face), .csv (Live Link Face, or Audio2Face's table) or .npy file -> track (F, 52), 30 frames/s.
+    """A face track in a file -> (T, K) at 30 frames per second.
 
-    fps: the rate of the file where it does not say: a bare array counts as 30, a csv tells by its name (`take_60fps.csv`)
-    or by the timecode at which the seconds turn, else 30. Raises ValueError for anything that is not such a file.
+    Read are .json as Audio2Face writes it, .csv as Live Link Face or Audio2Face's client writes it (column Timecode,
+    the names of the 52 shapes in the spellings of `match`), and .npy with a bare array in the order of ARKIT_NAMES.
+    fps: the rate of the file, where the file's own is missing or wrong. Without it a json has exportFps; a csv has its
+    name (`take_60fps.csv`) or the highest frame number in its timecodes, else 30; an array counts as 30.
+    Raises ValueError for any other file.
     """
     path = Path(path)
     readers = {".json": read_json, ".csv": read_csv, ".npy": read_npy}
@@ -221,9 +238,9 @@ def read_track(path, fps: float | None = None) -> np.ndarray:
 
 
 def read_json(path: Path, fps) -> np.ndarray:
-    """Audio2Face json -> (F, 52) at 30 fps; fps in place of the file's. Raises ValueError for anything else."""
+    """Audio2Face json -> (T, K) at 30 fps. fps replaces the file's exportFps. Raises ValueError for another file."""
     values = weights.read_json(path)
-    missing = [key for key in ("exportFps", "facsNames", "weightMat") if not isinstance(values, dict) or key not in values]
+    missing = [key for key in ("exportFps", "facsNames", "weightMat") if key not in values]
     if missing:
         raise ValueError(f"{path} is not Audio2Face json: it has no {', '.join(missing)}")
     rate, names = fps or values["exportFps"], values["facsNames"]
@@ -235,7 +252,7 @@ def read_json(path: Path, fps) -> np.ndarray:
 
 
 def read_npy(path: Path, fps) -> np.ndarray:
-    """A bare array (n, 52), at 30 fps unless told -> (F, 52) at 30 fps. Raises ValueError for anything else."""
+    """A bare array (R, 52 or 51), 30 rows per second unless `fps` is given -> (T, K). Raises ValueError otherwise."""
     try:
         track = np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -244,12 +261,13 @@ def read_npy(path: Path, fps) -> np.ndarray:
 
 
 def table(rows, path, width: int) -> np.ndarray:
-    """A list of rows of numbers -> (n, width), or a ValueError that names the row at fault."""
+    """A list of rows of numbers -> (R, width), or a ValueError that names the row at fault."""
     if not isinstance(rows, list):
         raise ValueError(f"{path}: the weights are not a list of rows")
     for i, row in enumerate(rows):
-        if not isinstance(row, list) or len(row) != width:
-            raise ValueError(f"{path}: row {i} has {len(row) if isinstance(row, list) else 'no'} values, expected {width}")
+        size = len(row) if isinstance(row, list) else "no"
+        if size != width:
+            raise ValueError(f"{path}: row {i} has {size} values, expected {width}")
     try:
         return np.array(rows, np.float32).reshape(len(rows), width)
     except (TypeError, ValueError):
@@ -257,8 +275,10 @@ def table(rows, path, width: int) -> np.ndarray:
 
 
 def read_csv(path: Path, fps) -> np.ndarray:
-    """Live Link Face csv -> (F, 52) at 30 fps, placed by its timecodes, which count frames at fps where that is given.
-    Raises ValueError for anything else."""
+    """Live Link Face csv -> (T, K) at 30 fps, each row at the time of its timecode.
+
+    fps: how many frames the timecodes count per second, else `rate_of`. Raises ValueError for another file.
+    """
     try:
         rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
     except (UnicodeDecodeError, csv.Error) as error:
@@ -287,7 +307,10 @@ def read_csv(path: Path, fps) -> np.ndarray:
 
 
 def rate_of(path: Path, codes: list) -> float:
-    """Frames per second of a Live Link csv: from its name, or the highest frame number if the seconds turn (app: up to 60)."""
+    """Frames per second of a Live Link Face csv: from its name, or from the highest frame number of its timecodes.
+
+    The latter only if the timecodes pass a full second, as a shorter file may not reach its highest number; else 30.
+    """
     named = re.search(r"(\d+(?:\.\d+)?)_?fps", path.stem, re.IGNORECASE)
     if named:
         return float(named[1])
@@ -299,7 +322,7 @@ def rate_of(path: Path, codes: list) -> float:
 
 
 def seconds(code: str, rate: float, path) -> float:
-    """`HH:MM:SS:FF.sss`, frames of `rate` per second, or plain seconds, -> s."""
+    """A timecode -> seconds: `HH:MM:SS:FF.sss` with FF counting `rate` frames per second, or plain seconds."""
     try:
         *clock, frame = map(float, code.split(":"))
     except ValueError:

@@ -1,5 +1,7 @@
-"""A blendshape track (T, 52) -> a file that other tools open, chosen by its ending; a page for many answers; a picture of
-all 52 shapes."""
+"""A face track (T, K) -> a file that other tools open, chosen by its ending; a page of many answers; a contact sheet.
+
+Shapes: T face frames at 30 per second, K = 52 blendshapes in the order of arkit.ARKIT_NAMES.
+"""
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from face.render import find_ffmpeg, find_pillow, sheet, write_video
 from face.viewer import write_gallery, write_viewer
 from face_decoder import FPS
 
-# What an ending stands for: function(path, track, audio path or None, text, head).
+# Ending -> its writer: function(path, track, path of the sound or None, text, head).
 EXPORTS = {
     "json": lambda path, track, audio, text, head: write_json(path, track, Path(audio).name if audio else ""),
     "csv": lambda path, track, audio, text, head: write_csv(path, track),
@@ -23,13 +25,17 @@ EXPORTS = {
     "webp": lambda path, track, audio, text, head: write_video(path, track, audio, head),
 }
 
-# Endings that need an optional package; each function raises ValueError with what to install.
+# Ending -> the check that its optional package is there; raises ValueError with what to install.
 NEEDS = {"mp4": find_ffmpeg, "webp": find_pillow}
 
 
 def export(path, track, audio=None, text: str = "", head: Head | None = None) -> None:
-    """Write a track (F, 52) as what the ending of `path` says. audio: the sound file that belongs to it; its name goes
-    into .json, its sound into .html, .mp4 and .webp. Raises ValueError for another ending or a track that is none."""
+    """Write a track (T, K) in the format that the ending of `path` says, one of EXPORTS.
+
+    audio: the sound file that belongs to the track; its name goes into .json, its sound into .html, .mp4 and .webp.
+    text: what is said, for .html. head: `make_head()` unless given. Raises ValueError for another ending, a sound that
+    is not there, or a track that is not one (`arkit.tidy`).
+    """
     ending = Path(path).suffix.lower().removeprefix(".")
     if ending not in EXPORTS:
         raise ValueError(f"{path}: unknown ending, expected one of .{', .'.join(EXPORTS)}")
@@ -39,25 +45,31 @@ def export(path, track, audio=None, text: str = "", head: Head | None = None) ->
 
 
 def gallery(folder, head: Head) -> Path:
-    """One page, folder/gallery.html, for every folder below `folder` that holds an answer.json, in order of name, with
-    the answer.wav and answer.txt beside it; empty replies are left out. Returns its path. Raises ValueError where there
-    is nothing to show."""
+    """Write folder/gallery.html, one page of all answers in the folder and below it, and return its path.
+
+    An answer is a folder with an answer.json and, where there are any, its answer.wav and answer.txt. They are sorted
+    by path; empty replies are left out. Raises ValueError where there is no answer.
+    """
     folder, answers = Path(folder), []
     for found in sorted(folder.rglob("answer.json")):
         if weights.read_json(found).get("weightMat") == []:
             continue
-        sound, words = found.with_suffix(".wav"), found.with_suffix(".txt")
-        text = words.read_text(encoding="utf-8").strip() if words.exists() else ""
+        sound, said = found.with_suffix(".wav"), found.with_suffix(".txt")
+        text = said.read_text(encoding="utf-8").strip() if said.exists() else ""
         answers.append((found.parent.name, read_track(found), sound if sound.exists() else None, text))
     if not answers:
-        raise ValueError(f"{folder} holds no answer.json, nor does any folder in it: answer something with sample.py first")
+        raise ValueError(f"{folder} holds no answer.json, nor does any folder in it: answer something with sample.py "
+                         "first")
     write_gallery(folder / "gallery.html", answers, FPS, head)
     return folder / "gallery.html"
 
 
 def contact_sheet(head: Head) -> np.ndarray:
-    """A picture (h, w, 3) uint8 of the neutral face and of each of the 52 shapes at weight 1, two of them with an open
-    jaw: mouthClose closes the lips of one (alone it pushes them through each other), tongueOut needs the room."""
+    """A picture (height, width, 3) uint8 of the neutral face and of each of the 52 shapes at weight 1.
+
+    Two of them have an open jaw: mouthClose, as alone it pushes the lips through each other, and tongueOut, as the
+    tongue needs the room.
+    """
     poses, jaw = np.eye(52, dtype=np.float32), ARKIT_NAMES.index("jawOpen")
     labels = list(ARKIT_NAMES)
     for name, opened in (("mouthClose", 1), ("tongueOut", 0.5)):

@@ -1,25 +1,14 @@
-"""The still mesh of the procedural head: skin with mouth and lids, eyes, brows, teeth, tongue, ears, hair, neck, shirt.
+"""The neutral mesh of our head: skin with mouth and lids, eyes, brows, teeth, tongue, ears, hair, neck, shirt.
 
-Spec face 5.2. Lengths are centimetres, +Y up, +Z forward, +X the face's own left. Every part is its left half only;
-`head.make_head` mirrors them and adds the shapes. Shapes: V vertices, T triangles, R rows and C columns of a sheet.
+docs/spec/face.md 5.2. Lengths are centimetres, +Y up, +Z forward, +X the face's own left. Every part is its left half
+only; `head.make_head` mirrors them and adds the shapes. Letters: V vertices, R rows and C columns of a sheet.
 """
-from typing import NamedTuple
-
 import numpy as np
 
-
-class Mesh(NamedTuple):
-    """A part under construction. u, v: the coordinates its maker gave it (which column and row, angle and distance)."""
-    points: np.ndarray              # (V, 3) cm
-    faces: np.ndarray               # (T, 3)
-    colors: np.ndarray              # (V, 3)
-    part: np.ndarray                # (V,) name of the part
-    u: np.ndarray                   # (V,)
-    v: np.ndarray                   # (V,)
-
+from face.mesh import Mesh, gauss, grid, join, mix, smooth
 
 SKULL = np.array([7.3, 10.6, 9.2])  # half axes of the skull
-BOXY = 2.35                         # exponent of the skull's up-down section: 2 is an ellipse, more is boxier
+BOXY = 2.35                         # exponent of the skull's upright section: 2 is an ellipse, more is boxier
 MOUTH_TILT = np.radians(27)         # the mouth lies this far below the horizon, seen from the middle of the head
 MOUTH = 2.35, 0.22                  # half width of the slit, and how far the red reaches past its corner
 LIP = 0.58, 0.80                    # height of the red of the upper and the lower lip
@@ -30,62 +19,6 @@ SKINTONE, BLUSH, LIPRED, INSIDE = (.95, .745, .62), (.93, .53, .46), (.81, .44, 
 HAIR, HAIR_LIGHT, LASH, SHIRT = (.27, .165, .11), (.43, .27, .17), (.20, .12, .09), (.25, .46, .55)
 EYEWHITE, IRIS, IRIS_RIM, PUPIL = (.97, .96, .94), (.36, .56, .58), (.12, .24, .30), (.03, .03, .04)
 TOOTH, GUM, TONGUE = (.96, .94, .88), (.72, .32, .33), (.83, .42, .42)
-
-
-# Small tools
-
-def smooth(x):
-    """0 below 0, 1 above 1, smooth in between."""
-    x = np.clip(x, 0, 1)
-    return x * x * (3 - 2 * x)
-
-
-def hill(x, y, centre, size):
-    """1 at the centre and exactly 0 outside the ellipse of half axes `size`: what keeps the deltas sparse."""
-    square = ((x - centre[0]) / size[0]) ** 2 + ((y - centre[1]) / size[1]) ** 2
-    return np.clip(1 - square, 0, 1) ** 2
-
-
-def gauss(x, y, centre, size):
-    return np.exp(-((x - centre[0]) / size[0]) ** 2 - ((y - centre[1]) / size[1]) ** 2)
-
-
-def mix(a, b, weight):
-    """Colours a (…, 3) and b, blended by weight (…)."""
-    weight = np.asarray(weight)[..., None]
-    return np.asarray(a) * (1 - weight) + np.asarray(b) * weight
-
-
-def grid(points, colors, part, u=0.0, v=0.0, wrap=False) -> Mesh:
-    """A sheet of points (R, C, 3); seen from outside rows run down where columns run right. wrap: close the columns."""
-    shape = points.shape[:2]
-    index = np.arange(shape[0] * shape[1]).reshape(shape)
-    for row in (0, -1):
-        if np.ptp(points[row], axis=0).max() < 1e-9:                 # a pole: one vertex, not a ring of them
-            index[row] = index[row, 0]
-    right = np.roll(index, -1, axis=1) if wrap else index[:, 1:]
-    left = index[:, :right.shape[1]]
-    faces = np.stack([left[:-1], left[1:], right[1:], left[:-1], right[1:], right[:-1]], -1).reshape(-1, 3)
-    faces = faces[(faces != np.roll(faces, 1, axis=1)).all(1)]
-    part, u, v = (np.broadcast_to(values, shape).ravel() for values in (part, u, v))
-    return Mesh(points.reshape(-1, 3), faces, np.broadcast_to(colors, points.shape).reshape(-1, 3), part, u, v)
-
-
-def join(meshes) -> Mesh:
-    starts = np.cumsum([0] + [len(mesh.points) for mesh in meshes])
-    columns = list(zip(*meshes))
-    columns[1] = [faces + start for faces, start in zip(columns[1], starts)]
-    return Mesh(*(np.concatenate(column) for column in columns))
-
-
-def mirrored(half: Mesh) -> tuple[Mesh, np.ndarray]:
-    """The half x >= 0 -> the whole mesh and mirror (V,), the vertex on the other side. Vertices at x = 0 are shared."""
-    n, middle = len(half.points), half.points[:, 0] == 0
-    twin = np.where(middle, np.arange(n), n - 1 + np.cumsum(~middle))
-    points, colors, part, u, v = (np.concatenate([half[k], half[k][~middle]]) for k in (0, 2, 3, 4, 5))
-    points[n:, 0] *= -1
-    faces = np.concatenate([half.faces, twin[half.faces][:, ::-1]])
-    return Mesh(points, faces, colors, part, u, v), np.concatenate([twin, np.flatnonzero(~middle)])
 
 
 # The surface of the face
@@ -101,6 +34,7 @@ def skull(direction):
 
 
 def taper(y):
+    """Width of the skull at height y, as a share of its width above the cheekbones."""
     return 1 - .20 * smooth((-1.0 - y) / 9)
 
 
@@ -123,7 +57,7 @@ def relief(x, y):
 
 
 def front(x, y):
-    """Height z of the face, cm, at (x, y): what brows and lids lie on."""
+    """Height z of the face, cm, at (x, y): the surface that brows and lids lie on."""
     inside = (1 - np.abs(y / SKULL[1]) ** BOXY) ** (2 / BOXY) - (x / SKULL[0] / taper(y)) ** 2
     return SKULL[2] * np.sqrt(np.maximum(inside, 0)) + relief(x, y)
 
@@ -145,7 +79,7 @@ def hair_rim(azimuth):
 
 
 def complexion(points):
-    """Skin colours: blush on cheeks, nose and chin, warmer lids, a soft hair line."""
+    """Skin colours at points (…, 3): blush on cheeks, nose and chin, warmer lids, a soft hair line."""
     x, y = np.abs(points[..., 0]), points[..., 1]
     ahead = smooth(points[..., 2] / 4)
     blush = (.62 * gauss(x, y, (4.2, -1.9), (1.7, 1.4)) + .40 * gauss(x, y, (0, -1.9), (1.3, .9))
@@ -170,7 +104,7 @@ def mouth_and_skin() -> Mesh:
     bow = 1 - .16 * np.exp(-(cos / .16) ** 2) + .10 * np.exp(-((cos - .28) / .16) ** 2)
     red = np.where(sin > 0, upper * bow, -lower) * np.abs(sin) ** .9    # from the slit to the edge of the red
     slit = .16 * cos ** 2 - .07 * np.exp(-(cos / .25) ** 2)         # corners a little up, the middle a little down
-    v, rows = [], []                                                # rows of x, y along the face and height
+    v, rows = [], []                                                # rows: x, y along the face and height over it
     for t in np.linspace(1, 0, BAG, endpoint=False):
         open_ = np.where(sin > 0, 1.2, 1.9) * np.sin(np.pi * t ** .8)
         v.append(-t)
@@ -219,7 +153,7 @@ def lid_plane(u, v):
 
 
 def lid_surface(x, y, skin, lift=0.0):
-    """The edge of a lid (skin = 0) lies on the eyeball; further out it lies on what stands out more, ball or face."""
+    """Points of a lid: the edge (skin = 0) lies on the eyeball, the rim (skin = 1) on ball or face, as is in front."""
     ball = EYE[2] + np.sqrt(np.maximum((EYE_RADIUS + .12 + lift) ** 2 - x * x - y * y, 0))
     face = front(x + EYE[0], y + EYE[1])
     outer = (ball + face + np.hypot(ball - face, .30)) / 2
@@ -227,7 +161,7 @@ def lid_surface(x, y, skin, lift=0.0):
 
 
 def lid_points(u, v, upper=0.0, lower=0.0, lift=0.0):
-    """Lids with their edges moved along the eyeball: parts of the way to where they meet. 0 is neutral, 1 is closed."""
+    """Points of the lids, their edges moved along the eyeball: 0 neutral, 1 closed, on the line where both meet."""
     x, y = lid_plane(u, v)
     _, top = lid_plane(np.abs(u), 0)
     _, bottom = lid_plane(-np.abs(u), 0)
@@ -243,6 +177,7 @@ def lid_points(u, v, upper=0.0, lower=0.0, lift=0.0):
 
 
 def eyelids() -> Mesh:
+    """Rings around the eye from behind the edge of the lids to the skin; u the angle, v as in `lid_plane`."""
     u = np.linspace(-np.pi, np.pi, LID_COLUMNS, endpoint=False)[None] + 0 * LID_ROWS[:, None]
     v = LID_ROWS[:, None] + 0 * u
     points = lid_points(u, v)
@@ -267,18 +202,18 @@ def sew(skin: Mesh, patch: Mesh) -> Mesh:
 
 
 def zipped(points, outer, inner):
-    """Triangles between two loops of vertices around the left eye, both counter-clockwise, walking by angle."""
+    """Triangles between two loops of vertices around the left eye, both counter-clockwise, in order of their angle."""
     loops, angles = [], []
     for loop in (outer, inner):
         angle = np.arctan2(points[loop, 1] - EYE[1], points[loop, 0] - EYE[0])
         first = np.argmin(angle)
         loops.append(np.roll(loop, -first).tolist())
         angles.append(np.unwrap(np.append(np.roll(angle, -first), angle[first] + 2 * np.pi)))
-    (outer, inner), (there, here) = [loop + loop[:1] for loop in loops], angles
+    (outer, inner), (outer_angles, inner_angles) = [loop + loop[:1] for loop in loops], angles
     i = j = 0
     faces = []
     while i + 1 < len(outer) or j + 1 < len(inner):
-        if j + 1 == len(inner) or (i + 1 < len(outer) and there[i + 1] < here[j + 1]):
+        if j + 1 == len(inner) or (i + 1 < len(outer) and outer_angles[i + 1] < inner_angles[j + 1]):
             faces.append((outer[i], outer[i + 1], inner[j]))
             i += 1
         else:
@@ -300,7 +235,7 @@ def eyeball() -> Mesh:
 
 
 def highlight(side) -> Mesh:
-    """A white spot on the eye, up and to the viewer's left on both: it stays with the light when the eye turns."""
+    """A white spot on the eye, up and to the viewer's left on both eyes. It stays with the light when the eye turns."""
     ring, around = np.array([0, .6, 1])[:, None], np.linspace(0, 2 * np.pi, 12, endpoint=False)[None]
     x, y = -.30 + .19 * ring * np.cos(around), .36 + .22 * ring * np.sin(around)
     z = np.sqrt((EYE_RADIUS + .035) ** 2 - x * x - y * y) + 0 * x
@@ -309,7 +244,7 @@ def highlight(side) -> Mesh:
 
 
 def brow() -> Mesh:
-    """A tapered tube on the brow ridge, from the nose outwards; u the place along it from 0 to 1."""
+    """A tapered tube on the brow ridge, from the nose outwards; u runs along it from 0 to 1."""
     u, around = np.linspace(0, 1, 15)[:, None], np.linspace(0, 2 * np.pi, 8, endpoint=False)[None]
     x, y = 1.25 + 3.9 * u, 3.25 + .75 * np.sin(np.pi * (.12 + .68 * u)) - .35 * u
     thick = .36 * np.sqrt(np.clip(4.2 * (u + .02) * (1.04 - u) ** 1.4, .002, 1))
@@ -395,7 +330,7 @@ def turned(rows, part, colors) -> Mesh:
 
 
 def neck() -> Mesh:
-    """Its upper end stays behind the mouth, or it would show inside the opened one."""
+    """The neck. Its upper end stays behind the mouth, or it would show when the mouth is open."""
     return turned([(4.0, -4.0), (4.5, -7), (4.6, -10.5), (4.8, -12.4)], "neck", [mix(SKINTONE, BLUSH, .10)] * 4)
 
 

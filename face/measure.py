@@ -1,39 +1,42 @@
-"""The face's figures for evaluate.py: what a checkpoint makes of answers that training never saw, against the teacher.
+"""How good a checkpoint's faces are on answers that training never saw, against the teacher's tracks (for evaluate.py).
 
-Teacher-forced on the face rows of val: reference units and the generator's states -> face. Tracks are (F, 52) at 30 frames
-per second (arkit.py); metrics are face.py's (spec face 1), and what is added here.
+Teacher-forced on the face samples of val: reference units and the generator's hidden states -> face. The metrics are
+those of metrics.py (docs/spec/face.md 1) and a few more: lag, jitter, lips closed in silence.
+
+A track is (T, K): T face frames at 30 per second, K = 52 blendshapes in the order of arkit.ARKIT_NAMES.
 """
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from data import Split, check, chunks, collate, rows_of
 from face.arkit import ARKIT_NAMES
-from batches import check, chunks, collate, rows_of
-from data import Split
 from face.metrics import closure_rate, common, lip_gap, lip_sync_lag, lve_l2, lve_sq, velocity_error
 from face_decoder import FPS
-from whisper import SAMPLE_RATE as HEARING_RATE
+from whisper import SAMPLE_RATE
 
 BATCH = 32
-CLOSED = 0.10                       # share of the opening below which lips are closed, as in face.closure_rate
-STILL = 0.1                         # % of the interocular distance: a gap that varies less does not move
-MOST_LAG, EDGE = 5, 0.1             # frames, seconds
+CLOSED = 0.10                       # share of the opening below which lips are closed, as in metrics.closure_rate
+STILL = 0.1                         # % of the interocular distance: lips whose gap varies less do not move
+MOST_LAG = 5                        # frames: the largest lag to the teacher that is tried
+EDGE = 0.1                          # seconds: this close to a phone, lips in a pause may already or still be open
 JAW, MOUTH = ARKIT_NAMES.index("jawOpen"), [name.startswith(("jaw", "mouth")) for name in ARKIT_NAMES]
 
 
 def average(values, how=np.mean) -> float | None:
+    """The mean (or `how`) of the values, None of no values."""
     values = list(values)
     return float(how(values)) if values else None
 
 
 def correlation(a, b) -> float:
-    """Pearson's, 0 where one of them does not change."""
+    """Pearson's correlation of two curves, 0 where one of them does not change."""
     return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and min(np.ptp(a), np.ptp(b)) > 1e-6 else 0.0
 
 
 def jaw_lag(track, reference) -> float | None:
-    """ms by which jawOpen comes later than in the reference: the shift that correlates best. None: none does."""
+    """How many ms jawOpen is later than in the reference: the shift that correlates best, None if none correlates."""
     a, b = (both[:, JAW] for both in common(track, reference))
     r = {shift: correlation(a[max(shift, 0):len(a) + min(shift, 0)], b[max(-shift, 0):len(b) - max(shift, 0)])
          for shift in sorted(range(-MOST_LAG, MOST_LAG + 1), key=abs)}
@@ -42,13 +45,16 @@ def jaw_lag(track, reference) -> float | None:
 
 
 def sound_lag(track, sound, rate: int, head) -> float | None:
-    """ms by which the lips come later than the sound; None where there is no sound, or it or the mouth never moves."""
+    """How many ms the lips are later than the sound (samples,), None without a sound or where one never changes."""
     moves = sound is not None and np.ptp(sound) > 0 and np.ptp(lip_gap(track, head)) > STILL
     return lip_sync_lag(track, sound, rate, head)[0] if moves else None
 
 
 def silent_frames(phones: list, frames: int) -> np.ndarray:
-    """(F,) bool: shown during a pause, EDGE seconds or more from the sounds around it; the clip's own ends are none."""
+    """Which of the frames (T,) are in a pause, EDGE seconds or more from the phones next to it.
+
+    phones: [(name, start, end), ...] in seconds, "pau" a pause. At the clip's two ends there is no such margin.
+    """
     times, silent = np.arange(frames) / FPS, np.zeros(frames, bool)
     for n, (name, start, end) in enumerate(phones):
         first, last = start + EDGE * (n > 0), end - EDGE if n < len(phones) - 1 else np.inf
@@ -57,20 +63,22 @@ def silent_frames(phones: list, frames: int) -> np.ndarray:
 
 
 def face_figures(tracks: list, references: list, voices: list, head) -> dict:
-    """Tracks (F, 52) against the teacher's. voices: of each the sample of split `voice`, with audio and phones, or
-    None."""
+    """Name of a metric -> its value, of tracks [(T, K), ...] against the teacher's.
+
+    voices: for each track the sample of split `voice` with the same answer (its audio and phones), or None.
+    """
     pairs = [common(*pair) for pair in zip(tracks, references)]
     sizes, figures = [len(track) for track, _ in pairs], {}
     over_frames = lambda values: float(np.average(list(values), weights=sizes))
     figures["LVE, % (lve_l2)"] = over_frames(lve_l2(*pair, head) for pair in pairs)
     figures["LVE squared, %^2 (lve_sq)"] = over_frames(lve_sq(*pair, head) for pair in pairs)
     said = [(track, voice, lip_gap(track, head)) for (track, _), voice in zip(pairs, voices) if voice is not None]
-    moving = [(track, voice, gap) for track, voice, gap in said if np.ptp(gap) > STILL]     # else nothing closes
+    moving = [(track, voice, gap) for track, voice, gap in said if np.ptp(gap) > STILL]     # lips at rest do not close
     openings = [[np.percentile(lip_gap(track, head), 95) for track in both] for both in pairs]
     figures["opening (95 % of frames below), over the teacher's"] = float(np.divide(*np.sum(openings, axis=0)))
-    for name, phones, least in (("/p b m/", "pbm", CLOSED), ("/f v/", "fv", 0.35)):
+    for name, phones, share in (("/p b m/", "pbm", CLOSED), ("/f v/", "fv", 0.35)):
         spans = lambda voice: [span[1:] for span in voice["phones"] if span[0] in phones]
-        closed = [closure_rate(track, spans(voice), head, least) * len(spans(voice))
+        closed = [closure_rate(track, spans(voice), head, share) * len(spans(voice))
                   for track, voice, _ in moving if spans(voice)]
         asked = sum(len(spans(voice)) for _, voice, _ in said)
         figures[f"lips close in {name}"] = sum(closed) / asked if asked else None
@@ -80,7 +88,7 @@ def face_figures(tracks: list, references: list, voices: list, head) -> dict:
     figures["jaw lag within one frame"] = sum(abs(lag) < 1500 / FPS for lag in lags) / len(pairs)
     figures["lips' lag to the sound, ms (median)"] = average(
         (lag for track, voice, _ in moving
-         if (lag := sound_lag(track, voice["audio"], HEARING_RATE, head)) is not None), np.median)
+         if (lag := sound_lag(track, voice["audio"], SAMPLE_RATE, head)) is not None), np.median)
     figures["closed in silence"] = average(
         closed for _, voice, gap in said
         for closed in (gap < CLOSED * np.percentile(gap, 95))[silent_frames(voice["phones"], len(gap))])
@@ -95,8 +103,10 @@ def face_figures(tracks: list, references: list, voices: list, head) -> dict:
 # --- what a checkpoint makes -----------------------------------------------------------------------------------------
 
 def own_voice(data, texts: list) -> list:
-    """What the answer voice said of each text: samples of split `voice`, None where there is none. Data made from
-    shipped answers has its units, phones and face, but no audio."""
+    """For each text the sample of split `voice` in which the answer's voice says it, or None.
+
+    Such a sample has units, phones and face; audio only where the data was made with sound.
+    """
     if not (Path(data) / "voice").exists():
         return [None] * len(texts)
     voice = Split(Path(data) / "voice")
@@ -106,7 +116,10 @@ def own_voice(data, texts: list) -> list:
 
 @torch.no_grad()
 def teacher_forced(model, split: Split, rows) -> list:
-    """What the face decoder makes in `ExOmni.forward`, which returns only its loss: tracks (F, 52) of these rows."""
+    """Tracks [(T, K), ...] of the face decoder for these rows of the split, from `ExOmni.forward`.
+
+    A hook catches them, as forward returns only the losses.
+    """
     tracks, made = {}, []
     hook = model.face_decoder.register_forward_hook(lambda module, given, result: made.append(result))
     try:
@@ -121,7 +134,10 @@ def teacher_forced(model, split: Split, rows) -> list:
 
 
 def held_out_faces(model, data, head) -> dict:
-    """Column -> figures: ours, the teacher's own, and its mean held still."""
+    """Column -> `face_figures`: of our faces, of the teacher's own, and of the teacher's mean face held still.
+
+    data: a prepared directory with a split `val`. Raises ValueError where val has no samples of task face.
+    """
     split = Split(Path(data) / "val")
     rows = rows_of(split, ("face",))
     if not len(rows):

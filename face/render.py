@@ -1,13 +1,15 @@
-"""Pictures of the head without a GPU: a still, a contact sheet, a video with sound.
+"""Pictures of the head without a GPU: a still, a contact sheet, a video with sound (docs/spec/face.md 4.2).
 
-numpy alone draws (spec face 4.2); Pillow writes PNG and WebP, ffmpeg writes MP4; both are asked for only when needed.
-Shapes: V vertices, T triangles, F frames of 52 weights.
+numpy renders; Pillow writes PNG and WebP, ffmpeg writes MP4; both are needed only there.
 
-How a triangle becomes pixels. A sample is one integer: above its depth, below its red, green and blue. The larger is
-the nearer, so `maximum.at` alone keeps of all samples of a place the one that is seen. Over a triangle the integer is a
-plane, a + b * column + c * row, all four parts at once, since a sum of such integers is the sum of their parts. Every
+T face frames, K = 52 blendshapes. Other letters: V vertices, F triangles, H rows and W columns of an image, A values
+per vertex (depth, red, green, blue). A sample is a quarter of a pixel.
+
+How a triangle becomes pixels. A sample is one integer: depth in the upper bits, red, green and blue in the lower ones.
+The larger is the nearer, so that `maximum.at` is the depth test. Over a triangle the integer is a plane,
+a + b * column + c * row, for all four values at once, since a sum of such integers is the sum of their fields. Every
 triangle is cut at its middle corner into two halves with straight sides, every half into spans, every span into
-samples; each of these steps handles all triangles at once, as long arrays.
+samples. Each of these steps handles all triangles at once, as long arrays.
 """
 import os
 import shutil
@@ -22,16 +24,16 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
+from face_decoder import FPS
 from weights import replacing
 
-FPS = 30                            # a track's frames per second
 BACKGROUND = (232, 234, 238)        # sRGB
 SAMPLES = 2                         # a pixel is the mean of 2 x 2 samples: smooth edges
-MARGIN = 0.04                       # of the picture, left free on the two sides that the head comes nearest to
-CLOSE = 3.5                         # distances between the eyes across a picture of the face alone
+MARGIN = 0.04                       # of the image, left free on the two sides that the head comes nearest to
+CLOSE = 3.5                         # width of an image of the face alone, in distances between the eyes
 
-# Towards the light, as the camera sees it: +X right, +Y up, +Z to the camera (spec face 4.2). The sum of all light on a
-# surface that faces the key is about 1.
+# Directions to the lights, as the camera sees them: +X right, +Y up, +Z to the camera. All light on a surface that
+# faces the key light sums to about 1.
 KEY, FILL = np.array([0.25, 0.45, 0.86]), np.array([-0.80, 0.10, 0.59])
 KEY_LIGHT, FILL_LIGHT, SKY_LIGHT = 0.72, 0.16, 0.24
 SHINE, SHININESS = 0.06, 24
@@ -40,16 +42,16 @@ SHINE, SHININESS = 0.06, 24
 # of four samples, 8 of the value, 5 of its fraction.
 DEPTH, FIELDS, FRACTION = 45, (30, 15, 0), 5
 NEAREST = 1 << 17                   # steps of depth in the head's longest side; there is room for four such heads
-THINNEST = 1e-3                     # twice the area, in samples, below which a triangle is left out: seen from its edge
+THINNEST = 1e-3                     # a triangle of less than half this area in samples is left out: seen edge-on
 
 
 def normals(vertices, faces) -> np.ndarray:
-    """vertices (V, 3), faces (T, 3) counter-clockwise from outside -> unit normals (V, 3) float32.
+    """vertices (V, 3), faces (F, 3) counter-clockwise from outside -> unit normals (V, 3) float32.
 
-    A vertex takes the mean of its triangles, the larger ones counting more; one without any surface gets +Z.
+    A vertex takes the mean of its triangles, weighted by their area; one without any area gets +Z.
     """
     a, b, c = (vertices.take(faces[:, i], axis=0) for i in range(3))
-    across = np.cross(b - a, c - a)                                                     # (T, 3), length: twice the area
+    across = np.cross(b - a, c - a)                                                     # (F, 3), length: twice the area
     corners = faces.ravel()
     total = np.stack([np.bincount(corners, across[:, i].repeat(3), len(vertices)) for i in range(3)], axis=1)
     length = np.linalg.norm(total, axis=1, keepdims=True)
@@ -61,7 +63,7 @@ def _rotation(yaw) -> np.ndarray:
 
 
 def _camera(head, size, yaw, close) -> tuple:
-    """Orthographic: `vertices @ matrix + offset` are columns and rows in samples, and depths, near is more."""
+    """Orthographic: `vertices @ matrix + offset` are column and row in samples, and depth, growing to the camera."""
     rotation, side = _rotation(yaw), size * SAMPLES
     seen = head.vertices @ rotation.T
     low, high = seen.min(0), seen.max(0)
@@ -73,8 +75,8 @@ def _camera(head, size, yaw, close) -> tuple:
     return rotation.T * scale, np.array([side / 2, side / 2, 0]) - middle * scale
 
 
-def _lit(normal, albedo, yaw) -> np.ndarray:
-    """Unit normals (V, 3) and linear colours (V, 3) -> what the camera sees of them, sRGB in 2 ... 253, (V, 3)."""
+def _shade(normal, albedo, yaw) -> np.ndarray:
+    """Unit normals (V, 3) and linear colours (V, 3) -> colours under the lights, sRGB in 2 ... 253, (V, 3)."""
     normal = normal @ _rotation(yaw).T
     half = KEY + (0, 0, 1)
     key, fill, glance = (np.maximum(normal @ (light / np.linalg.norm(light)), 0) for light in (KEY, FILL, half))
@@ -84,12 +86,12 @@ def _lit(normal, albedo, yaw) -> np.ndarray:
 
 
 def _planes(values, turn, away) -> np.ndarray:
-    """Attributes (N, 3, T) of the corners -> (N, 3, T): value at the first corner's sample, change per column, per row.
+    """Values (A, 3, F) at the corners -> (A, 3, F): value at the first corner's sample, change per column, per row.
 
-    turn: the two edges that leave the first corner, (2, 2, T); away (2, T): from that corner to its sample's centre.
+    turn: the two edges that leave the first corner, (2, 2, F); away (2, F): from that corner to its sample's centre.
     """
     (x1, y1), (x2, y2) = turn
-    rise = values[:, 1:] - values[:, :1]                                                # (N, 2, T)
+    rise = values[:, 1:] - values[:, :1]                                                # (A, 2, F)
     per_column, per_row = (np.stack([y2, -x2]), np.stack([-y1, x1])) / (x1 * y2 - x2 * y1)
     slope = rise[:, :1] * per_column + rise[:, 1:] * per_row
     return np.concatenate([values[:, :1] + (slope * away).sum(1, keepdims=True), slope], axis=1)
@@ -100,29 +102,29 @@ def _pack(depth, colour) -> np.ndarray:
     return (depth << DEPTH) + sum(part << field for part, field in zip(colour, FIELDS))
 
 
-def _paint(samples, points, lit, faces) -> None:
-    """Draw the triangles that face the camera into samples (H, W) int64, in place.
+def _rasterize(samples, points, shaded, faces) -> None:
+    """Write the triangles that face the camera into samples (H, W) int64.
 
-    points (V, 3): column and row in samples, depth; lit (V, 3): colours in 2 ... 253.
+    points (V, 3): column and row in samples, depth; shaded (V, 3): colours in 2 ... 253; faces (F, 3).
     """
     height, width = samples.shape
     x, y = points[:, 0], points[:, 1]
     a, b, c = faces.T
     doubled = (x[c] - x[a]) * (y[b] - y[a]) - (x[b] - x[a]) * (y[c] - y[a])
     faces = faces[doubled > THINNEST]                           # seen from the front: counter-clockwise, rows go down
-    faces = np.take_along_axis(faces, y[faces].argsort(axis=1, kind="stable"), axis=1).T        # (3, T), top to bottom
-    x, y = x[faces], y[faces]                                                           # (3, T)
+    faces = np.take_along_axis(faces, y[faces].argsort(axis=1, kind="stable"), axis=1).T        # (3, F), top to bottom
+    x, y = x[faces], y[faces]                                                           # (3, F)
 
     # The plane of every triangle. Integer arithmetic wraps around, so moving the origin to column 0, row 0 is exact.
     turn = np.stack([x[1:] - x[0], y[1:] - y[0]], axis=1)
     column, row = np.floor(x[0]).astype(np.int64), np.floor(y[0]).astype(np.int64)
-    values = np.stack([points[:, 2], *(lit.T * (1 << FRACTION))])[:, faces]             # (4, 3, T)
+    values = np.stack([points[:, 2], *(shaded.T * (1 << FRACTION))])[:, faces]          # (4, 3, F)
     planes = np.rint(_planes(values, turn, np.stack([column + 0.5 - x[0], row + 0.5 - y[0]]))).astype(np.int64)
     a, b, c = _pack(planes[0], planes[1:])
     a -= b * column + c * row
 
-    # Halves: above and below the middle corner. A side is the column where it crosses the centre of row 0, and a slope;
-    # both triangles at an edge find the same numbers, so that no sample is drawn twice or left out.
+    # Halves: above and below the middle corner. A side is the column where it crosses the centre of row 0, and a slope.
+    # Both triangles at an edge compute the same numbers, so that no sample is written twice or left out.
     def side(i, j):
         slope = (x[j] - x[i]) / np.maximum(y[j] - y[i], 1e-9)
         return np.stack([x[i] + slope * (0.5 - y[i]) - 0.5, slope])
@@ -134,19 +136,19 @@ def _paint(samples, points, lit, faces) -> None:
     rows = np.ceil(y - 0.5).clip(0, height).astype(np.int64)
 
     # Spans: the rows of every half, then the samples of every span. With c - b * width for c the plane is a function of
-    # the row and of the sample's place in the picture.
-    half, row = _runs(np.concatenate(rows[:2]), np.diff(rows, axis=0).ravel())
+    # the row and of the sample's index in the image.
+    half, row = _ranges(np.concatenate(rows[:2]), np.diff(rows, axis=0).ravel())
     ends = (np.ceil(side[0][half] + side[1][half] * row).clip(0, width) for side in (left, right))
-    begin, end = (place.astype(np.int64) + row * width for place in ends)
+    begin, end = (column.astype(np.int64) + row * width for column in ends)
     a, b, c = (np.concatenate([part, part])[half] for part in (a, b, c - b * width))
-    span, place = _runs(begin, np.maximum(end - begin, 0))
-    np.maximum.at(samples.reshape(-1), place, (a + c * row)[span] + b[span] * place)
+    span, index = _ranges(begin, np.maximum(end - begin, 0))
+    np.maximum.at(samples.reshape(-1), index, (a + c * row)[span] + b[span] * index)
 
 
-def _runs(first, count) -> tuple:
-    """Runs of integers, count[i] of them from first[i] on, one after the other -> (which run, which integer)."""
-    run = np.arange(len(count)).repeat(count)
-    return run, np.arange(len(run)) + (first - (count.cumsum() - count))[run]
+def _ranges(first, count) -> tuple:
+    """Ranges of integers, count[i] of them from first[i] on, one after the other -> (range of each, the integers)."""
+    which = np.arange(len(count)).repeat(count)
+    return which, np.arange(len(which)) + (first - (count.cumsum() - count))[which]
 
 
 def _averaged(samples) -> np.ndarray:
@@ -156,12 +158,12 @@ def _averaged(samples) -> np.ndarray:
     return np.stack([(total >> field + FRACTION + 2).astype(np.uint8) for field in FIELDS], axis=2)
 
 
-def painter(head, track, size=512, yaw=0.0, background=BACKGROUND, close=False):
-    """Prepare pictures of the poses in `track` (F, 52): a function from one of its rows (52,) to (size, size, 3) uint8.
+def renderer(head, track, size=512, yaw=0.0, background=BACKGROUND, close=False):
+    """A function from a frame (K,) of `track` (T, K) to its image (size, size, 3) uint8.
 
-    What no row of the track moves is drawn once, here; a call draws the rest over it, in the rectangle that it covers.
-    yaw: radians, positive turns the face to its own left. background: sRGB, 0 ... 255. close: the face alone, from the
-    brows to the chin, instead of all there is.
+    What no frame of the track moves is rendered once, here; a call renders the rest over it, in the rectangle that it
+    covers. yaw: radians, positive turns the face to its own left. background: sRGB, 0 ... 255. close: the face alone,
+    from the brows to the chin, instead of the whole head.
     """
     active = np.flatnonzero(np.any(track, axis=0))
     matrix, offset = _camera(head, size, yaw, close)
@@ -169,20 +171,21 @@ def painter(head, track, size=512, yaw=0.0, background=BACKGROUND, close=False):
     moves = np.any(head.deltas[active], axis=(0, 2))
     turns = np.zeros(len(moves), bool)                          # vertices whose normal can change
     turns[head.faces[moves[head.faces].any(1)]] = True
-    redrawn = turns[head.faces].any(1)
+    moving = turns[head.faces].any(1)
 
     samples = np.full((size * SAMPLES,) * 2, _pack(-2 * NEAREST, [int(value) << FRACTION for value in background]))
-    _paint(samples, head.vertices @ matrix + offset, _lit(rest, albedo, yaw), head.faces[~redrawn])
-    still = _averaged(samples)
+    _rasterize(samples, head.vertices @ matrix + offset, _shade(rest, albedo, yaw), head.faces[~moving])
+    base = _averaged(samples)
 
-    used, faces = np.unique(head.faces[redrawn], return_inverse=True)
+    used, faces = np.unique(head.faces[moving], return_inverse=True)
     faces = faces.reshape(-1, 3)
     turns, rest, vertices, albedo = turns[used, None], rest[used], head.vertices[used], albedo[used]
     deltas = head.deltas[np.ix_(active, used)].reshape(len(active), 3 * len(used))
 
-    def picture(pose) -> np.ndarray:
-        image = still.copy()
-        posed = vertices + (pose[active].astype(np.float32) @ deltas).reshape(-1, 3)
+    def render(frame) -> np.ndarray:
+        """A frame (K,) -> (size, size, 3) uint8."""
+        image = base.copy()
+        posed = vertices + (frame[active].astype(np.float32) @ deltas).reshape(-1, 3)
         points = posed @ matrix + offset
         if not len(points):
             return image
@@ -190,31 +193,31 @@ def painter(head, track, size=512, yaw=0.0, background=BACKGROUND, close=False):
         (left, top), (right, bottom) = (np.clip((low // SAMPLES, high // SAMPLES + 1), 0, size)).astype(int)
         crop = np.s_[top * SAMPLES:bottom * SAMPLES, left * SAMPLES:right * SAMPLES]
         over = samples[crop].copy()
-        lit = _lit(np.where(turns, normals(posed, faces), rest), albedo, yaw)
-        _paint(over, points - (left * SAMPLES, top * SAMPLES, 0), lit, faces)
+        shaded = _shade(np.where(turns, normals(posed, faces), rest), albedo, yaw)
+        _rasterize(over, points - (left * SAMPLES, top * SAMPLES, 0), shaded, faces)
         image[top:bottom, left:right] = _averaged(over)
         return image
 
-    return picture
+    return render
 
 
-def draw(head, pose, size=512, yaw=0.0, background=BACKGROUND, close=False) -> np.ndarray:
-    """One still of the head with the weights `pose` (52,): (size, size, 3) uint8. The rest as in `painter`."""
-    return painter(head, np.asarray(pose)[None], size, yaw, background, close)(np.asarray(pose))
+def still(head, pose, size=512, yaw=0.0, background=BACKGROUND, close=False) -> np.ndarray:
+    """One image of the head with the weights `pose` (K,): (size, size, 3) uint8. The rest as in `renderer`."""
+    return renderer(head, np.asarray(pose)[None], size, yaw, background, close)(np.asarray(pose))
 
 
-def frames(head, track, size=512, yaw=0.0, background=BACKGROUND):
-    """track (F, 52) -> its F pictures one after the other, (size, size, 3) uint8; two or more are drawn at a time.
+def images(head, track, size=512, yaw=0.0, background=BACKGROUND):
+    """Yield the T images of a track (T, K), (size, size, 3) uint8 each; several are rendered at a time.
 
-    A row equal to the one before gets the same picture (the same array).
+    A frame equal to the one before gets the same image (the same array).
     """
-    picture, workers = painter(head, track, size, yaw, background), min(4, os.cpu_count() or 1)
+    render, workers = renderer(head, track, size, yaw, background), min(4, os.cpu_count() or 1)
     ahead, before = deque(), None
-    with ThreadPoolExecutor(workers) as pool:           # threads do: numpy lets go of the interpreter while it computes
-        for row in track:
-            same = before is not None and np.array_equal(row, before)
-            ahead.append(ahead[-1] if same else pool.submit(picture, row))
-            before = row
+    with ThreadPoolExecutor(workers) as pool:           # threads are enough: numpy releases the interpreter's lock
+        for frame in track:
+            same = before is not None and np.array_equal(frame, before)
+            ahead.append(ahead[-1] if same else pool.submit(render, frame))
+            before = frame
             if len(ahead) > 2 * workers:
                 yield ahead.popleft().result()
         for future in ahead:
@@ -222,6 +225,7 @@ def frames(head, track, size=512, yaw=0.0, background=BACKGROUND):
 
 
 def find_pillow():
+    """Pillow's modules (Image, ImageDraw, ImageFont). Raises ValueError where it is not installed."""
     try:
         from PIL import Image, ImageDraw, ImageFont
     except ImportError:
@@ -230,16 +234,16 @@ def find_pillow():
 
 
 def write_png(path, image) -> None:
-    """image (H, W, 3) uint8. Raises ValueError where Pillow is missing."""
+    """Write an image (H, W, 3) uint8. Raises ValueError where Pillow is missing."""
     picture = find_pillow()[0].fromarray(image)
     with replacing(path) as temporary:
         picture.save(temporary, format="PNG")
 
 
 def sheet(head, poses, columns=9, size=170, yaw=0.25) -> np.ndarray:
-    """A contact sheet of the face: poses, a list of (label, weights (52,)), row by row -> (H, columns * size, 3) uint8.
+    """A contact sheet of the face: poses [(label, weights (K,)), ...], row by row -> (H, columns * size, 3) uint8.
 
-    All labels have one size, the largest at which the longest still fits. Raises ValueError where Pillow is missing.
+    All labels have one font size, the largest at which the longest fits. Raises ValueError where Pillow is missing.
     """
     Image, ImageDraw, ImageFont = find_pillow()
     fonts = (ImageFont.load_default(points) for points in range(max(size // 10, 7), 5, -1))
@@ -249,18 +253,18 @@ def sheet(head, poses, columns=9, size=170, yaw=0.25) -> np.ndarray:
     text = ImageDraw.Draw(canvas)
     for i, (label, pose) in enumerate(poses):
         left, top = i % columns * size, i // columns * (size + strip)
-        canvas.paste(Image.fromarray(draw(head, pose, size, yaw, close=True)), (left, top))
+        canvas.paste(Image.fromarray(still(head, pose, size, yaw, close=True)), (left, top))
         text.text((left + size // 2, top + size + strip // 2), label, fill=(40, 44, 52), font=font, anchor="mm")
     return np.asarray(canvas)
 
 
 def write_video(path, track, sound, head, size=512, yaw=0.0) -> None:
-    """track (F, 52) and the sound file that belongs to it (or None) -> a video, frame t at t / 30 s.
+    """Write a track (T, K) and the sound file that belongs to it (or None) as a video, frame t at t / 30 s.
 
-    path: .mp4, H.264 and AAC by ffmpeg; .webp, an animated picture by Pillow with the sound beside it as a .wav. If the
-    sound is longer than the face the last frame is held; if the face is longer, silence follows the sound.
-    Raises ValueError for another ending, a track that is not (F, 52) and finite, an odd size, a sound that cannot be
-    read, and where ffmpeg or Pillow is missing. What was at `path` stays as it was until the new file is complete.
+    path: .mp4, H.264 and AAC by ffmpeg; .webp, an animated picture by Pillow with the sound in a .wav of the same name.
+    If the sound is longer than the face, the last frame is held; if the face is longer, silence follows the sound.
+    Raises ValueError for another ending, a track that is not (T, K) and finite, an odd size, a sound that cannot be
+    read, and where ffmpeg or Pillow is missing. An older file at `path` stays until the new one is complete.
     """
     path, track = Path(path), np.asarray(track, np.float32)
     if track.ndim != 2 or track.shape[1] != head.deltas.shape[0] or not len(track) or not np.isfinite(track).all():
@@ -281,7 +285,7 @@ def _seconds(sound) -> float:
 
 
 def find_ffmpeg() -> str:
-    """The ffmpeg to call: imageio-ffmpeg's, else the one on the PATH."""
+    """Path of the ffmpeg to call: imageio-ffmpeg's, else the one on the PATH. Raises ValueError where there is none."""
     try:
         import imageio_ffmpeg
         return imageio_ffmpeg.get_ffmpeg_exe()
@@ -304,24 +308,24 @@ def _write_mp4(path, track, sound, head, size, yaw) -> None:
     with replacing(path) as temporary:
         command += ["-c:v", "libx264", "-preset", "veryfast", "-crf", "20", "-pix_fmt", "yuv420p",
                     "-movflags", "+faststart", "-f", "mp4", str(temporary)]
-        _pipe(tqdm(frames(head, track, size, yaw), path.name, total, unit="frame", disable=None), command, path)
+        _pipe(tqdm(images(head, track, size, yaw), path.name, total, unit="frame", disable=None), command, path)
 
 
-def _pipe(images, command, path) -> None:
-    """Feed images to an ffmpeg; its own failure is a ValueError, and none is left running whatever happens."""
-    with tempfile.TemporaryFile() as complaints, \
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=complaints) as encoder:
+def _pipe(pictures, command, path) -> None:
+    """Write images to the input of an ffmpeg. Its failure is a ValueError; it never outlives this function."""
+    with tempfile.TemporaryFile() as log, \
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log) as encoder:
         try:
-            with suppress(BrokenPipeError):     # ffmpeg has given up: it says why below
-                for image in images:
+            with suppress(BrokenPipeError):     # ffmpeg has ended: its reason is read below
+                for image in pictures:
                     encoder.stdin.write(image.data)
                 encoder.stdin.close()
             encoder.wait()
         finally:
-            encoder.kill()                      # an interrupt, or a picture that failed; nothing where it has ended
+            encoder.kill()                      # after an interrupt or a failed image; nothing if it has ended
         if encoder.returncode:
-            complaints.seek(0)
-            reason = complaints.read().decode(errors="replace").strip().rpartition("\n")[2] or "no reason given"
+            log.seek(0)
+            reason = log.read().decode(errors="replace").strip().rpartition("\n")[2] or "no reason given"
             raise ValueError(f"ffmpeg could not write {path}: {reason}")
 
 
@@ -330,13 +334,13 @@ def _write_webp(path, track, sound, head, size, yaw) -> None:
     times = np.rint(np.arange(len(track) + 1) * 1000 / FPS)                             # whole ms: the format's unit
     if sound is not None:
         times[-1] = max(times[-1], round(_seconds(sound) * 1000))
-    images = [Image.fromarray(image) for image in
-              tqdm(frames(head, track, size, yaw), path.name, len(track), unit="frame", disable=None)]
+    rendered = tqdm(images(head, track, size, yaw), path.name, len(track), unit="frame", disable=None)
+    first, *others = [Image.fromarray(image) for image in rendered]
     with replacing(path) as temporary:
-        images[0].save(temporary, format="WEBP", save_all=True, append_images=images[1:], loop=0, quality=80, method=0,
-                       duration=np.diff(times).astype(int).tolist())
-    beside = path.with_suffix(".wav")
-    if sound is not None and not (beside.exists() and beside.samefile(sound)):
+        first.save(temporary, format="WEBP", save_all=True, append_images=others, loop=0, quality=80, method=0,
+                   duration=np.diff(times).astype(int).tolist())
+    wav = path.with_suffix(".wav")
+    if sound is not None and not (wav.exists() and wav.samefile(sound)):
         wave, rate = soundfile.read(str(sound), dtype="int16")
-        with replacing(beside) as temporary:
+        with replacing(wav) as temporary:
             soundfile.write(temporary, wave, rate, format="WAV", subtype="PCM_16")

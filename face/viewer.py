@@ -1,12 +1,15 @@
-"""The face you can watch: one HTML file with head, sound, text and curves, for any browser, without a network.
+"""The face in a browser: one HTML file with head, sound, text and curves that needs no network (docs/spec/face.md 4.1).
 
     write_viewer("answer.html", track, audio="answer.wav", text="Hello.")
     write_gallery("answers.html", [("First", track, "1.wav", "Hello."), ...])
 
-`viewer.html` is the page (own WebGL, no third-party code); this file fills it: mesh and shapes as sparse 16-bit steps,
-deflated; tracks as 16-bit numbers; the sound as a 16-bit mono WAV. All of it travels in one JSON block whose markup
-characters are escaped, and a Content-Security-Policy admits only the page's own script, by its hash: what a model wrote
-is data, never markup. Spec face 4.1. A page of 10 s weighs about 0.9 MB, two thirds of it sound.
+`viewer.html` is the page (WebGL, no third-party code). This file fills it: mesh and shapes as sparse 16-bit steps,
+deflated; tracks as 16-bit numbers; the sound as a 16-bit mono WAV. They are in one JSON block whose markup characters
+are escaped, and a Content-Security-Policy admits only the page's own script, by its hash: what a model wrote is data,
+never markup. A page of 10 s has about 0.9 MB, two thirds of it sound.
+
+T face frames, K = 52 blendshapes in the order of arkit.ARKIT_NAMES. Other letters: V vertices, F triangles, Q moved
+vertices, summed over the shapes.
 """
 import base64
 import functools
@@ -32,9 +35,9 @@ STEPS_PER_HEAD = 25000          # 16-bit steps in the height of the head: 10 mic
 
 def write_viewer(path, track, fps: float = 30, audio=None, text: str = "", head: Head | None = None,
                  title: str = "Ex-Omni") -> None:
-    """One page that plays one answer.
+    """Write one page that plays one answer.
 
-    track: (F, 52), clipped to [0, 1], frame f shown at f / fps s. audio: path of a sound file, or None. text: what is
+    track: (T, K), clipped to [0, 1], frame t shown at t / fps s. audio: path of a sound file, or None. text: what is
     said. head: `make_head()` unless given, at most 65,535 vertices. Sound and face may differ in length: the page lasts
     as long as the longer one, and the face keeps its last frame. Raises ValueError for a track, a sound or a head that
     it cannot show.
@@ -43,9 +46,10 @@ def write_viewer(path, track, fps: float = 30, audio=None, text: str = "", head:
 
 
 def write_gallery(path, answers, fps: float = 30, head: Head | None = None, title: str = "Ex-Omni: answers") -> None:
-    """One page that plays any of several answers; the mesh is in it once.
+    """Write one page that plays any of several answers; the mesh is in it once.
 
-    answers: [(title, track, audio or None, text), ...]; the rest and the errors as for `write_viewer`.
+    answers: [(title, track, audio or None, text), ...]; the rest and the errors as for `write_viewer`. Raises
+    ValueError without answers.
     """
     entries = [_answer(name, track, audio, text, fps) for name, track, audio, text in answers]
     if not entries:
@@ -87,9 +91,9 @@ def pack_head(head: Head) -> dict:
     """Mesh and shapes for the page: {"vertices", "triangles", "moves", "step", "low", "packed"}.
 
     packed is base64 of deflated little-endian arrays, one after another: positions uint16 (V, 3), triangles uint16
-    (T, 3), moved vertices of each shape uint16 (K,), which ones as gaps uint16 (M,), by how much int16 (3, M), colours
-    with gloss uint8 (V, 4). M counts the moved vertices of all shapes. In metres: low + step * position, step * delta,
-    so that an axis errs by half a step (6 micrometres). Raises ValueError for a head too large for 16 bits.
+    (F, 3), number of moved vertices of each shape uint16 (K,), their indices as differences uint16 (Q,), their moves
+    int16 (3, Q), colours with gloss uint8 (V, 4). In metres: low + step * position, step * move; so the error per axis
+    is half a step (6 micrometres). Raises ValueError for a head too large for 16 bits.
     """
     count = len(head.vertices)
     if count > 65535:
@@ -102,10 +106,10 @@ def pack_head(head: Head) -> dict:
         raise ValueError(f"a shape moves a vertex by more than {32767 / STEPS_PER_HEAD:.1f} times the head's size, or "
                          "to no number: are its deltas in the unit of its vertices?")
     positions = np.rint((head.vertices - low) / step).astype("<u2")
-    shapes, moved = np.nonzero(deltas.any(axis=2))                                  # (M,) each, shape by shape
+    shapes, moved = np.nonzero(deltas.any(axis=2))                                  # (Q,) each, shape by shape
     starts = np.diff(shapes, prepend=-1) > 0
     gaps = np.where(starts, moved, np.diff(moved, prepend=0)).astype("<u2")
-    moves = deltas[shapes, moved].T.astype("<i2")                                   # (3, M): like beside like deflates
+    moves = deltas[shapes, moved].T.astype("<i2")                                   # (3, Q): equal axes deflate better
     counts = np.bincount(shapes, minlength=len(deltas)).astype("<u2")
     gloss = np.full(count, 0.2)
     gloss[head.lips] = 0.5                                                          # lips shine more than skin
@@ -116,7 +120,7 @@ def pack_head(head: Head) -> dict:
 
 
 def _answer(title: str, track, audio, text: str, fps: float) -> dict:
-    """What the page needs to play one answer."""
+    """One answer as the page's JSON has it; "heard" is the length of the sound in seconds, 0 without one."""
     track = np.asarray(track, dtype=np.float32)
     if track.ndim != 2 or track.shape[1] != len(ARKIT_NAMES) or not len(track):
         raise ValueError(f"{title}: the face track is {track.shape}, expected (frames, {len(ARKIT_NAMES)}), a frame "
@@ -126,17 +130,20 @@ def _answer(title: str, track, audio, text: str, fps: float) -> dict:
     if not fps > 0:
         raise ValueError(f"{title}: {fps} frames per second, expected more than 0")
     track = np.clip(track, 0, 1)
-    sound, levels, heard = (None, np.zeros(0), 0.0) if audio is None else read_sound(audio)
-    seconds = max(len(track) / fps, heard)
+    sound, levels, sound_seconds = (None, np.zeros(0), 0.0) if audio is None else read_sound(audio)
+    seconds = max(len(track) / fps, sound_seconds)
     pieces = sentences(text)
     return {"title": title, "fps": fps, "frames": len(track), "track": _base64(np.rint(track * 65535).astype("<u2")),
-            "lanes": lanes(track), "sound": sound and _base64(sound), "heard": heard,
+            "lanes": lanes(track), "sound": sound and _base64(sound), "heard": sound_seconds,
             "levels": _base64(np.rint(levels * 255).astype("u1")), "seconds": seconds,
             "sentences": list(zip(sentence_starts(pieces, levels, seconds), pieces))}
 
 
 def read_sound(path) -> tuple[bytes, np.ndarray, float]:
-    """A sound file -> (16-bit mono WAV, its levels in [0, 1], LEVELS_PER_SECOND of them, its length in seconds)."""
+    """A sound file -> (16-bit mono WAV, levels in [0, 1] at LEVELS_PER_SECOND, length in seconds).
+
+    Raises ValueError where soundfile cannot read it.
+    """
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
@@ -151,9 +158,9 @@ def read_sound(path) -> tuple[bytes, np.ndarray, float]:
 
 
 def lanes(track: np.ndarray) -> list:
-    """Columns whose curves are shown: jawOpen, then the four others that are strongest, by root mean square.
+    """Columns of a track (T, K) whose curves are shown: jawOpen, then the four with the largest root mean square.
 
-    Of a left and a right that move alike (within 0.05) only one is shown: two equal curves tell nothing more.
+    Of a left and a right that move alike (within 0.05) only one is shown: a second equal curve adds nothing.
     """
     chosen = [ARKIT_NAMES.index("jawOpen")]
     for column in np.argsort(-(track ** 2).mean(axis=0), kind="stable").tolist():
@@ -167,16 +174,16 @@ def lanes(track: np.ndarray) -> list:
 
 
 def sentences(text: str) -> list:
-    """Pieces of the text, one per sentence, that join to the whole. A full stop needs a space after it: 3.14 stays."""
+    """Pieces of the text, one per sentence, that join to the whole. A full stop ends one only before a space: 3.14."""
     ends = [mark.end() for mark in re.finditer(r"[.!?…]+[\"'”’)\]]*\s+|[。！？]+[」』”’]*\s*|\n\s*", text)]
     cuts = [0, *ends, len(text)]
     return [text[a:b] for a, b in zip(cuts, cuts[1:]) if b > a]
 
 
 def sentence_starts(pieces: list, levels: np.ndarray, seconds: float) -> list:
-    """When each sentence begins, in seconds: an estimate, for the data does not say.
+    """When each sentence begins, in seconds: an estimate, as the model gives no times for its text.
 
-    Characters are spread evenly over the time in which there is sound (over all of it where levels are empty); a start
+    Characters are spread evenly over the time in which there is sound (over all of it where levels are empty). A start
     then moves to the end of the nearest pause, if that is no further than half of the sentence before or after.
     """
     if not pieces:

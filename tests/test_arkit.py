@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from face import arkit
-from face.arkit import (APPLE_NAMES, ARKIT_NAMES, CONVENTIONS, ROTATIONS, at_rate, from_names, match, read_track, tidy, to_names,
-                   write_csv, write_json, write_npy)
+from face.arkit import (APPLE_NAMES, ARKIT_NAMES, CONVENTIONS, ROTATIONS, at_rate, from_names, match, read_track, tidy,
+                        to_names, write_csv, write_json, write_npy)
 
 
 def a_track(frames=95, seed=0):
     return np.random.default_rng(seed).random((frames, 52)).astype(np.float32)
 
 
-# Rows of the table in the specification (face 2): name -> E, M, A and L columns; L counts from the file's first column.
+# Rows of the table in docs/spec/face.md 2: name -> columns E, M, A and L; L counts from the file's first column.
 TABLE = {"browDownLeft": (0, 14, 41, 43), "eyeBlinkLeft": (8, 0, 0, 2), "eyeBlinkRight": (9, 1, 7, 9),
          "jawForward": (22, 23, 14, 16), "jawLeft": (23, 21, 15, 18), "jawOpen": (24, 19, 17, 19),
          "jawRight": (25, 22, 16, 17), "mouthClose": (26, 20, 18, 20), "mouthFunnel": (31, 41, 19, 21),
@@ -53,7 +53,7 @@ def test_live_links_file_has_right_before_left_for_jaw_and_mouth():
 @pytest.mark.parametrize("spelling, name", [("MouthSmile_L", "mouthSmileLeft"), ("mouthSmile_R", "mouthSmileRight"),
                                             ("blendShapes.JawOpen", "jawOpen"), ("TONGUEOUT", "tongueOut"),
                                             ("HeadYaw", None), ("smile", None), ("mouthSmile", None)])
-def test_names_match_whatever_their_spelling(spelling, name):
+def test_a_name_matches_in_each_spelling_that_is_known(spelling, name):
     assert match(spelling) == name
 
 
@@ -102,11 +102,12 @@ def live_link(path, times, values, rate, count="BlendShapeCount"):
         out.writerow(["Timecode", count, *names])
         for time, value in zip(times, values):
             clock, frame = divmod(7 * 3600 + 44 * 60 + 57 + time, 1)
-            out.writerow([f"{int(clock) // 3600:02}:{int(clock) // 60 % 60:02}:{int(clock) % 60:02}:{frame * rate:06.3f}", 61,
-                          *(value if name == "JawOpen" else 0 for name in names)])
+            code = f"{int(clock) // 3600:02}:{int(clock) // 60 % 60:02}:{int(clock) % 60:02}:{frame * rate:06.3f}"
+            out.writerow([code, 61, *(value if name == "JawOpen" else 0 for name in names)])
 
 
-@pytest.mark.parametrize("rate, name", [(60, "take.csv"), (25, "take.csv"), (50, "take_50fps.csv"), (60, "take-60fps.csv")])
+@pytest.mark.parametrize("rate, name", [(60, "take.csv"), (25, "take.csv"), (50, "take_50fps.csv"),
+                                        (60, "take-60fps.csv")])
 def test_a_capture_at_another_rate_is_resampled_by_time(tmp_path, rate, name):
     times = np.arange(3 * rate) / rate + 0.0
     live_link(tmp_path / name, times, times / 4, rate, "BlendshapeCount")

@@ -7,15 +7,15 @@ from toy.augment import augment, other_voice
 
 @pytest.mark.parametrize("width", [0, 1])
 def test_augmentation_moves_the_labels_with_the_sound(width):
-    B, T = 16, 200
-    mel, labels = torch.full((B, 80, T), -1.0), torch.zeros(2, B, T, dtype=torch.long)
+    B, L = 16, 200
+    mel, labels = torch.full((B, 80, L), -1.0), torch.zeros(2, B, L, dtype=torch.long)
     mel[:, 30:50, 60:120], labels[:, :, 60:120] = 1, 5
     out, moved = augment(mel, labels, width, torch.Generator().manual_seed(0))
-    assert out.shape == mel.shape and moved.shape == (2, B, T // 2) and out.isfinite().all()
-    loud = (out[:, :, ::2] > out.amax((1, 2), keepdim=True) - 0.3).any(1)                       # (B, T / 2)
+    assert out.shape == mel.shape and moved.shape == (2, B, L // 2) and out.isfinite().all()
+    loud = (out[:, :, ::2] > out.amax((1, 2), keepdim=True) - 0.3).any(1)                       # (B, L / 2)
     named = moved[0] == 5
     assert torch.equal(moved[0], moved[1])
-    assert (loud & ~named).sum() <= B, "at most one state beside the span, where frames are mixed"
+    assert (loud & ~named).sum() <= B, "at most one state next to the span, where frames are mixed"
     assert (loud & named).sum() > 0.75 * named.sum(), "a moment may be masked, the rest sounds"
     lengths = named.sum(1)
     assert lengths.min() >= 27 and lengths.max() <= 34 and lengths.min() < lengths.max(), "60 frames, stretched by 10 %"

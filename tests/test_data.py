@@ -1,10 +1,13 @@
-"""data.py: what is written is what is read, an interrupted writer goes on, and damage is noticed."""
+"""data.py: what is written is what is read, damage is noticed, and what is supervised is the answer."""
 import json
 
 import numpy as np
 import pytest
+import torch
 
-from data import Split, Writer
+from data import Split, Writer, check, chunks, collate, fingerprint, mixed_rows, rows_of, sample_order
+from model import ExOmni, loss_counts
+from tokenizer import SPEECH_ID, with_system
 
 
 def sample(n, seed=0):
@@ -96,3 +99,181 @@ def test_damage_is_noticed(tmp_path):
 def test_what_the_format_cannot_hold_is_refused(tmp_path, row, arrays, says):
     with Writer(tmp_path) as out, pytest.raises(ValueError, match=says):
         out.add({"id": "a", "task": "qa", "messages": [], "answer": ""} | row, **arrays)
+
+
+# ---------------------------------------------------------------- batches
+
+@pytest.fixture(scope="module")
+def model(checkpoint):
+    return ExOmni.from_pretrained(checkpoint)
+
+
+SPOKEN = [{"role": "user", "content": [{"type": "speech"}]}]
+WRITTEN = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Why?"}]
+
+
+def split_of(tmp_path, *samples, **about):
+    """samples: (task, messages, answer, arrays)."""
+    with Writer(tmp_path) as out:
+        for i, (task, messages, answer, arrays) in enumerate(samples):
+            out.add({"id": f"s{i}", "task": task, "messages": messages, "answer": answer}, **arrays)
+        out.finish(**about)
+    return Split(tmp_path)
+
+
+def units(n, largest=95):
+    return np.arange(n) % (largest + 1)
+
+
+def three(tmp_path):
+    random = np.random.default_rng(0)
+    spoken = dict(audio=random.uniform(-1, 1, 5000), units=units(5), face=np.ones((12, 52)))
+    return split_of(tmp_path, ("qa", SPOKEN, "Yes.", spoken), ("chat", WRITTEN, "Because.", {}),
+                    ("qa", WRITTEN, "", dict(units=units(8))))
+
+
+def test_the_answer_and_its_end_are_supervised_and_nothing_else(model, tmp_path):
+    split = three(tmp_path)
+    batch = collate([split[i] for i in range(3)], model, ("text", "units", "face"))
+    for b in range(3):
+        labels, ids = batch["labels"][b], batch["input_ids"][b]
+        kept = labels != -100
+        assert labels[kept].tolist() == model.tokenizer.encode(split[b]["answer"]) + [model.tokenizer.im_end_id]
+        assert torch.equal(labels[kept], ids[kept]), "labels stand at their ids"
+        n = int(batch["mask"][b].sum())
+        assert ids[:n - int(kept.sum())].tolist() == model.tokenizer.encode_chat(with_system(split[b]["messages"]))
+        assert kept[:n].nonzero()[-1] == n - 1 and not kept[n:].any()
+    assert (batch["input_ids"] == SPEECH_ID).sum(1).tolist() == [1, 0, 0] and batch["mel"].shape == (1, 80, 3000)
+    assert batch["units"][0, :5].tolist() == [0, 1, 2, 3, 4] and (batch["units"][1] == -100).all()
+    assert batch["face"].shape == (3, 12, 52) and batch["frames"].tolist() == [12, 0, 0]
+
+
+def test_the_sound_is_encoded_as_when_asking(model, tmp_path):
+    split = three(tmp_path)
+    batch = collate([split[0]], model, ("text",))
+    with torch.no_grad():
+        asked, = model.encode_clips([torch.from_numpy(split[0]["audio"])])
+        assert torch.equal(model.encode_speech(batch["mel"])[0], asked)
+
+
+def test_augment_changes_the_clips_and_nothing_else(model, tmp_path):
+    """It is given each log-mel with the number of its sample."""
+    spoken = dict(audio=np.random.default_rng(0).uniform(-1, 1, 5000))
+    split = split_of(tmp_path, ("qa", WRITTEN, "Because.", {}), *[("qa", SPOKEN, "Yes.", spoken)] * 2)
+    samples = [split[i] for i in range(3)]
+    plain, augmented = (collate(samples, model, ("text",), augment=how) for how in (None, lambda mel, n: mel + n))
+    assert torch.equal(plain["mel"][0], plain["mel"][1])
+    assert torch.equal(augmented["mel"], plain["mel"] + torch.tensor([1, 2])[:, None, None])
+    assert all(torch.equal(plain[name], augmented[name]) for name in plain if name != "mel")
+
+
+def test_the_losses_alone_say_which_inputs_there_are(model, tmp_path):
+    """A batch of text alone has units and face too, of no length: several processes must run the same modules."""
+    split = three(tmp_path)
+    samples = [split[i] for i in range(3)]
+    assert "units" not in collate(samples, model, ("text",)) and "face" not in collate(samples, model, ("units",))
+    assert {"units", "face"} <= collate(samples, model, ("face",)).keys()
+    text = collate(samples[1:2], model, ("text", "units", "face"))
+    assert text["units"].shape == (1, 0) and text["face"].shape == (1, 0, 52) and text["frames"].tolist() == [0]
+    assert "mel" not in text
+    silent = collate(samples[1:2], model, ("text", "units", "face"), speech=True)["mel"]
+    assert silent.shape == (1, 80, 3000) and silent.unique().numel() == 1
+    assert torch.equal(collate(samples, model, ("text",), speech=True)["mel"], collate(samples, model, ("text",))["mel"])
+
+
+def test_a_text_only_batch_has_losses_of_weight_zero_and_gradients_for_every_part(checkpoint, tmp_path):
+    model, split = ExOmni.from_pretrained(checkpoint), three(tmp_path)
+    text, spoken = (collate([split[i]], model, ("text", "units", "face"), speech=True) for i in (1, 0))
+    losses = model(text, {"text": 1, "units": 1, "face": 1})
+    assert losses["units"] == losses["face"] == 0 < losses["text"]
+    sum(losses.values()).backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None]
+    model.zero_grad()
+    sum(model(spoken).values()).backward()
+    assert without == [name for name, p in model.named_parameters() if p.grad is None]
+
+
+def test_counts_are_what_the_losses_are_means_over(model, tmp_path):
+    """With every loss divided by 1 the sums come out: sum / count = mean."""
+    split = three(tmp_path)
+    batch = collate([split[i] for i in range(3)], model, ("text", "units", "face"))
+    counts = {name: int(n) for name, n in loss_counts(batch).items()}
+    assert counts == {"text": 15, "text_accuracy": 15, "units": 2, "units_accuracy": 15, "face": 1}
+    with torch.no_grad():
+        means, sums = model(batch), model(batch, dict.fromkeys(counts, 1))
+    for name, mean in means.items():
+        assert sums[name].item() / counts[name] == pytest.approx(mean.item(), rel=1e-5)
+    assert set(sums) == set(counts) and 0 <= sums["units_accuracy"] <= 15
+
+
+def test_terms_that_are_not_asked_for_are_not_computed(model, tmp_path):
+    split = three(tmp_path)
+    batch = collate([split[0]], model, ("text", "units", "face"))
+    with torch.no_grad():
+        every = model(batch)
+        for name in every:
+            assert model(batch, {name: 1 if name != "text" else 5}).keys() == {name}
+        assert model(batch, {"face": 1})["face"] == every["face"]
+
+
+def test_every_epoch_sees_every_sample_once_in_another_order():
+    rows = np.array([3, 5, 7, 11, 13])
+    stream = sample_order(rows, 0, 0, 15)
+    epochs = [stream[i:i + 5] for i in (0, 5, 10)]
+    assert all(sorted(epoch) == rows.tolist() for epoch in epochs) and len(set(map(tuple, epochs))) == 3
+    assert sample_order(rows, 0, 4, 7) == stream[4:11], "any part of the stream can be asked for"
+    assert sample_order(rows, 1, 0, 15) != stream and sample_order(rows, 0, 0, 15) == stream
+
+
+def test_replay_adds_some_rows_of_earlier_tasks_chosen_by_the_seed(tmp_path):
+    split = split_of(tmp_path, *[("tts", WRITTEN, "a", dict(units=units(5)))] * 20, *[("chat", WRITTEN, "a", {})] * 3)
+    first, again, other = (mixed_rows(split, ("chat",), {"tts": 6}, seed) for seed in (0, 0, 1))
+    assert first[:3].tolist() == [20, 21, 22] and len(set(first)) == 9 and first[3:].max() < 20
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert len(mixed_rows(split, ("chat",), {"tts": 10_000}, 0)) == 23, "all there are"
+
+
+def test_chunks_are_of_like_length(tmp_path):
+    split = split_of(tmp_path, *[("tts", WRITTEN, "a", dict(units=units(n))) for n in (9, 1, 8, 2, 7)])
+    assert chunks(split, [0, 1, 2, 3, 4], 2) == [[1, 3], [4, 2], [0]]
+
+
+def test_speech_without_sound_is_named(model, tmp_path):
+    split = split_of(tmp_path, ("qa", SPOKEN, "a", {}), ("qa", WRITTEN, "a", dict(audio=np.zeros(9))))
+    for i, expected in enumerate(["s0.* 1 speech parts, expected 0", "s1.* 0 speech parts, expected 1"]):
+        with pytest.raises(ValueError, match=expected):
+            collate([split[i]], model, ("text",))
+
+
+WRONG = {
+    "an asr sample without sound": (("asr", SPOKEN, "a", {}), "s0, task asr, lacks audio"),
+    "a face sample without units": (("face", WRITTEN, "a", dict(face=np.ones((12, 52)))), "s0, task face, lacks units"),
+    "a qa sample with a face but no units": (("qa", WRITTEN, "a", dict(face=np.ones((12, 52)))), "task qa, lacks units"),
+    "a clip longer than the window": (("asr", SPOKEN, "a", dict(audio=np.zeros(480_001))),
+                                      "s0 has 30.0 s of speech.*hears 30.0 s"),
+    "a face at another rate": (("face", WRITTEN, "a", dict(units=units(25), face=np.ones((61, 52)))),
+                               "s0 has 61 face frames, its 25 units at 30 fps need 60"),
+    "units beyond the vocabulary": (("tts", WRITTEN, "a", dict(units=units(200, 199))),
+                                    "of 200 or more kinds, the checkpoint's of 96"),
+}
+
+
+@pytest.mark.parametrize("sample, expected", WRONG.values(), ids=WRONG)
+def test_a_sample_that_does_not_fit_is_named(model, tmp_path, sample, expected):
+    split = split_of(tmp_path, sample)
+    with pytest.raises(ValueError, match=expected):
+        check(split, rows_of(split, [sample[0]]), model)
+    check(split, rows_of(split, ["chat"]), model)                   # another stage's samples do not matter
+
+
+def test_units_of_another_preset_or_tokenizer_are_refused(model, checkpoint, tmp_path):
+    tts = ("tts", WRITTEN, "a", dict(units=units(9)))
+    own = fingerprint(checkpoint)
+    for i, (about, fits) in enumerate([({}, True), ({"unit_vocab": 96, "speech_tokenizer": own}, True),
+                                       ({"unit_vocab": 16384}, False), ({"speech_tokenizer": "0000abcd"}, False)]):
+        split = split_of(tmp_path / str(i), tts, **about)
+        if fits:
+            check(split, [0], model)
+        else:
+            with pytest.raises(ValueError, match="made for another preset"):
+                check(split, [0], model)

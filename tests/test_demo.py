@@ -5,17 +5,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from toy import demo
-from toy import domain
 import prepare
-from toy import voices
-from batches import check, fingerprint
-from data import Split, Writer
+import weights
+from data import Split, Writer, check, fingerprint
 from face_decoder import frames_for_units
 from model import ExOmni
+from toy import answers as answers_file
+from toy import demo, domain, voices
 from test_voices import have_espeak
 
-SIZE = {"espeak": 1, "flite": 1, "hear_espeak": 2, "hear_flite": 1, "strings": 3, "sentences": 3, "held": 1, "every": 2}
+SIZE = {"espeak": 1, "flite": 1, "random_espeak": 2, "random_flite": 1, "strings": 3, "sentences": 3, "held": 1,
+        "every": 2}
 needs_espeak = pytest.mark.skipif(not have_espeak(), reason="espeakng-loader is not installed")
 needs_voices = pytest.mark.skipif(voices.shutil.which("flite") is None or not have_espeak(),
                                   reason="flite or espeakng-loader is not installed")
@@ -144,8 +144,8 @@ def test_several_processes_make_the_same_bytes_and_units_can_be_added_and_replac
     assert contents(tmp_path) == contents(made)
     voice, train = tmp_path / "voice", tmp_path / "train"
     for offset in (0, 7):
-        units = demo.units_of(voice, lambda sound: np.arange(len(sound) // 1280) + offset)
-        count = demo.add_units(train, units, unit_vocab=500, speech_tokenizer="abc")
+        units = answers_file.units_of(voice, lambda sound: np.arange(len(sound) // 1280) + offset)
+        count = answers_file.add_units(train, units, unit_vocab=500, speech_tokenizer="abc")
         split = Split(train, verify=True)
         speaking = [row for row in split.rows if speaks(row, "train")]
         assert count == len(speaking) == sum("units" in row for row in split.rows)
@@ -157,7 +157,7 @@ def test_several_processes_make_the_same_bytes_and_units_can_be_added_and_replac
     for wrong, message in (({}, "no units for"), ({a: u[1:] for a, u in units.items()}, "as long as its face"),
                            ({a: u + 500 for a, u in units.items()}, "below 500")):
         with pytest.raises(ValueError, match=message):
-            demo.add_units(train, wrong, 500, "abc")
+            answers_file.add_units(train, wrong, 500, "abc")
     Split(train, verify=True)                                                  # and nothing was lost
 
 
@@ -173,7 +173,7 @@ def shipped(few_answers, checkpoint, tmp_path_factory):
             out.add({"id": clip["id"], "task": "tts", "messages": [], "answer": clip["text"], "phones": phones},
                     units=units, face=random.random((frames_for_units(len(units)), 52)))
         out.finish(seed=0, size=SIZE, unit_vocab=96, speech_tokenizer=fingerprint(checkpoint))
-    demo.ship_answers(folder / "demo", folder / "mini")
+    answers_file.ship_answers(folder / "demo", folder / "mini")
     return folder
 
 
@@ -192,7 +192,7 @@ def run(*options):
 
 def test_shipped_answers_come_back_faces_within_half_a_step(shipped):
     voice = Split(shipped / "demo" / "voice")
-    about, answers = demo.read_answers(shipped / "mini")
+    about, answers = answers_file.read_answers(shipped / "mini")
     assert about["speech_tokenizer"] == voice.manifest["speech_tokenizer"] and about["unit_vocab"] == 96
     assert list(answers) == [row["answer"] for row in voice.rows]
     for said in (voice[n] for n in range(len(voice))):
@@ -206,7 +206,7 @@ def test_shipped_answers_come_back_faces_within_half_a_step(shipped):
 def test_without_flite_shipped_answers_make_a_set_that_all_stages_can_train_on(shipped, checkpoint, alone, tmp_path):
     assert demo.make(tmp_path, size="small", answers=shipped / "mini")
     model, plan = ExOmni.from_pretrained(checkpoint), demo.plan(0, SIZE)
-    _, answers = demo.read_answers(shipped / "mini")
+    _, answers = answers_file.read_answers(shipped / "mini")
     for name in demo.SPLITS:
         split = Split(tmp_path / name, verify=True)
         check(split, range(len(split)), model)
@@ -221,7 +221,7 @@ def test_without_flite_shipped_answers_make_a_set_that_all_stages_can_train_on(s
     assert {row["task"] for row in Split(tmp_path / "train").rows} == {"qa", "asr", "chat", "tts", "face"}
     assert len(Split(tmp_path / "test-natural")) == 0 and "test-natural" in demo.summary(tmp_path)
     with pytest.raises(ValueError, match="has no sound"):
-        demo.units_of(tmp_path / "voice", len)
+        answers_file.units_of(tmp_path / "voice", len)
 
 
 @needs_voices
@@ -261,10 +261,10 @@ def test_shipped_answers_are_the_default_without_flite_and_a_second_run_does_not
 
 
 def test_wrong_answers_are_refused_in_one_line_and_nothing_is_begun(shipped, alone, tmp_path, capsys):
-    whole = (shipped / "mini" / demo.ANSWERS).read_bytes()
+    whole = (shipped / "mini" / answers_file.ANSWERS).read_bytes()
     for name, content in (("short", whole[:-100]), ("damaged", whole[:900] + b"?" + whole[901:]), ("text", b"units")):
         (tmp_path / name).mkdir()
-        (tmp_path / name / demo.ANSWERS).write_bytes(content)
+        (tmp_path / name / answers_file.ANSWERS).write_bytes(content)
     for options, message in (
             (["--answers", tmp_path / "none"], "not found: --answers is a directory with"),
             (["--answers", tmp_path / "short"], "truncated, damaged"),
@@ -282,7 +282,7 @@ def test_wrong_answers_are_refused_in_one_line_and_nothing_is_begun(shipped, alo
         with Writer(without) as out:
             out.add({"id": "a", "task": "tts", "messages": [], "answer": "Yes."})
             out.finish()
-        demo.ship_answers(without.parent, tmp_path)
+        answers_file.ship_answers(without.parent, tmp_path)
 
 
 def test_a_set_made_with_flite_does_not_go_on_with_shipped_answers_nor_the_other_way_round(shipped, alone, tmp_path):
@@ -290,7 +290,7 @@ def test_a_set_made_with_flite_does_not_go_on_with_shipped_answers_nor_the_other
     for record, answers, message in ((about, shipped / "mini", "made with flite, not from --answers"),
                                      (about | {"answers": "0"}, None, "made from --answers, not with flite"),
                                      (about | {"answers": "0"}, shipped / "mini", "version of the domain or the answ")):
-        demo.weights.write_json(tmp_path / "demo.json", record)
+        weights.write_json(tmp_path / "demo.json", record)
         with pytest.raises(ValueError, match=message):
             demo.make(tmp_path, size="small", answers=answers)
     assert list(tmp_path.iterdir()) == [tmp_path / "demo.json"]

@@ -67,14 +67,14 @@ def test_without_units_there_are_no_frames(decoder):
 def test_stretch_is_linear_interpolation(units, frames):
     x = torch.randn(2, units, 3)
     expected = F.interpolate(x.transpose(1, 2), frames, mode="linear").transpose(1, 2)
-    seen = stretch(x, torch.tensor([units] * 2), torch.tensor([frames] * 2), frames)
+    seen = stretch(x, torch.tensor([units] * 2), torch.tensor([frames] * 2))
     torch.testing.assert_close(seen, expected, **SUMS)
 
 
 def test_stretch_of_a_padded_row_is_that_of_the_row_alone():
     x, lengths = torch.randn(4, 13, 3), torch.tensor([13, 5, 1, 0])
     frames = frames_for_units(lengths)
-    seen = stretch(x, lengths, frames, 31)
+    seen = stretch(x, lengths, frames)
     for row, n, f, source in zip(seen, lengths.tolist(), frames.tolist(), x):
         if n:
             expected = F.interpolate(source[None, :n].transpose(1, 2), f, mode="linear")[0].T

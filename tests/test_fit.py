@@ -29,7 +29,7 @@ def test_the_loss_falls_and_is_logged(tmp_path):
     assert not (tmp_path / "part.state.safetensors").exists()
 
 
-def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
+def test_interrupted_training_goes_on_bit_for_bit(tmp_path, monkeypatch, capsys):
     whole, loss = problem()
     fit.fit("part", whole, loss, 30, 1e-2, tmp_path / "a", warmup=5, matrices=[whole[0].weight])
     monkeypatch.setattr(fit, "SAVE_SECONDS", 0)                     # save after every step
@@ -88,6 +88,6 @@ def test_a_state_of_another_size_is_refused(tmp_path):
 
 
 def test_the_rate_goes_up_in_a_line_and_down_to_zero():
-    rates = [fit.rate_at(step, 100, 10) for step in range(101)]
+    rates = [fit.warmup_cosine(step, 100, 10) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and max(rates) == 1 == rates[10] and rates[100] == pytest.approx(0)
     assert all(a > b for a, b in zip(rates[10:], rates[11:]))

@@ -9,6 +9,7 @@ import tokenizers
 
 from tokenizer import SPEECH_ID, SYSTEM_PROMPT, Tokenizer, past_turn, write_tiny
 
+ROOT = Path(__file__).parent.parent
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "fixtures"))
 
 
@@ -46,11 +47,20 @@ def test_chat_prompts_equal_the_demo_as_text_and_as_ids(golden, directory):
         assert ids.count(SPEECH_ID) == case["rendered"].count("<speech>")
 
 
-def test_the_system_prompt_is_the_demo_s(golden):
-    assert all(case["messages"][0] == {"role": "system", "content": SYSTEM_PROMPT} for case in golden)
+def test_the_system_prompt_is_the_specification_s(golden):
+    """Verbatim, and as any demo conversation that begins with it is rendered."""
+    assert f"`{SYSTEM_PROMPT}`" in (ROOT / "docs" / "spec" / "ex_omni.md").read_text(encoding="utf-8")
+    for case in golden:
+        first = case["messages"][0]
+        if first == {"role": "system", "content": SYSTEM_PROMPT}:
+            assert case["rendered"].startswith(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n")
 
 
 def test_a_past_speech_turn_reads_as_in_the_demo(golden):
-    past = {"role": "user", "content": "[Speech input]"}
-    assert any(past in case["messages"] for case in golden)
-    assert past_turn({"role": "user", "content": [{"type": "speech"}]}) == past
+    """`[Speech input]` alone, `[Speech] ` and the text otherwise: so is every past turn that a demo conversation holds."""
+    def past(text):
+        parts = [{"type": "speech"}] + ([{"type": "text", "text": text}] if text else [])
+        return past_turn({"role": "user", "content": parts})["content"]
+    assert past("") == "[Speech input]" and past("Louder, please.") == "[Speech] Louder, please."
+    for message in (m for case in golden for m in case["messages"] if m["content"].startswith("[Speech")):
+        assert message["content"] in ("[Speech input]", past(message["content"].removeprefix("[Speech] ")))

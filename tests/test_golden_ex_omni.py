@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 import weights
 from decode import GREEDY, RepetitionAware
-from face.arkit import ARKIT_NAMES
+from face import ARKIT_NAMES
 from face_decoder import FaceConfig, FaceDecoder, face_loss, frames_for_units, release_frames
-from model import ExOmni, SpeechProjector, gather_rows, our_name
+from checkpoint import our_name
+from model import ExOmni, SpeechProjector, gather_rows
 from qwen3 import KVCache, Qwen3, Qwen3Config
 from speech_generator import IGNORE, GeneratorConfig, SpeechGenerator
 from tqgf import TQGF
@@ -105,7 +106,8 @@ def test_qwen3_batch_cache_embeddings_and_loss():
     recorded(model.layers[0], trace, "layer0")
     ids, mask, labels = g["in.input_ids"], g["in.attention_mask"].bool(), g["in.labels"]
     assert torch.equal(g["in.position_ids"][mask], (mask.cumsum(1) - 1)[mask])
-    states = model(ids, mask=mask)
+    assert (mask[:, 1:] <= mask[:, :-1]).all(), "padded on the right"
+    states = model(ids)
     g.same(trace["embed"], "out.embed", mask)
     g.same(trace["layer0"], "out.after_layer0", mask)
     g.same(states, "out.last_hidden", mask)
@@ -177,9 +179,10 @@ def test_speech_generator_decodes(case):
     generator.llm_decoder.bias.data = g[f"in.predict_{case}.llm_decoder_bias"]
     states, ids = g[f"in.predict_{case}.text_reps"], g[f"in.predict_{case}.text_tokens"]
     out = generator.generate(states, torch.ones_like(ids, dtype=torch.bool), ids[:, :-1], GREEDY, release_quirks=True)
-    assert out.ids[0, :out.count[0]].tolist() == g[f"out.predict_{case}.units"].tolist()
-    g.same(out.states[:, :out.ran[0]], f"out.predict_{case}.hidden")
-    best = generator.llm_decoder(out.states[0, :out.ran[0]])
+    (units,), (hidden,) = out.emitted()
+    assert units.tolist() == g[f"out.predict_{case}.units"].tolist()
+    g.same(hidden[None], f"out.predict_{case}.hidden")
+    best = generator.llm_decoder(hidden)
     early = torch.arange(len(best)) < 2 * (ids.shape[1] - 1)
     best[early, g.config["unit_vocab_size"]] = -torch.inf
     first, second = best.topk(2).values.T
@@ -194,7 +197,7 @@ def test_repetition_aware_sampling(monkeypatch):
         logits = torch.tensor([case["logits"]])
         recent = torch.tensor([([-1] * 10 + case["decoded"])[-10:]])
         draws = []
-        monkeypatch.setattr("decode.draw", lambda weights, generator: draws.append(weights) or torch.zeros(1).long())
+        monkeypatch.setattr("decode.sample_from", lambda weights, generator: draws.append(weights) or torch.zeros(1).long())
         returned = RepetitionAware()(logits, recent).item()
         assert returned == case["returned_id_when_every_draw_takes_index_0"]
         assert (returned != logits.argmax().item()) == case["fell_back_to_full_distribution"]
@@ -256,7 +259,7 @@ def test_end_to_end(model, case):
     g = Golden(f"e2e/{case}")
     M, T = model.config.speech_encoder.num_mel_bins, model.config.speech_encoder.n_frames
     mel, ids = g.tensors.get("in.mel", torch.zeros(1, M, T)), g["in.input_ids"]
-    g.same(model.hear(mel), "out.speech_features")
+    g.same(model.encode_speech(mel), "out.speech_features")
     answer = model.generate(ids[0], mel if (ids < 0).any() else None, max_new_tokens=int(g["in.max_new_tokens"]),
                             unit_sampler=GREEDY, release_quirks=True)
     assert answer.text_ids == g["out.text_ids"][0].tolist()
@@ -273,11 +276,12 @@ def test_training_batch(model):
     mels = [Golden(f"e2e/case_speech_{name}")["in.mel"] for name in ("eos", "maxlen")]
     ids, mask, labels = g["in.input_ids"], g["in.attention_mask"].bool(), g["in.labels"]
     spoken = (ids < 0).sum(1)                            # the release uses up a clip for a sample without speech too
-    speech = model.hear(torch.cat([mel for mel, n in zip(mels, spoken) if n]))
-    embeds, real, targets = model.splice(ids, mask, labels, list(speech))
+    speech = model.encode_speech(torch.cat([mel for mel, n in zip(mels, spoken) if n]))
+    embeds, targets, lengths = model.splice(ids, mask, labels, list(speech))
     g.same(embeds, "out.inputs_embeds")
+    real = torch.arange(embeds.shape[1]) < lengths[:, None]
     assert torch.equal(real.long(), g["out.attention_mask"]) and torch.equal(targets, g["out.labels"])
-    g.same(model.llm(embeds=embeds, mask=real), "out.last_hidden", real)
+    g.same(model.llm(embeds=embeds), "out.last_hidden", real)
     batch = {"input_ids": ids, "mask": mask, "labels": labels, "mel": torch.cat(mels)[spoken > 0]}
     g.same(model(batch)["text"][None], "out.loss")
     g.finish()

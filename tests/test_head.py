@@ -1,11 +1,11 @@
-"""The procedural head: what each shape moves, in which direction, and that the mesh stays whole (spec face 5.2)."""
+"""Our head: what each shape moves, in which direction, and that the mesh stays whole (docs/spec/face.md 5.2)."""
 import numpy as np
 import pytest
 
 from face import head
 from face.arkit import ARKIT_NAMES
 
-# Mouth targets of the phoneme classes (spec face 6.3), and the upper face
+# Mouth targets of the phoneme classes (docs/spec/face.md 6.3), and the upper face
 VISEMES = {
     "sil": dict(jawOpen=.02),
     "PP": dict(jawOpen=.1, mouthClose=.1, mouthRollLower=.25, mouthRollUpper=.15, mouthPress=.35),
@@ -192,11 +192,11 @@ def test_a_blink_covers_the_eye_all_the_way_down(face):
     x = np.linspace(-.012, .012, 9) + face.eyes[0, 0]
     triangles = points[face.faces[np.isin(face.faces, lids).all(1)]][..., :2].astype(np.float64)
     for y in np.linspace(-.008, .009, 35) + face.eyes[0, 1]:
-        for place in np.stack([x, np.full_like(x, y)], -1):
-            a, b, c = (triangles[:, k] - place for k in range(3))
+        for point in np.stack([x, np.full_like(x, y)], -1):
+            a, b, c = (triangles[:, k] - point for k in range(3))
             cross = lambda p, q: p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]
             signs = np.stack([cross(a, b), cross(b, c), cross(c, a)])
-            assert ((signs >= -1e-12).all(0) | (signs <= 1e-12).all(0)).any(), place
+            assert ((signs >= -1e-12).all(0) | (signs <= 1e-12).all(0)).any(), point
 
 
 def test_no_triangle_is_degenerate_and_closed_parts_face_outwards(face):

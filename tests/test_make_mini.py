@@ -1,4 +1,4 @@
-"""make_mini.py: steps run once, in order, and go on after a failure; what is shipped is the checkpoint and its start."""
+"""make.py: steps run once, in order, and go on after a failure; what is shipped is the checkpoint and its start."""
 import json
 import shutil
 
@@ -8,11 +8,11 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from toy import make as make_mini
-from toy import pretrain
-from toy import pretrain_listen
+from checkpoint import official_name
 from data import Writer
-from model import ExOmni, official_name
+from model import ExOmni
+from toy import make as make_mini
+from toy import pretrain, pretrain_listen
 
 SCRIPT = """import sys, time
 open(sys.argv[1], 'a').write(sys.argv[2])
@@ -23,7 +23,7 @@ sys.exit(int(sys.argv[3]))
 
 @pytest.fixture
 def planned(monkeypatch, tmp_path):
-    """planned([{step: exit code}, ...]) makes that the plan; each step appends its name to a file, whose path it gives."""
+    """planned([{step: exit code}, ...]) makes that the plan. Returns the file to which each step appends its name."""
     (tmp_path / "script.py").write_text(SCRIPT)
     said = tmp_path / "said"
 
@@ -53,7 +53,7 @@ def test_a_failed_step_ends_the_run_and_the_same_command_goes_on(planned, tmp_pa
     assert said.read_text() == "abbc"
 
 
-def test_each_of_two_steps_side_by_side_has_its_own_time(planned, tmp_path):
+def test_each_of_two_steps_at_the_same_time_has_its_own_time(planned, tmp_path):
     planned([{"slow": 0, "b": 0}])
     make_mini.make(tmp_path / "work", None)
     seconds = {row["step"]: row["seconds"] for row in
@@ -61,7 +61,7 @@ def test_each_of_two_steps_side_by_side_has_its_own_time(planned, tmp_path):
     assert seconds["slow"] > seconds["b"] + 1
 
 
-def test_a_failed_step_ends_the_one_beside_it_at_once(planned, tmp_path):
+def test_a_failed_step_ends_the_other_one_at_once(planned, tmp_path):
     planned([{"slow": 0, "b": 1}])
     with pytest.raises(ValueError, match="b ended with code 1"):
         make_mini.make(tmp_path / "work", None)
@@ -69,13 +69,15 @@ def test_a_failed_step_ends_the_one_beside_it_at_once(planned, tmp_path):
 
 
 def test_an_interrupted_stage_is_resumed_and_the_shipped_start_needs_no_pretraining(tmp_path):
-    (tmp_path / "stage2/trainer").mkdir(parents=True)
-    (tmp_path / "stage2/trainer/state.json").touch()
-    steps = {name: list(map(str, arguments)) for group in make_mini.plan(tmp_path, None) for name, arguments in group.items()}
-    assert list(steps) == ["data", "voice", "ears", "base", "stage1", "stage2", "stage3", "stage4"]
-    assert "--resume" in steps["stage2"] and "--init-from" not in steps["stage2"]
+    def planned(shipped):
+        return {name: list(map(str, arguments))
+                for group in make_mini.plan(tmp_path, shipped) for name, arguments in group.items()}
+
+    steps = planned(None)
+    assert list(steps) == ["data", "speaking", "listening", "base", "stage1", "stage2", "stage3", "stage4"]
+    assert all(steps[f"stage{n}"][-2:] == ["--resume", "auto"] for n in range(1, 5)), "starts, or goes on"
     assert steps["stage3"][steps["stage3"].index("--init-from") + 1] == str(tmp_path / "stage2")
-    shipped = {name: list(map(str, arguments)) for group in make_mini.plan(tmp_path, "mini") for name, arguments in group.items()}
+    shipped = planned("mini")
     assert list(shipped) == ["data", "base", "stage1", "stage2", "stage3", "stage4"]
     assert shipped["data"][-1] == "mini/data" and shipped["base"][-2:] == ["--from", "mini"]
 
@@ -102,7 +104,7 @@ def work(checkpoint, tmp_path, monkeypatch):
                 out.add({"id": f"{split}-{n}", "task": "qa", "messages": speech, "answer": "A.", "text": "Q?",
                          "kind": kind, "voice": "v", "phrasing": "train"}, audio=random.normal(size=1600) * 0.1)
             out.finish()
-    monkeypatch.setattr(make_mini.demo, "ship_answers", lambda data, out: out.mkdir(parents=True, exist_ok=True))
+    monkeypatch.setattr(make_mini.answers, "ship_answers", lambda data, out: out.mkdir(parents=True, exist_ok=True))
     return work
 
 
@@ -116,7 +118,8 @@ def test_what_is_shipped_is_the_checkpoint_in_16_bit_with_questions_and_logs(wor
     assert [row["kind"] for row in rows] == ["color", "day", "month", "legs"], "two of each split, each of its own kind"
     assert all(soundfile.info(tmp_path / f"mini/questions/{row['kind']}.wav").samplerate == 16_000 for row in rows)
     log = [json.loads(row) for row in (tmp_path / "mini/log.jsonl").read_text().splitlines()]
-    assert log == [{"step": "data", "seconds": 1.5}, {"part": "llm", "step": 20}, {"stage": "stage4", "step": 10, "text": 1.0}]
+    assert log == [{"step": "data", "seconds": 1.5}, {"part": "llm", "step": 20},
+                   {"stage": "stage4", "step": 10, "text": 1.0}]
     assert f"--checkpoint {tmp_path / 'mini'}" in capsys.readouterr().out
 
 

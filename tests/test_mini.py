@@ -6,11 +6,11 @@ import pytest
 import soundfile
 import torch
 
-from toy import demo
 from toy import pretrain
+from toy.answers import read_answers
 import sample
 from face.arkit import ARKIT_NAMES
-from batches import fingerprint
+from data import fingerprint
 from face_decoder import UNIT_RATE
 from flow import SAMPLE_RATE
 from model import ExOmni
@@ -75,6 +75,6 @@ def test_the_stages_start_from_what_is_shipped(mini, tmp_path):
         theirs = getattr(mini, part).state_dict()
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in getattr(base, part).state_dict().items())
     assert not torch.equal(base.llm.norm.weight, mini.llm.norm.weight)
-    about, answers = demo.read_answers(MINI / "data")
+    about, answers = read_answers(MINI / "data")
     assert about["speech_tokenizer"] == fingerprint(tmp_path / "base") == fingerprint(MINI)
     assert len(answers) > 2000

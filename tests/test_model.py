@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.rnn import pad_sequence
 
+from checkpoint import PRESETS, official_name, our_name, preset
 from decode import GREEDY
 from face_decoder import frames_for_units
-from model import PRESETS, ExOmni, SpeechProjector, official_name, our_name, preset
+from model import ABLATIONS, ExOmni, SpeechProjector
 from tokenizer import SPEECH_ID, Tokenizer, write_tiny
 from whisper import windows
 
@@ -21,12 +22,12 @@ RATE = 16_000
 CLOSE = {"atol": 1e-4, "rtol": 1e-3}
 
 
-def build(seed=1, config=CONFIG) -> ExOmni:
+def build(seed=4, config=CONFIG) -> ExOmni:
     """Random weights that keep the size of what passes through them, so that the likeliest id is clearly so. The stop
     ids' rows are larger than the others: replies end at different times."""
     model = ExOmni(config).eval()
-    torch.manual_seed(seed)         # everything below is drawn anew
-    for name, p in model.named_parameters():
+    torch.manual_seed(seed)
+    for name, p in sorted(model.named_parameters()):
         if p.ndim == 1:
             torch.nn.init.normal_(p, mean=float(name.endswith("weight")), std=0.1)
         else:
@@ -211,13 +212,13 @@ def test_prompts_may_be_tensors_and_clips_log_mels(model, answers):
 def test_long_audio_is_two_windows_of_speech_frames(model):
     wave = noise(31, 9)
     per_window = CONFIG.speech_encoder.max_source_positions // CONFIG.projector_stride
-    speech, = model.hear_clips([wave])
-    first, = model.hear_clips([wave[:30 * RATE]])
+    speech, = model.encode_clips([wave])
+    first, = model.encode_clips([wave[:30 * RATE]])
     assert len(first) == per_window == 300 and len(speech) == 2 * per_window
     torch.testing.assert_close(speech[:per_window], first, **CLOSE)
-    (ids, mask), clips = model.prompts([[1, SPEECH_ID, 2]], [wave])
-    embeds, mask, _ = model.splice(ids, mask, None, model.hear_clips(clips))
-    assert embeds.shape[1] == 2 + 2 * per_window and mask.all()
+    ids, mask, clips = model.prompts([[1, SPEECH_ID, 2]], [wave])
+    embeds, _, lengths = model.splice(ids, mask, None, model.encode_clips(clips))
+    assert embeds.shape[1] == lengths.item() == 2 + 2 * per_window
     torch.testing.assert_close(embeds[0, 1:-1], speech, **CLOSE)
     long, short = (model.generate([1, SPEECH_ID, 2], clip, max_new_tokens=2, unit_sampler=GREEDY)
                    for clip in (wave, wave[:30 * RATE]))
@@ -300,7 +301,7 @@ def talking(tmp_path):
     return model
 
 
-def told(model, prompts, **options):
+def streamed(model, prompts, **options):
     pieces = [""] * len(prompts)
     def on_text(row, piece):
         assert piece
@@ -313,7 +314,7 @@ CHATS = [[{"role": "user", "content": text}] for text in ("hello", "tell me more
 
 
 def test_pieces_of_text_make_the_answers_text(talking):
-    pieces, texts = told(talking, CHATS, max_new_tokens=LIMIT)
+    pieces, texts = streamed(talking, CHATS, max_new_tokens=LIMIT)
     assert pieces == texts and all(texts) and len(set(texts)) == 3
 
 
@@ -326,7 +327,7 @@ def write(model, monkeypatch, ids):
 
 
 @pytest.mark.parametrize("text", ("a€b", "naïve 😀", "e\u0301", "\ufffd!", "<|im_end|>"))
-def test_a_character_of_several_tokens_is_told_when_complete(talking, monkeypatch, text):
+def test_a_character_of_several_tokens_is_streamed_when_complete(talking, monkeypatch, text):
     ids = list(text.encode())
     write(talking, monkeypatch, ids + [STOP])
     pieces = []
@@ -336,7 +337,7 @@ def test_a_character_of_several_tokens_is_told_when_complete(talking, monkeypatc
 
 
 @pytest.mark.parametrize("ids", (list("a€".encode()[:-1]), [97, 300], [97, 255, 98, 255]))
-def test_a_reply_that_ends_in_half_a_character_is_told_whole(talking, monkeypatch, ids):
+def test_a_reply_that_ends_in_half_a_character_is_streamed_whole(talking, monkeypatch, ids):
     """At the token limit, or with ids that have no text."""
     write(talking, monkeypatch, ids + [STOP])
     pieces = []
@@ -401,9 +402,9 @@ def test_losses_are_finite_and_reach_every_part(fresh):
 def test_each_loss_trains_what_comes_before_it(fresh):
     batch = training_batch([SPOKEN, SHORT])
     parts = lambda: {n.split(".")[0] for n, p in fresh.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-    heard = {"speech_encoder", "speech_projector", "llm"}
-    for name, reached in (("text", heard | {"lm_head"}), ("units", heard | {"speech_generator"}),
-                          ("face", heard | {"speech_generator", "face_decoder"})):
+    before = {"speech_encoder", "speech_projector", "llm"}
+    for name, reached in (("text", before | {"lm_head"}), ("units", before | {"speech_generator"}),
+                          ("face", before | {"speech_generator", "face_decoder"})):
         fresh.zero_grad(set_to_none=True)
         fresh(batch)[name].backward()
         assert parts() == reached, name
@@ -457,6 +458,20 @@ def test_stop_ids_between_two_supervised_replies_are_no_words(model):
     assert calls["text_ids"][0][:3].tolist() == [10, 11, 12], "the generator takes the first 3 ids, each a word"
 
 
+def test_every_part_runs_with_weight_zero_where_a_batch_has_nothing_for_it(fresh):
+    """Several processes must run the same modules: one silent window, no units and no frames still reach every part."""
+    plain = training_batch([{"ids": SHORT["ids"], "n": SHORT["n"]}])
+    silent = plain | {"mel": windows_of(torch.zeros(RATE))}
+    assert silent["units"].shape == (1, 0) and silent["face"].shape[:2] == (1, 0)
+    out = fresh(silent)
+    assert out["text"].item() == near(losses(fresh, {"ids": SHORT["ids"], "n": SHORT["n"]})["text"])
+    assert out["units"].item() == out["face"].item() == 0
+    sum(out.values()).backward()
+    for part in (fresh.speech_projector, fresh.speech_generator.llm, fresh.face_decoder):
+        for name, p in part.named_parameters():
+            assert p.grad is not None and not p.grad.any(), name
+
+
 def test_a_batch_without_supervised_text_has_finite_losses(model):
     batch = training_batch([SHORT])
     batch["labels"][:] = -100
@@ -507,6 +522,30 @@ def test_the_generators_loss_is_that_of_its_targets(model, answers):
         log_probs = model.speech_generator.llm_decoder(a.unit_states).log_softmax(-1)
     targets = torch.cat([a.units, torch.tensor([END])])
     assert seen["units"] == near(-log_probs[torch.arange(len(targets)), targets].mean().item())
+
+
+# ---------------------------------------------------------------- ablations
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_an_ablation_changes_its_part_trains_answers_and_is_kept(fresh, tmp_path, name):
+    """The part keeps what it can; all that is left of it is trained; a checkpoint remembers what was left out."""
+    part = ABLATIONS[name]
+    batch, before = training_batch([SPOKEN, SHORT]), {k: v.clone() for k, v in fresh.state_dict().items()}
+    expected = {loss: value.item() for loss, value in fresh(batch).items()}
+    fresh.ablate(name)
+    out = fresh(batch)
+    assert out["text"].item() == near(expected["text"]) and out[LOSS[part]].item() != near(expected[LOSS[part]])
+    sum(out.values()).backward()
+    assert all(p.grad is not None for p in getattr(fresh, part).parameters()), "nothing is built that is not used"
+    changed = [k for k, v in fresh.state_dict().items() if k not in before or not torch.equal(v, before[k])]
+    assert all(k.startswith(part) for k in changed) and bool(changed) == (name in ("speech-context", "tqgf", "generator-tqgf"))
+    fresh.eval().save_pretrained(tmp_path)
+    again = ExOmni.from_pretrained(tmp_path)
+    assert again.config == fresh.config
+    same_answer(answer_one(again, 1), answer_one(fresh, 1))
+
+
+LOSS = {"face_decoder": "face", "speech_generator": "units"}
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -660,7 +699,7 @@ def test_a_checkpoint_without_weights_or_config_says_so(saved, tmp_path):
 
 
 def test_shards_are_written_read_and_replaced(model, saved, tmp_path, monkeypatch):
-    monkeypatch.setattr("model.SHARD_BYTES", 200_000)
+    monkeypatch.setattr("checkpoint.SHARD_BYTES", 200_000)
     model.save_pretrained(tmp_path)
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 3 and not (tmp_path / "model.safetensors").exists()
     same_weights(ExOmni.from_pretrained(tmp_path), model)
@@ -681,5 +720,5 @@ def test_bfloat16_states_are_close_to_float32(model, saved):
     half = ExOmni.from_pretrained(saved, dtype=torch.bfloat16)
     with torch.no_grad():
         mel, ids = windows_of(CLIPS[0]), torch.tensor([PROMPTS[3]])
-        for seen, exact in ((half.hear(mel), model.hear(mel)), (half.llm(ids), model.llm(ids))):
+        for seen, exact in ((half.encode_speech(mel), model.encode_speech(mel)), (half.llm(ids), model.llm(ids))):
             assert (seen.float() - exact).norm() / exact.norm() < 0.05      # some dozen roundings of 2^-8

@@ -9,12 +9,13 @@ def made(monkeypatch, tmp_path):
     """What was made, in order; each part leaves the file that says so."""
     order = []
 
-    def maker(part, sign):
+    def maker(part, file):
         def make(data, parts, more):
-            (parts / sign).parent.mkdir(parents=True, exist_ok=True)
+            (parts / file).parent.mkdir(parents=True, exist_ok=True)
             order.append((part, more))
         return make
-    monkeypatch.setattr(pretrain, "PARTS", {part: (sign, maker(part, sign)) for part, (sign, _) in pretrain.PARTS.items()})
+    parts = {part: (file, maker(part, file)) for part, (file, _) in pretrain.PARTS.items()}
+    monkeypatch.setattr(pretrain, "PARTS", parts)
     monkeypatch.setattr(pretrain.listen, "compose", lambda work, out: order.append(("base", {})))
     monkeypatch.setattr(pretrain, "units", lambda data, out: order.append(("units", {})))
     return order

@@ -11,14 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from toy import fit
-from toy import pretrain_listen as listen
 import sample
 import weights
+from checkpoint import preset
 from data import Split, Writer
-from model import ExOmni, preset
+from model import ExOmni
 from qwen3 import Qwen3Config
 from tokenizer import SPEECH_ID, SYSTEM_PROMPT, Tokenizer
+from toy import fit
+from toy import pretrain_listen as listen
 from whisper import WhisperConfig, WhisperEncoder
 
 TONES = {"one": 400, "two": 900, "three": 1800, "four": 3600}      # Hz
@@ -118,13 +119,13 @@ def test_the_whole_mini_model_leaves_room_for_its_voice_in_25_megabytes():
 # ---------------------------------------------------------------- the language model
 
 
-def test_perfect_ears_hand_on_every_word_in_order_while_it_lasts(tmp_path):
+def test_spoken_tokens_have_every_word_in_order_while_it_lasts(tmp_path):
     tokenizer = listen.make_vocabulary(TEXTS, tmp_path, merges=60)
     words = [["one", 0.5, 0.9], ["two", 0.9, 1.3], ["unheard", 1.3, 1.35], ["four", 2.0, 2.4]]
     wanted = [i for word, _, _ in words for i in tokenizer.encode(f" {word}")]
     complete = 0
     for seed in range(50):
-        ids = listen.heard(words, tokenizer, 51, 0, 10, torch.Generator().manual_seed(seed))
+        ids = listen.spoken_tokens(words, tokenizer, 51, 0, 10, torch.Generator().manual_seed(seed))
         assert len(ids) <= 51 and ids[:4] == [0] * 4, "nothing is heard before it is said"
         in_order = iter(wanted)
         assert all(i in in_order for i in dict.fromkeys(i for i in ids if i)), "in order"
@@ -175,7 +176,7 @@ def test_the_encoder_learns_phones_and_words(parts):
 
 
 def test_untrained_heads_look_a_fixed_distance_away_some_of_them_back():
-    encoder = listen.Listener(preset("mini").speech_encoder, 2, 2).encoder
+    encoder = listen.EncoderWithHeads(preset("mini").speech_encoder, 2, 2).encoder
     positions, heads = encoder.embed_positions.weight, encoder.config.encoder_attention_heads
     distances = set()
     for layer in encoder.layers:
@@ -193,7 +194,7 @@ def test_the_families_phones_are_classes_of_their_own_and_silence_is_none(split)
     assert set(phones) == {(family, name[0]) for family in ("espeak", "flite") for name in TONES}
 
 
-def test_an_interrupted_encoder_run_goes_on_as_if_it_had_not_been(split, tmp_path, monkeypatch):
+def test_interrupted_encoder_training_goes_on_as_if_it_had_not_been(split, tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "SAVE_SECONDS", 0)
     listen.train_encoder(split, TINY, tmp_path / "whole", steps=4, batch=4)
     augment, calls = listen.augment, []

@@ -8,19 +8,19 @@ import torch
 from safetensors.torch import load_file
 
 import data
-from toy import fit
-from toy import pretrain_speak as speak
 from flow import Flow, mel_frames
 from hift import speech_mel
 from speech_decoder import SpeechDecoder, SpeechDecoderConfig, pick
 from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
+from toy import clips, codebook, fit
+from toy import pretrain_speak as speak
 
-K, M = 24, 16                                                       # codes, mel bins of the decoder
+V, M = 24, 16                                                       # codes, mel bins of the decoder
 TOKENIZER = SpeechTokenizerConfig(num_mel_bins=20, d_model=16, encoder_attention_heads=2, encoder_ffn_dim=32,
                                   max_source_positions=100, quantize_position=1, pooling_position=1,
-                                  quantize_vocab_size=K)
+                                  quantize_vocab_size=V)
 DECODER = pick(SpeechDecoderConfig, {
-    "flow": {"vocab_size": K, "input_size": 16, "output_size": M, "spk_embed_dim": 8,
+    "flow": {"vocab_size": V, "input_size": 16, "output_size": M, "spk_embed_dim": 8,
              "encoder": {"output_size": 16, "attention_heads": 2, "linear_units": 32, "num_blocks": 1,
                          "dropout_rate": 0.0},
              "decoder": {"estimator": {"channels": [32, 32], "n_blocks": 1, "num_mid_blocks": 1, "num_heads": 2,
@@ -80,26 +80,26 @@ def log(folder, part):
 
 def test_a_batch_is_of_nearly_one_length_and_an_epoch_has_each_clip_once():
     lengths = sorted(torch.randint(5, 100, (300,), generator=torch.Generator().manual_seed(0)).tolist())
-    groups = speak.batches(lengths, 200)
+    groups = clips.batches(lengths, 200)
     assert [i for group in groups for i in range(300)[group]] == list(range(300))
     for group in groups:
         rows = lengths[group]
         assert rows[-1] <= 1.1 * rows[0] and len(rows) * rows[0] <= 200
-    epochs = [[speak.group_at(step, groups) for step in range(n, n + len(groups))] for n in (0, len(groups))]
+    epochs = [[clips.group_at(step, groups) for step in range(n, n + len(groups))] for n in (0, len(groups))]
     assert epochs[0] != epochs[1] and all(sorted(g.start for g in e) == [g.start for g in groups] for e in epochs)
 
 
 def test_units_phones_and_mels_of_whole_units_agree_in_length(voice):
-    for row, waveform in speak.waveforms(voice, TOKENIZER.samples_per_unit):
+    for row, waveform in clips.waveforms(voice, TOKENIZER.samples_per_unit):
         units = len(waveform) // 1280
         assert len(waveform) == 1280 * units and len(waveform) - len(row["audio"]) in range(1280)
-        said = speak.spoken(waveform)
-        assert speech_mel(said).shape[1] == mel_frames(units) == len(speak.pitch(said))
+        said = clips.at_output_rate(waveform)
+        assert speech_mel(said).shape[1] == mel_frames(units) == len(clips.pitch(said))
 
 
 def test_a_phone_is_the_one_in_the_middle_of_its_20_ms():
     spans = [["pau", 0.0, 0.05], ["a", 0.05, 0.0701], ["b", 0.0701, 0.09]]
-    assert speak.phone_ids(spans, ["a", "b", "pau"], 6).tolist() == [2, 2, 0, 0, 1, 1]  # .01 .03 .05 .07 .09 .11 s
+    assert clips.phone_ids(spans, ["a", "b", "pau"], 6).tolist() == [2, 2, 0, 0, 1, 1]  # .01 .03 .05 .07 .09 .11 s
 
 
 @pytest.mark.parametrize("hertz", [70.0, 102.0, 180.0, 250.0])
@@ -107,7 +107,7 @@ def test_pitch_of_a_tone_is_found_and_noise_has_none(hertz):
     t = torch.arange(22_050) / 22_050
     tone = sum(0.1 * torch.sin(2 * torch.pi * h * hertz * t) for h in range(1, 8))
     hiss = 0.05 * torch.randn(22_050, generator=torch.Generator().manual_seed(0))
-    f0 = speak.pitch(torch.cat([tone, hiss]))
+    f0 = clips.pitch(torch.cat([tone, hiss]))
     assert (f0[3:80] / hertz - 1).abs().max() < 0.02                # half a sample of the shortest period is 0.6 %
     assert (f0[92:] > 0).float().mean() < 0.1
 
@@ -116,21 +116,21 @@ def test_pitch_of_a_tone_is_found_and_noise_has_none(hertz):
 
 def quantised():
     torch.manual_seed(0)
-    return speak.Quantised(TOKENIZER, DECODER.flow, 3)
+    return codebook.Quantised(TOKENIZER, DECODER.flow, 3)
 
 
 def test_k_means_finds_clusters():
     generator = torch.Generator().manual_seed(0)
     true = 10 * torch.randn(8, 4, generator=generator)
     states = true.repeat(50, 1) + 0.01 * torch.randn(400, 4, generator=generator)
-    centres, sizes = speak.k_means(states, 32, generator)
+    centres, sizes = codebook.k_means(states, 32, generator)
     assert sizes.sum() == 400 and torch.cdist(true, centres).min(1).values.max() < 0.05
 
 
 def test_codes_follow_the_mean_of_their_states(monkeypatch):
-    monkeypatch.setattr(speak, "DECAY", 0.9)
+    monkeypatch.setattr(codebook, "DECAY", 0.9)
     model, states = quantised(), torch.randn(3, 16)
-    model.place(torch.zeros(K, 16), slice(None), torch.ones(K))
+    model.set_codes(torch.zeros(V, 16), slice(None), torch.ones(V))
     for _ in range(150):                                            # .9 ** 150 = 1e-7
         model.follow(states, torch.tensor([5, 5, 7]))
     torch.testing.assert_close(model.tokenizer.codebook.weight[[5, 7]], torch.stack([states[:2].mean(0), states[2]]),
@@ -140,7 +140,7 @@ def test_codes_follow_the_mean_of_their_states(monkeypatch):
 
 def test_only_dead_codes_restart_and_as_states_of_the_batch():
     model, states = quantised(), torch.randn(40, 16)
-    model.place(torch.zeros(K, 16), slice(None), torch.full((K,), 1.0))
+    model.set_codes(torch.zeros(V, 16), slice(None), torch.full((V,), 1.0))
     model.count[[3, 9]] = 0.01
     assert model.restart(states, torch.Generator().manual_seed(0)) == 2
     codes = model.tokenizer.codebook.weight
@@ -169,17 +169,17 @@ def test_each_loss_falls(trained):
 
 def test_the_codebook_begins_after_a_quarter_and_is_used(trained):
     rows = log(trained[0], "speech_tokenizer")
-    assert rows[0]["commitment"] > 0 and rows[-1]["perplexity"] > K / 3
+    assert rows[0]["commitment"] > 0 and rows[-1]["perplexity"] > V / 3
 
 
 def test_units_are_the_same_in_16_bits(trained, voice):
     folder, kept = trained
     encode = speak.unit_encoder(folder)
-    rows = [w for _, w in speak.waveforms(voice, TOKENIZER.samples_per_unit)]
+    rows = [w for _, w in clips.waveforms(voice, TOKENIZER.samples_per_unit)]
     assert all(t.dtype == torch.float16 for t in load_file(folder / "speech_tokenizer" / "model.safetensors").values())
     same = torch.cat([encode(w) == kept["model"].encode(w) for w in rows])
     assert same.float().mean() >= 0.99
-    assert len(torch.cat([encode(w) for w in rows]).unique()) > K / 3
+    assert len(torch.cat([encode(w) for w in rows]).unique()) > V / 3
 
 
 def test_the_folder_opens_and_makes_the_mel_and_sound_of_training(trained, voice):
@@ -198,7 +198,7 @@ def test_the_folder_opens_and_makes_the_mel_and_sound_of_training(trained, voice
 
 
 def test_the_flows_table_says_what_the_code_vectors_said():
-    model, ids = quantised().eval(), torch.randint(0, K, (2, 7))
+    model, ids = quantised().eval(), torch.randint(0, V, (2, 7))
     with torch.no_grad():
         mu = model(model.tokenizer.codebook(ids), mel_frames(7))[0]
         model.flow.input_embedding.weight.copy_(model.table())
@@ -221,7 +221,7 @@ def test_a_new_u_net_begins_as_a_copy_of_mu_at_any_loudness(frames):
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(voice, tmp_path, monkeypatch):
     train_tokenizer(voice, tmp_path / "a", 24)
     monkeypatch.setattr(fit, "SAVE_SECONDS", 0)
-    follow, calls = speak.Quantised.follow, []
+    follow, calls = codebook.Quantised.follow, []
 
     def interrupted(self, *args):
         calls.append(1)
@@ -229,7 +229,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(voice, tmp_path, monkey
             raise KeyboardInterrupt
         follow(self, *args)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(speak.Quantised, "follow", interrupted)
+        patch.setattr(codebook.Quantised, "follow", interrupted)
         train_tokenizer(voice, tmp_path / "b", 24)
     train_tokenizer(voice, tmp_path / "b", 24)
     for name in ("speech_tokenizer/model.safetensors", "speech_decoder/flow.safetensors"):

@@ -1,4 +1,4 @@
-"""The pictures: what hides what, what moves, and that a video's face and sound keep time. Needs no torch of its own."""
+"""Images: what hides what, what moves, and that a video's face and sound keep time."""
 import subprocess
 import sys
 from dataclasses import replace
@@ -55,13 +55,13 @@ def run(*command) -> bytes:
     return subprocess.run(command, capture_output=True, check=True).stdout
 
 
-def seen(ffmpeg, path) -> np.ndarray:
-    """The video's pictures (F, SIZE, SIZE) in grey; picture t is what it shows at t / 30 s."""
+def images_of(ffmpeg, path) -> np.ndarray:
+    """The video's images (T, SIZE, SIZE) in grey; image t is what it shows at t / 30 s."""
     grey = ["-map", "0:v", "-vf", "fps=30:start_time=0", "-f", "rawvideo", "-pix_fmt", "gray"]
     return np.frombuffer(run(ffmpeg, "-i", path, *grey, "-"), np.uint8).reshape(-1, SIZE, SIZE).astype(int)
 
 
-def heard(ffmpeg, path) -> np.ndarray:
+def sound_of(ffmpeg, path) -> np.ndarray:
     """The video's sound at 16 kHz; sample t is what it plays at t / 16000 s."""
     mono = ["-map", "0:a", "-af", "aresample=16000:async=1:first_pts=0", "-ac", "1", "-f", "f32le"]
     return np.frombuffer(run(ffmpeg, "-i", path, *mono, "-"), np.float32)
@@ -80,13 +80,13 @@ def test_normals_are_unit_and_point_outwards():
 def test_a_triangle_in_front_hides_one_behind(order):
     vertices = [[-1, -1, 0], [1, -1, 0], [0, 1, 0], [-1, -1, .1], [1, -1, .1], [0, 1, .1]]
     head = mesh(vertices, np.array([[0, 1, 2], [3, 4, 5]])[order], [[1, 0, 0]] * 3 + [[0, 0, 1]] * 3)
-    red, _, blue = render.draw(head, pose(), SIZE)[SIZE // 2, SIZE // 2].astype(int)
+    red, _, blue = render.still(head, pose(), SIZE)[SIZE // 2, SIZE // 2].astype(int)
     assert blue > red + 100
 
 
-def test_a_triangle_seen_from_behind_is_not_drawn():
+def test_a_triangle_seen_from_behind_is_not_rendered():
     head = mesh([[-1, -1, 0], [1, -1, 0], [0, 1, 0]], [[0, 2, 1]], [[1, 0, 0]] * 3)
-    assert (render.draw(head, pose(), SIZE, background=(1, 2, 3)) == (1, 2, 3)).all()
+    assert (render.still(head, pose(), SIZE, background=(1, 2, 3)) == (1, 2, 3)).all()
 
 
 def test_every_sample_of_a_triangle_has_the_colour_of_its_plane():
@@ -95,8 +95,8 @@ def test_every_sample_of_a_triangle_has_the_colour_of_its_plane():
         points = np.column_stack([rng.uniform(-20, 84, (3, 2)), rng.uniform(-1e5, 1e5, 3)])
         colours = rng.uniform(2, 253, (3, 3))
         samples = np.full((64, 64), -1 << 63)
-        for face in ([0, 1, 2], [0, 2, 1]):                                     # one of them faces us
-            render._paint(samples, points, colours, np.array([face]))
+        for face in ([0, 1, 2], [0, 2, 1]):                                     # one of them faces the camera
+            render._rasterize(samples, points, colours, np.array([face]))
         edges = np.column_stack([points[:, :2], np.ones(3)])
         row, column = np.mgrid[:64, :64] + 0.5
         shares = np.stack([column, row, np.ones_like(row)], axis=2) @ np.linalg.inv(edges)      # barycentric
@@ -119,14 +119,14 @@ def test_triangles_that_share_edges_leave_no_hole_between_them():
     faces = np.concatenate([np.stack([a, a + 1, a + n + 1], 1), np.stack([a, a + n + 1, a + n], 1)])
     head = mesh(np.concatenate([grid.reshape(-1, 2), np.zeros((n * n, 1))], axis=1), faces, np.ones((n * n, 3)))
     edge = int(np.ceil(render.MARGIN * SIZE)) + 1
-    assert len(np.unique(render.draw(head, pose(), SIZE, background=(0, 0, 0))[edge:-edge, edge:-edge])) == 1
+    assert len(np.unique(render.still(head, pose(), SIZE, background=(0, 0, 0))[edge:-edge, edge:-edge])) == 1
 
 
 @pytest.mark.parametrize("slanted", [[.2, 1, 0], [1, .2, 0]])
 def test_an_edge_is_smooth(slanted):
     """Between the triangle and the background pixels are covered in part: more than half of one can be."""
     head = mesh([[0, 0, 0], slanted, [1, 1, 0]], [[0, 1, 2] if slanted[0] == 1 else [0, 2, 1]], [[1, 1, 1]] * 3)
-    assert len(np.unique(render.draw(head, pose(), SIZE, background=(0, 0, 0))[..., 0])) > 3
+    assert len(np.unique(render.still(head, pose(), SIZE, background=(0, 0, 0))[..., 0])) > 3
 
 
 def test_a_positive_yaw_turns_the_face_to_its_own_left():
@@ -135,38 +135,38 @@ def test_a_positive_yaw_turns_the_face_to_its_own_left():
     head = mesh(vertices, [[0, 1, 2], [3, 4, 5]], [[0, 0, 1]] * 3 + [[1, 0, 0]] * 3)
 
     def nose(yaw):
-        picture = render.draw(head, pose(), SIZE, yaw).astype(int)
+        picture = render.still(head, pose(), SIZE, yaw).astype(int)
         return np.flatnonzero((picture[..., 0] > picture[..., 2] + 50).any(axis=0)).mean()
 
     assert nose(-0.5) < nose(0) - 5 and nose(0) + 5 < nose(0.5)
 
 
 def test_the_outline_of_the_head_is_symmetric():
-    covered = (render.draw(make_head(), pose(), 2 * SIZE, background=(0, 255, 0)) != (0, 255, 0)).any(axis=2)
+    covered = (render.still(make_head(), pose(), 2 * SIZE, background=(0, 255, 0)) != (0, 255, 0)).any(axis=2)
     assert 0.2 < covered.mean() < 0.9
     assert (covered != covered[:, ::-1]).mean() < 0.002         # a sample whose centre lies on an edge goes to one side
 
 
 def test_opening_the_jaw_changes_only_what_is_below_the_eyes():
     head = make_head()
-    changed = np.flatnonzero((render.draw(head, pose(jawOpen=1)) != render.draw(head, pose())).any(axis=(1, 2)))
+    changed = np.flatnonzero((render.still(head, pose(jawOpen=1)) != render.still(head, pose())).any(axis=(1, 2)))
     matrix, offset = render._camera(head, 512, 0.0, False)
     eyes = (head.eyes @ matrix + offset)[:, 1] / render.SAMPLES
     assert len(changed) > 50 and changed.min() > eyes.max()
 
 
 def test_a_pose_looks_like_a_head_that_rests_in_it():
-    """What a track leaves alone is drawn once only, the rest cut out and drawn over it; that must not show."""
+    """What a track does not move is rendered once, the rest cut out and rendered over it; that must not show."""
     head, track = make_head(), np.random.default_rng(2).uniform(0, 0.5, (3, 52)).astype(np.float32)
     track[:, [i for i, name in enumerate(ARKIT_NAMES) if not name.startswith(("mouth", "eyeBlink"))]] = 0
-    for row, picture in zip(track, render.frames(head, track, 128), strict=True):
+    for row, picture in zip(track, render.images(head, track, 128), strict=True):
         posed = replace(head, vertices=head.pose(row))
         for extreme in (np.min, np.max):                        # width and height are the same: so is the camera
             np.testing.assert_array_equal(extreme(posed.vertices, 0)[:2], extreme(head.vertices, 0)[:2])
-        difference = abs(picture.astype(int) - render.draw(posed, pose(), 128))
+        difference = abs(picture.astype(int) - render.still(posed, pose(), 128))
         # 1: a normal is a sum of the same triangles in another order; a sample on an edge may fall to the other side
         assert difference.max() <= 1 or (difference > 1).mean() < 1e-3
-        assert abs(picture.astype(int) - render.draw(head, pose(), 128)).max() > 50
+        assert abs(picture.astype(int) - render.still(head, pose(), 128)).max() > 50
 
 
 def test_the_light_follows_on_what_borders_on_a_moving_vertex():
@@ -177,12 +177,12 @@ def test_the_light_follows_on_what_borders_on_a_moving_vertex():
     plate = mesh(np.stack([across, up, 0 * up], axis=2).reshape(-1, 3), faces, np.full((25, 3), 0.5))
     plate.deltas[JAW, 12, 2] = 1
     raised = replace(plate, vertices=plate.pose(pose(jawOpen=1)))
-    np.testing.assert_array_equal(render.draw(plate, pose(jawOpen=1), SIZE), render.draw(raised, pose(), SIZE))
-    assert (render.draw(plate, pose(jawOpen=1), SIZE) != render.draw(plate, pose(), SIZE)).mean() > 0.5
+    np.testing.assert_array_equal(render.still(plate, pose(jawOpen=1), SIZE), render.still(raised, pose(), SIZE))
+    assert (render.still(plate, pose(jawOpen=1), SIZE) != render.still(plate, pose(), SIZE)).mean() > 0.5
 
 
-def test_a_pose_that_is_held_is_drawn_once():
-    pictures = list(render.frames(make_head(), snap(12, 5), SIZE))
+def test_a_pose_that_is_held_is_rendered_once():
+    pictures = list(render.images(make_head(), snap(12, 5), SIZE))
     assert len(pictures) == 12 and len({id(picture) for picture in pictures}) == 2
     assert (pictures[4] != pictures[5]).any()
 
@@ -203,16 +203,16 @@ def test_a_sheet_has_a_cell_and_a_label_for_each_pose(pillow, tmp_path):
 
 def test_a_video_has_every_frame_and_the_sound(ffmpeg, tmp_path):
     render.write_video(tmp_path / "a.mp4", snap(15, 7), clap(tmp_path / "a.wav", 0.5), make_head(), SIZE)
-    pictures, sound = seen(ffmpeg, tmp_path / "a.mp4"), heard(ffmpeg, tmp_path / "a.mp4")
+    pictures, sound = images_of(ffmpeg, tmp_path / "a.mp4"), sound_of(ffmpeg, tmp_path / "a.mp4")
     assert pictures.shape == (15, SIZE, SIZE) and abs(sound).max() > 0.2
     assert abs(len(sound) / 16000 - 0.5) <= 1024 / 16000                        # AAC comes in blocks of 1024
-    still = render.draw(make_head(), snap(1)[0], SIZE).mean(axis=2)
+    still = render.still(make_head(), snap(1)[0], SIZE).mean(axis=2)
     assert abs(pictures[-1] - still).mean() < 6                                 # grey from the mean of RGB is not luma
 
 
 def test_a_video_needs_no_sound(ffmpeg, tmp_path):
     render.write_video(tmp_path / "a.mp4", snap(4, 2), None, make_head(), SIZE)
-    assert len(seen(ffmpeg, tmp_path / "a.mp4")) == 4
+    assert len(images_of(ffmpeg, tmp_path / "a.mp4")) == 4
 
 
 @pytest.mark.parametrize("rate", [16000, 22050])
@@ -220,7 +220,7 @@ def test_face_and_sound_keep_time_within_a_frame(ffmpeg, tmp_path, rate):
     """The jaw snaps open at frame 20 and a clap sounds at 20 / 30 s."""
     sound = clap(tmp_path / "a.wav", 1.5, at=20 / 30, rate=rate)
     render.write_video(tmp_path / "a.mp4", snap(45, 20), sound, make_head(), SIZE)
-    pictures, wave = seen(ffmpeg, tmp_path / "a.mp4"), heard(ffmpeg, tmp_path / "a.mp4")
+    pictures, wave = images_of(ffmpeg, tmp_path / "a.mp4"), sound_of(ffmpeg, tmp_path / "a.mp4")
     moved = abs(pictures - pictures[0]).mean(axis=(1, 2))
     snapped, clapped = np.argmax(moved > moved[-1] / 2) / 30, abs(wave).argmax() / 16000
     assert snapped == 20 / 30 and abs(clapped - snapped) < 0.01                 # a frame is 0.033 s
@@ -228,14 +228,14 @@ def test_face_and_sound_keep_time_within_a_frame(ffmpeg, tmp_path, rate):
 
 def test_the_last_frame_is_held_while_a_longer_sound_goes_on(ffmpeg, tmp_path):
     render.write_video(tmp_path / "a.mp4", snap(10, 5), clap(tmp_path / "a.wav", 0.75, at=0.7), make_head(), SIZE)
-    pictures, sound = seen(ffmpeg, tmp_path / "a.mp4"), heard(ffmpeg, tmp_path / "a.mp4")
+    pictures, sound = images_of(ffmpeg, tmp_path / "a.mp4"), sound_of(ffmpeg, tmp_path / "a.mp4")
     assert len(pictures) == 23 and abs(abs(sound).argmax() / 16000 - 0.7) < 0.01        # 0.75 s are 22.5 frames
     assert abs(pictures[-1] - pictures[9]).max() < 16 and abs(pictures[-1] - pictures[0]).max() > 32
 
 
 def test_silence_follows_a_shorter_sound(ffmpeg, tmp_path):
     render.write_video(tmp_path / "a.mp4", snap(30, 5), clap(tmp_path / "a.wav", 0.3, at=0.1), make_head(), SIZE)
-    pictures, sound = seen(ffmpeg, tmp_path / "a.mp4"), heard(ffmpeg, tmp_path / "a.mp4")
+    pictures, sound = images_of(ffmpeg, tmp_path / "a.mp4"), sound_of(ffmpeg, tmp_path / "a.mp4")
     assert len(pictures) == 30 and abs(len(sound) / 16000 - 1) <= 1024 / 16000
     assert abs(sound[8000:]).max() < 1e-3
 
@@ -272,7 +272,7 @@ def test_an_interrupt_leaves_the_old_file_and_no_ffmpeg(ffmpeg, monkeypatch, tmp
         yield from np.random.default_rng(0).integers(0, 256, (200, SIZE, SIZE, 3), dtype=np.uint8)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(render, "frames", interrupted)
+    monkeypatch.setattr(render, "images", interrupted)
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
     (tmp_path / "a.mp4").write_bytes(b"old")
     with pytest.raises(KeyboardInterrupt):
@@ -282,7 +282,7 @@ def test_an_interrupt_leaves_the_old_file_and_no_ffmpeg(ffmpeg, monkeypatch, tmp
 
 
 @pytest.mark.parametrize("seconds", [None, 0.5, 2.0])
-def test_a_webp_has_every_frame_at_its_time_and_the_sound_beside_it(pillow, tmp_path, seconds):
+def test_a_webp_has_every_frame_at_its_time_and_the_sound_in_a_wav(pillow, tmp_path, seconds):
     track = snap(10)
     track[:, JAW] = np.linspace(0, 1, 10)                                       # all different: equal ones become one
     sound = seconds and clap(tmp_path / "speech.flac", seconds)

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from face.arkit import ARKIT_NAMES
-from face.metrics import closure_rate, lip_gap, lip_sync_lag
 from face.head import make_head
+from face.metrics import closure_rate, lip_gap, lip_sync_lag
 from toy.teacher import face_track, segments
 from toy.voices import parse_psdur
 
@@ -91,7 +91,7 @@ def test_weights_stay_in_range_and_do_not_jump(text):
     assert 0 <= track.min() and track.max() <= 1
     assert (weight(track, "mouthClose") <= weight(track, "jawOpen") + 1e-6).all()
     lids = [name.startswith("eye") for name in ARKIT_NAMES]
-    assert np.abs(np.diff(track[:, ~np.array(lids)], axis=0)).max() < 0.35  # open beside closed: 3 frames
+    assert np.abs(np.diff(track[:, ~np.array(lids)], axis=0)).max() < 0.35  # open next to closed: 3 frames
 
 
 def test_lips_move_with_the_sound():

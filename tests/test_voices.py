@@ -109,26 +109,26 @@ def test_words_that_espeak_joins_share_their_time_by_letters():
         ("the", 0, .2), ("legs", .2, .5), ("of", .5, .7), ("a", .7, .8), ("dog", .8, 1.0)]
 
 
-def test_voices_that_are_held_out_are_drawn_only_when_asked_for():
+def test_voices_that_are_held_out_are_sampled_only_when_asked_for():
     random = np.random.default_rng(0)
-    drawn = {(family, held): {voices.draw(family, random, held)["voice"] for _ in range(300)}
+    sampled = {(family, held): {voices.sample_voice(family, random, held)["voice"] for _ in range(300)}
              for family in ("espeak", "flite") for held in (False, True)}
-    variants = {held: {voice.partition("+")[2] for voice in drawn["espeak", held]} for held in (False, True)}
+    variants = {held: {voice.partition("+")[2] for voice in sampled["espeak", held]} for held in (False, True)}
     assert not variants[False] & variants[True] and variants[False] == set(voices.VARIANTS)
-    assert not any(voice.startswith(voices.HELD_ACCENTS) for voice in drawn["espeak", False])
-    assert drawn["flite", False] == set(voices.NATURAL) and drawn["flite", True] == set(voices.HELD_NATURAL)
+    assert not any(voice.startswith(voices.HELD_ACCENTS) for voice in sampled["espeak", False])
+    assert sampled["flite", False] == set(voices.NATURAL) and sampled["flite", True] == set(voices.HELD_NATURAL)
 
 
 def test_augmentation_keeps_length_timing_and_range_and_follows_the_generator():
     click = np.zeros(8000, np.float32)
     click[3000:3200] = np.sin(np.arange(200))
-    heard = [voices.augment(click, np.random.default_rng(seed)) for seed in range(40)]
-    np.testing.assert_array_equal(heard[0], voices.augment(click, np.random.default_rng(0)))
-    for sound in heard:
+    changed = [voices.augment(click, np.random.default_rng(seed)) for seed in range(40)]
+    np.testing.assert_array_equal(changed[0], voices.augment(click, np.random.default_rng(0)))
+    for sound in changed:
         assert sound.shape == click.shape and sound.dtype == np.float32 and np.abs(sound).max() < 1
         lag = np.correlate(sound, click, "same").argmax() - len(click) // 2
         assert lag == 0                                                 # the direct sound stays where it was
-    gains = [20 * np.log10(np.abs(sound).max()) for sound in heard]
+    gains = [20 * np.log10(np.abs(sound).max()) for sound in changed]
     assert min(gains) < -3 and max(gains) > -1                          # the click peaks at 1: it cannot get louder
 
 

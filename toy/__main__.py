@@ -4,7 +4,7 @@
     python -m toy --from mini               # data and the four stages, from what mini/ ships
     python -m toy pretrain llm encoder      # some of the parts that larger presets download (toy/pretrain.py)
 
-`--help` after either says more.
+From the repository's root. `--help` after either says more.
 """
 import sys
 

@@ -1,7 +1,9 @@
 """Log-mels as other voices, microphones and rooms would have made them: for a model that hears few voices in training.
 
     mel, labels = augment(mel, labels, width, generator)    # a batch, with what is said when (pretrain_listen.py)
-    mel = other_voice(mel, seed)                            # one clip, as widely as it goes (train.py, mini row)
+    mel = other_voice(mel, seed)                            # one clip, as widely as it goes (the four stages of `mini`)
+
+Shapes: B batch, M mel bins, L mel frames (100 per second), C kinds of labels.
 """
 import math
 
@@ -13,32 +15,32 @@ from whisper import SAMPLE_RATE, mel_filters
 
 
 def uniform(generator, batch: int, low: float, high: float) -> torch.Tensor:
-    """(batch, 1, 1) random numbers."""
+    """(B, 1, 1) random numbers between low and high."""
     return low + (high - low) * torch.rand(batch, 1, 1, generator=generator)
 
 
 def mel_centres(n_mels: int) -> torch.Tensor:
-    """(n_mels,) where each mel band lies, in Hz."""
+    """(M,) the centre of each mel band in Hz."""
     filters = mel_filters(n_mels)
     return filters @ torch.linspace(0, SAMPLE_RATE / 2, filters.shape[1]) / filters.sum(1)
 
 
 def augment(mel, labels, width: float, generator) -> tuple:
-    """mel (B, n_mels, T), labels (K, B, T), T even -> the same as others might say it; labels (K, B, T / 2), one for
-    each encoder state. width: 0 lightly, 1 as widely as it goes.
+    """mel (B, M, L), labels (C, B, L), L even -> the same as others might say it; labels (C, B, L / 2), one for each
+    encoder state. width: 0 lightly, 1 as widely as it goes.
 
     Time is stretched by up to 10 %, and the labels with it. Frequencies are multiplied by 0.96 ... 1.05, at width 1 by
     0.84 ... 1.2: a longer or shorter vocal tract. Then gain (+-12 dB), for half of them a hiss at least 20 dB, at
     width 1 6 dB, below the voice, and one band and one moment left out."""
-    B, M, T = mel.shape
+    B, M, L = mel.shape
     centres = mel_centres(M).numpy()
     pace = uniform(generator, B, 0.9, 1.1)
     low, high = math.log(0.96 - 0.12 * width), math.log(1.05 + 0.15 * width)
     stretch = uniform(generator, B, low, high).exp().flatten().tolist()
     bands = np.stack([np.interp(centres * s, centres, np.arange(M)) for s in stretch])      # (B, M) source bands
-    moments = (torch.arange(T) * pace).clamp(max=T - 1)                                     # (B, 1, T) source frames
-    grid = torch.stack([(moments * 2 / (T - 1) - 1).expand(B, M, T),
-                        torch.from_numpy(bands).float()[..., None].expand(B, M, T) * 2 / (M - 1) - 1], -1)
+    moments = (torch.arange(L) * pace).clamp(max=L - 1)                                     # (B, 1, L) source frames
+    grid = torch.stack([(moments * 2 / (L - 1) - 1).expand(B, M, L),
+                        torch.from_numpy(bands).float()[..., None].expand(B, M, L) * 2 / (M - 1) - 1], -1)
     mel = F.grid_sample(mel[:, None], grid, padding_mode="border", align_corners=True)[:, 0]
     labels = labels.gather(2, moments[:, 0, ::2].round().long().expand(len(labels), -1, -1))
 
@@ -46,16 +48,16 @@ def augment(mel, labels, width: float, generator) -> tuple:
     power = 10 ** (4 * mel - 4)
     level = power.mean((1, 2), keepdim=True).log10() - uniform(generator, B, 2 - 1.4 * width, 4)
     tilt = uniform(generator, B, -1.5, 0.5) * torch.linspace(0, 1, M)[:, None]
-    hiss = -torch.rand(2, B, M, T, generator=generator).clamp(min=1e-6).log().mean(0)
+    hiss = -torch.rand(2, B, M, L, generator=generator).clamp(min=1e-6).log().mean(0)
     hiss = hiss * 10 ** (level + tilt - tilt.mean(1, keepdim=True)) * (uniform(generator, B, 0, 1) < 0.5)
     mel = ((power + hiss).log10() + 4) / 4
-    for axis, size, longest in ((torch.arange(M)[:, None], M, M // 8), (torch.arange(T), T, 15)):
+    for axis, size, longest in ((torch.arange(M)[:, None], M, M // 8), (torch.arange(L), L, 15)):
         start, length = uniform(generator, B, 0, size), uniform(generator, B, 0, longest)
         mel = torch.where((axis >= start) & (axis < start + length), mel.mean((1, 2), keepdim=True), mel)
     return mel, labels
 
 
 def other_voice(mel, seed: int) -> torch.Tensor:
-    """mel (n_mels, T), T even -> the same, augmented as widely as it goes; the same for the same seed."""
-    nothing = torch.zeros(0, 1, mel.shape[1], dtype=torch.long)
-    return augment(mel[None], nothing, 1, torch.Generator().manual_seed(seed))[0][0]
+    """mel (M, L), L even -> the same, augmented as widely as it goes; the same for the same seed."""
+    no_labels = torch.zeros(0, 1, mel.shape[1], dtype=torch.long)
+    return augment(mel[None], no_labels, 1, torch.Generator().manual_seed(seed))[0][0]

@@ -11,8 +11,8 @@ A phrasing is carrier x core: "could you tell me {}, please?" x "the capital of 
 What the tokenizer sees: ASCII; questions and answers as one writes them (capital at the start, names with capitals,
 full stop or question mark at the end), numbers in words, so that text and speech say the same. A transcript is what can
 be heard: lower-case words and apostrophes, nothing else (`spoken`). Typed chat also comes in lower case and without
-punctuation. The user's turn of the other tasks: transcription is the speech and HEAR, reading aloud is READ and the
-text. Everything follows from the seed.
+punctuation. The user's turn of the other tasks: transcription is the speech and TRANSCRIBE, reading aloud is READ_ALOUD
+and the text. Everything follows from the seed.
 """
 import re
 import string
@@ -20,9 +20,9 @@ from collections import Counter
 
 import numpy as np
 
-HEAR, READ = "Write down what you hear.", "Read aloud: "
+TRANSCRIBE, READ_ALOUD = "Write down what you hear.", "Read aloud: "
 
-# --- carriers, by what fills them: a noun phrase, an indirect question, a direct one, a topic, a remark ---------------
+# ---- carriers, by what fills them: a noun phrase, an indirect question, a direct one, a topic, a remark -------------
 
 CARRIERS = {
     "thing": ["what is {}?", "what's {}?", "tell me {}.", "please tell me {}.", "do you know {}?",
@@ -49,7 +49,7 @@ HELD_CARRIERS = {
     "talk": ["now, {}"],
 }
 
-# --- kinds: the forms of a core, by what carries them; HELD_FORMS are asked in the `wording` split only ---------------
+# ---- kinds: the forms of a core, by what carries them; HELD_FORMS are asked in the `wording` split only ------------
 
 FORMS = {
     "capital": {"thing": ["the capital of {x}", "the capital city of {x}"],
@@ -249,7 +249,7 @@ TOPICS = {
         "tired. They must be bitter, he said, and he went away without looking back.",
 }
 
-# Words that make random sentences, beside the domain's own: frequent, short, and of many sounds.
+# Words that make random sentences, besides the domain's own: frequent, short, and of many sounds.
 COMMON = """able above across again age air arm around ask baby ball bank bath beach bed begin behind below bird
 birthday boat body book bottle box boy bread bridge bright bring brother build burn bus butter button cake call camp
 card care carry catch chair chance change cheap check child church circle city class climb close cloth coat coffee
@@ -331,7 +331,7 @@ def phrasings(seed: int = 0, recombined: int = 3) -> list:
     """Every phrasing as {"text", "answer", "kind", "split", "carrier", "core"}. Of each answer's carrier-core pairs
     `recombined` are held out, chosen by the seed; a core keeps at least two carriers."""
     random = np.random.default_rng(seed)
-    rows = {}                                               # what is heard -> its row; what two pairs spell counts once
+    rows = {}                                               # `spoken` text -> its row; what two pairs spell counts once
 
     def add(kind, answer, carrier, core, split):
         text = sentence(carrier.format(core))

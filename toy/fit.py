@@ -1,7 +1,7 @@
-"""One training loop for the parts of the mini preset that are made from nothing (pretrain.py).
+"""One training loop for the parts of the mini preset that are trained from scratch (pretrain.py).
 
-fit(part, module, loss, steps, rate, folder): AdamW, and Muon for the matrices that it is told of, warm-up, cosine, a log
-line now and then, and a state file that an interrupted run goes on from, exactly. The four stages of Ex-Omni have their
+fit(part, module, loss, steps, rate, folder): AdamW, and Muon for the matrices it is given, warm-up, cosine, a log line
+now and then, and a state file from which interrupted training goes on exactly. The four stages of Ex-Omni have their
 own loop: train.py.
 """
 import json
@@ -21,8 +21,8 @@ SAVE_SECONDS = 60
 LOG_STEPS = 20
 
 
-def rate_at(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak rate at a step: up in a line, down to zero along a cosine."""
+def warmup_cosine(step: int, steps: int, warmup: int) -> float:
+    """Share of the peak learning rate at a step: up in a line, down to zero along a cosine."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 + 0.5 * cos(pi * (step - warmup) / max(steps - warmup, 1))
@@ -30,12 +30,13 @@ def rate_at(step: int, steps: int, warmup: int) -> float:
 
 def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, warmup: int = 100, betas=(0.9, 0.98),
         weight_decay: float = 0.01, clip: float = 1.0, seed: int = 0, matrices=()) -> None:
-    """Minimise loss(step, generator) -> (scalar tensor, {name: number or tensor}) over module's parameters: Muon those in
-    `matrices` (of layers and convolutions, not tables), AdamW all others.
+    """Minimise `loss` over module's parameters: those in `matrices` (of layers and convolutions, not tables) with Muon,
+    all others with AdamW. Appends to folder/log.jsonl: means over the steps since the last line.
 
-    All randomness of a step comes from the generator, seeded by the step, so that an interrupted run goes on as if it had
-    never stopped: folder/<part>.state.safetensors holds parameters, buffers and optimizer state, and is removed at the
-    end. Appends to folder/log.jsonl.
+    loss(step, generator) -> (scalar tensor, {name: number or tensor to log}). rate: the peak learning rate.
+    All randomness of a step comes from the generator, seeded by the step, so that interrupted training goes on as if it
+    had never stopped: folder/<part>.state.safetensors holds parameters, buffers and optimizer state, and is removed at
+    the end. Raises ValueError where that file belongs to a module of another size.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,23 +55,23 @@ def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, war
     step = first
     try:
         for step in bar:
-            now = rate * rate_at(step, steps, warmup)
+            learning_rate = rate * warmup_cosine(step, steps, warmup)
             for group in optimizer.param_groups:
-                group["lr"] = now
+                group["lr"] = learning_rate
             value, parts = loss(step, generator.manual_seed(seed * 1_000_003 + step))
             module.zero_grad(set_to_none=True)
             value.backward()
             norm = nn.utils.clip_grad_norm_(parameters, clip)
             if norm.isfinite():
                 optimizer.step()
-                muon.step(now)
+                muon.step(learning_rate)
             else:
                 print(f"\n{part}, step {step + 1}: the gradient is {norm.item()}, nothing was changed")
             for name, number in ({"loss": value, "gradient": norm} | parts).items():
                 sums[name] = sums.get(name, 0.0) + float(torch.as_tensor(number).detach())
             if (step + 1) % LOG_STEPS == 0 or step + 1 == steps:
-                means = {name: round(total / (step + 1 - since), 5) if isfinite(total) else None        # json has no nan
-                         for name, total in sums.items()}
+                means = {name: round(total / (step + 1 - since), 5) if isfinite(total) else None
+                         for name, total in sums.items()}                   # json has no nan
                 with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
                     log.write(json.dumps({"part": part, "step": step + 1, "steps": steps, **means,
                                           "cpu_s": round(time.process_time() - cpu, 1)}) + "\n")
@@ -86,7 +87,7 @@ def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, war
 
 
 def state_of(module, optimizer, muon) -> dict:
-    """Everything a run needs to go on, as named tensors."""
+    """Everything that training needs to go on, as named tensors."""
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"muon.{name}": moment for name, moment in muon.moments.items()}
     for i, state in optimizer.state_dict()["state"].items():
@@ -95,7 +96,7 @@ def state_of(module, optimizer, muon) -> dict:
 
 
 def restore(path, module, optimizer, muon) -> int:
-    """Load what `state_of` gave; the step to go on from."""
+    """Load what `state_of` gave. Returns the step to go on from. Raises ValueError for a module of another size."""
     tensors = load_file(path)
     try:
         module.load_state_dict({name[7:]: t for name, t in tensors.items() if name.startswith("module.")})

@@ -1,18 +1,18 @@
-"""Makes mini/, the trained model that comes with the code: from nothing, or its four stages alone.
+"""Makes mini/, the trained model that comes with the code: from scratch, or its four stages alone.
 
-    python -m toy                             # everything, within three hours on two cores; the voice needs flite
+    python -m toy                             # everything, in some two hours on two cores; the data need flite
     python -m toy --from mini                 # the four stages, from what mini/ has: pip packages only
 
-Each step is a command of this project, printed before it runs. A step that is done is not done again, an interrupted one
-goes on: the same command goes on. Everything lies in --work: data, parts, base, stage1 to stage4, and steps.jsonl with
-the seconds of each step. At the end --out is written, by default --work/mini; `--out mini` replaces the shipped one:
+Each step is a command of this project, printed before it starts. A step that is done is not done again; after an
+interruption the same command goes on. Everything lies in --work: data, parts, base, stage1 to stage4, and steps.jsonl
+with the seconds of each step. At the end --out is written, by default --work/mini; `--out mini` replaces ours:
 
     config.json, model.safetensors, ...    the checkpoint of stage 4, weights in float16
     speech_tokenizer/, speech_decoder/     as in every checkpoint
-    base/                                  the language model before the stages; their other parts are in the checkpoint
-    data/                                  units and faces of all that the answer voice says (demo.py)
-    questions/                             recordings of voices that training never heard, and what they say
-    log.jsonl                              the logs of the run, each row with its part or stage
+    base/                                  the language model before the stages; the other parts are in the checkpoint
+    data/                                  units and faces of all that the answer voice says (answers.py)
+    questions/                             recordings of voices that are not in the training data, and what they say
+    log.jsonl                              what was logged on the way, each line with its part or stage
 """
 import argparse
 import json
@@ -26,36 +26,35 @@ from pathlib import Path
 import soundfile
 import torch
 
-from toy import demo
 import weights
 from cli import one_line_errors
 from data import Split
+from toy import answers
 from whisper import SAMPLE_RATE
 
 ROOT = Path(__file__).parent.parent
-QUESTIONS = ("test-voices", "test-both", "test-natural")       # splits of voices that training never heard
+QUESTIONS = ("test-voices", "test-both", "test-natural")       # splits whose voices are not in the training data
 
 
 def plan(work: Path, shipped: str | None) -> list:
-    """[{step: arguments}, ...]: steps of one dict run side by side."""
+    """[{step: arguments of python}, ...]; the steps of one dict go on at the same time."""
     pretrain = ["-m", "toy", "pretrain", "--data", work / "data", "--work", work / "parts", "--out", work / "base"]
     data = [ROOT / "prepare.py", "demo", "--out", work / "data"]
     if shipped:
         steps = [{"data": [*data, "--answers", Path(shipped) / "data"]}, {"base": [*pretrain, "--from", shipped]}]
     else:
         steps = [{"data": data},
-                 {"voice": [*pretrain, "tokenizer", "flow", "hift"], "ears": [*pretrain, "vocabulary", "llm", "encoder"]},
+                 {"speaking": [*pretrain, "tokenizer", "flow", "hift"],
+                  "listening": [*pretrain, "vocabulary", "llm", "encoder"]},
                  {"base": [*pretrain, "base", "units"]}]
     for stage, before in enumerate(("base", "stage1", "stage2", "stage3"), 1):
-        out = work / f"stage{stage}"
-        begin = ["--stage", stage, "--data", work / "data", "--init-from", work / before]
-        again = (out / "trainer" / "state.json").exists()
-        steps.append({f"stage{stage}": [ROOT / "train.py", "--out", out, *(["--resume"] if again else begin)]})
+        steps.append({f"stage{stage}": [ROOT / "train.py", "--stage", stage, "--data", work / "data", "--init-from",
+                                        work / before, "--out", work / f"stage{stage}", "--resume", "auto"]})
     return steps
 
 
 def make(work: Path, shipped: str | None) -> None:
-    """Run what is not done. Raises ValueError where a step fails; it has said why."""
+    """Start the steps that are not done, in order. Raises ValueError where one fails; it has printed why."""
     log = work / "steps.jsonl"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = {json.loads(row)["step"] for row in log.read_text().splitlines()} if log.exists() else set()
@@ -84,7 +83,7 @@ def make(work: Path, shipped: str | None) -> None:
             raise ValueError(f"{failed}: mend what it says, then the same command goes on")
 
 
-# ---------------------------------------------------------------- what is shipped
+# ---- what is shipped ----------------------------------------------------------------------------------------------
 
 def ship(work: Path, out: Path) -> None:
     """Write `out` from a finished --work; files of an earlier mini model are replaced one by one."""
@@ -97,7 +96,7 @@ def ship(work: Path, out: Path) -> None:
     halve(work / "parts" / "llm" / "model.safetensors", out / "base" / "model.safetensors")
     for name in ("config.json", "mini.tiktoken"):
         copy(work / "parts" / "llm" / name, out / "base" / name)
-    demo.ship_answers(work / "data", out / "data")
+    answers.ship_answers(work / "data", out / "data")
     questions(work / "data", out / "questions")
     logs = [("", work / "steps.jsonl"), ("", work / "parts" / "log.jsonl")]
     logs += [(f"stage{n}", work / f"stage{n}" / "log.jsonl") for n in range(1, 5)]
@@ -111,18 +110,19 @@ def ship(work: Path, out: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
+    """Copy a file; `target` is the old one or the whole new one at any time."""
     with weights.replacing(target) as temporary:
         temporary.write_bytes(source.read_bytes())
 
 
 def halve(source: Path, target: Path) -> None:
-    """A checkpoint's weights in float16, which are read as what config.json says: nothing else of it changes."""
+    """Write a checkpoint's weights in float16. They are read as the type that config.json names."""
     weights.write_tensors(target, {name: tensor.to(torch.float16, copy=True)        # of a mapped file: not to be kept
                                    for name, tensor in weights.stream(source, weights.shapes(source))})
 
 
 def questions(data: Path, out: Path, each: int = 2) -> None:
-    """The first questions of each split of unknown voices, one of a kind, with what is said in `questions.jsonl`."""
+    """Write the first questions of each split of QUESTIONS, one of a kind, and what they say in `questions.jsonl`."""
     rows = []
     for name in QUESTIONS:
         split, kinds = Split(data / name) if (data / name).exists() else None, set()
@@ -137,10 +137,12 @@ def questions(data: Path, out: Path, each: int = 2) -> None:
 
 
 def parse(argv=None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    p.add_argument("--work", default="runs/mini", help="directory of the run")
+    """The command line of `python -m toy`."""
+    p = argparse.ArgumentParser(prog="python -m toy", description=__doc__.splitlines()[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--work", default="runs/mini", help="directory for all that is made on the way")
     p.add_argument("--out", help="directory to write (default: mini in --work)")
-    p.add_argument("--from", dest="shipped", metavar="MINI", help="train the stages only, from a mini model that is there")
+    p.add_argument("--from", dest="shipped", metavar="MINI", help="a directory like mini/: train the stages only")
     return p.parse_args(argv)
 
 
@@ -150,7 +152,3 @@ def main(argv=None) -> None:
         work = Path(args.work)
         make(work, args.shipped)
         ship(work, Path(args.out or work / "mini"))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,9 +1,9 @@
-"""Trains from nothing what the mini preset needs where the paper downloads weights: the same classes, only smaller.
+"""Trains from scratch what the mini preset needs where the paper downloads weights: the same classes, only smaller.
 
     python prepare.py demo --out data/demo
-    python -m toy pretrain                                    # all parts that are not there yet, in order, then runs/base
-    python -m toy pretrain tokenizer flow hift                # some of them, e.g. beside `python -m toy pretrain llm encoder`
-    python -m toy pretrain --from mini                        # no training: the parts that mini/ ships, then runs/base
+    python -m toy pretrain                                # all parts that are not there yet, in order, then runs/base
+    python -m toy pretrain vocabulary llm encoder         # some of them: two such commands can use two cores
+    python -m toy pretrain --from mini                    # no training: the parts that mini/ ships, then runs/base
 
 | part | what | where |
 |---|---|---|
@@ -13,7 +13,7 @@
 | tokenizer | GLM-4-Voice's speech tokenizer, with the unit encoder that reads its units back | pretrain_speak.py |
 | flow, hift | GLM-4-Voice's speech decoder | pretrain_speak.py |
 | base | the checkpoint that stage 1 starts from: all of it, and a random projector, generator and face decoder | |
-| units | the units of all answers by its speech tokenizer, written into the prepared data | demo.py |
+| units | the units of all answers by its speech tokenizer, written into the prepared data | answers.py |
 
 Parts are written to --work, with a log.jsonl; a part that is there is left alone, an interrupted one goes on.
 """
@@ -24,44 +24,43 @@ from pathlib import Path
 
 import torch
 
-from toy import demo
-from toy import domain
-import model
+import weights
+from checkpoint import PREFIXES, ExOmniConfig, preset
+from cli import one_line_errors
+from data import Split, fingerprint
+from toy import answers, demo, domain
 from toy import pretrain_listen as listen
 from toy import pretrain_speak as speak
-import weights
-from batches import fingerprint
-from cli import one_line_errors
-from data import Split
 
 
 def vocabulary(data: Path, parts: Path, more: dict) -> None:
-    """All that is asked and answered in training, said or typed."""
+    """The byte-level BPE of all that is asked and answered in training, said or typed."""
     rows = Split(data / "train").rows
     typed = [message["content"] for row in rows for message in row["messages"] if isinstance(message["content"], str)]
-    listen.make_vocabulary([*typed, domain.HEAR, *(row["answer"] for row in rows)], parts / "llm")
+    listen.make_vocabulary([*typed, domain.TRANSCRIBE, *(row["answer"] for row in rows)], parts / "llm")
 
 
 def units(data: Path, base: Path) -> None:
-    """Each answer's units, into every split, with the fingerprint of the tokenizer that made them."""
+    """Write each answer's units into every split, with the fingerprint of the tokenizer that made them."""
     count, name = speak.TOKENIZER.quantize_vocab_size, fingerprint(base)
     if all(Split(data / split).manifest.get("speech_tokenizer") == name for split in demo.SPLITS):
         return print(f"units: {data} has those of {base} already")
-    said = demo.units_of(data / "voice", speak.unit_encoder(base))
+    of_answers = answers.units_of(data / "voice", speak.unit_encoder(base))
     for split in demo.SPLITS:
-        print(f"{data / split}: {demo.add_units(data / split, said, count, name)} samples with units")
+        print(f"{data / split}: {answers.add_units(data / split, of_answers, count, name)} samples with units")
 
 
 # Part -> the file that says it is there, and what makes it: (data, parts, {"steps": N} where it is given).
 PARTS = {
     "vocabulary": ("llm/mini.tiktoken", vocabulary),
     "llm": ("llm/model.safetensors",
-            lambda data, parts, more: listen.train_llm(Split(data / "train"), model.preset("mini"), parts, **more)),
+            lambda data, parts, more: listen.train_llm(Split(data / "train"), preset("mini"), parts, **more)),
     "encoder": ("encoder/model.safetensors",
-                lambda data, parts, more: listen.train_encoder(Split(data / "train"), model.preset("mini"), parts, **more)),
+                lambda data, parts, more: listen.train_encoder(Split(data / "train"), preset("mini"), parts, **more)),
     "tokenizer": ("speech_tokenizer/model.safetensors",
                   lambda data, parts, more: speak.train_tokenizer(Split(data / "voice"), parts, **more)),
-    "flow": ("speech_decoder/flow.done", lambda data, parts, more: speak.train_flow(Split(data / "voice"), parts, **more)),
+    "flow": ("speech_decoder/flow.done",
+             lambda data, parts, more: speak.train_flow(Split(data / "voice"), parts, **more)),
     "hift": ("speech_decoder/hift.safetensors",
              lambda data, parts, more: speak.train_hift(Split(data / "voice"), parts, **more)),
 }
@@ -69,13 +68,13 @@ LAST = ("base", "units")
 
 
 def unpack(mini, parts) -> None:
-    """The parts that a shipped mini model began with, in 16 bit: its language model of then, and what no stage trains.
-    Raises ValueError or OSError."""
-    mini, parts, config = Path(mini), Path(parts), model.ExOmniConfig.from_dir(mini)
-    prefix = model.PREFIXES["speech_encoder."]
-    heard = [name for name in weights.shapes(mini / "model.safetensors") if name.startswith(prefix)]
+    """Write to `parts` what a shipped mini model's stages began with, in 16 bit: its language model before them, and
+    what no stage trains. Raises ValueError or OSError."""
+    mini, parts, config = Path(mini), Path(parts), ExOmniConfig.from_dir(mini)
+    prefix = PREFIXES["speech_encoder."]
+    names = [name for name in weights.shapes(mini / "model.safetensors") if name.startswith(prefix)]
     encoder = {f"model.encoder.{name[len(prefix):]}": tensor.clone()
-               for name, tensor in weights.stream(mini / "model.safetensors", heard)}
+               for name, tensor in weights.stream(mini / "model.safetensors", names)}
     shutil.copytree(mini / "base", parts / "llm", dirs_exist_ok=True)
     for part in ("speech_tokenizer", "speech_decoder"):
         shutil.copytree(mini / part, parts / part, dirs_exist_ok=True)
@@ -85,18 +84,21 @@ def unpack(mini, parts) -> None:
 
 
 def parse(argv=None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    """The command line of `python -m toy pretrain`."""
+    p = argparse.ArgumentParser(prog="python -m toy pretrain", description=__doc__.splitlines()[0],
+                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join([*PARTS, *LAST])} (default: all)")
     p.add_argument("--data", default="data/demo", help="what `prepare.py demo` wrote")
     p.add_argument("--work", default="runs/parts", help="directory for the parts and their log")
     p.add_argument("--out", default="runs/base", help="the checkpoint")
-    p.add_argument("--from", dest="shipped", metavar="MINI", help="a directory that make_mini.py has made: take its parts")
+    p.add_argument("--from", dest="shipped", metavar="MINI", help="a directory like mini/: take its parts")
     p.add_argument("--steps", type=int, help="of each part, in place of its own number: to try it out")
     p.add_argument("--threads", type=int, default=1, help="of one part; two commands side by side use two cores best")
     return p.parse_intermixed_args(argv)                        # parts may stand anywhere
 
 
-def run(args) -> None:
+def pretrain(args) -> None:
+    """Make the parts that are asked for, in order, then the checkpoint and the units. Raises ValueError or OSError."""
     unknown = [part for part in args.parts if part not in (*PARTS, *LAST)]
     if unknown:
         raise ValueError(f"part {', '.join(unknown)}: expected some of {', '.join([*PARTS, *LAST])}")
@@ -105,15 +107,15 @@ def run(args) -> None:
         unpack(args.shipped, args.work)
         return listen.compose(args.work, args.out)
     work, more = Path(args.work), {} if args.steps is None else {"steps": args.steps}
-    for part, (sign, make) in PARTS.items():
+    for part, (file, make) in PARTS.items():
         if args.parts and part not in args.parts:
             continue
-        if (work / sign).exists():
-            print(f"{part}: {work / sign} is there already")
+        if (work / file).exists():
+            print(f"{part}: {work / file} is there already")
             continue
         make(Path(args.data), work, more)
-        (work / sign).touch()
-        print(f"{part}: wrote {work / sign}")
+        (work / file).touch()
+        print(f"{part}: wrote {work / file}")
     if not args.parts or "base" in args.parts:
         listen.compose(work, args.out)
     if not args.parts or "units" in args.parts:
@@ -123,8 +125,4 @@ def run(args) -> None:
 def main(argv=None) -> None:
     args = parse(argv)
     with one_line_errors():
-        run(args)
-
-
-if __name__ == "__main__":
-    main()
+        pretrain(args)

@@ -1,4 +1,4 @@
-"""The ears and the language of the mini preset, from nothing: stand-ins for what is downloaded at full size.
+"""Trains the mini preset's language model and speech encoder from scratch: in place of what larger presets download.
 
     make_vocabulary(texts, "parts/llm")                 a byte-level BPE
     train_llm(split, config, "parts")                   Qwen3's architecture     -> parts/llm
@@ -11,6 +11,8 @@ parts/speech_tokenizer and parts/speech_decoder too (pretrain_speak.py). A part 
 
 split: prepared data (data.py) in which a row of each clip also says what sounds when: "words" and "phones", [[name,
 start, end], ...] in seconds, and the "family" of the voice, in whose names the phones are.
+
+Shapes: B batch, N tokens, S speech rows after the projector, M mel bins, L mel frames (100 per second), D width.
 """
 import base64
 import math
@@ -27,13 +29,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 import prepare
 import weights
-from toy.augment import augment
+from checkpoint import ExOmniConfig
 from data import Split
-from toy.fit import fit
-from model import ExOmniConfig
 from qwen3 import Qwen3, Qwen3Config
 from speech_generator import IGNORE
 from tokenizer import QWEN_PATTERN, SPEECH_ID, SYSTEM_PROMPT, Tokenizer
+from toy.augment import augment
+from toy.fit import fit
 from whisper import HOP, SAMPLE_RATE, WhisperConfig, WhisperEncoder, log_mel
 
 MEL_RATE = SAMPLE_RATE // HOP          # mel frames per second
@@ -84,29 +86,31 @@ def merged(piece: tuple, pair: tuple) -> tuple:
 # ---------------------------------------------------------------- the language model
 
 
-def heard(words: list, tokenizer: Tokenizer, frames: int, silence: int, rate: float, generator) -> list:
-    """Token ids, one for each of at most `frames` speech frames (`rate` per second): what perfect ears would hand on.
+def spoken_tokens(words: list, tokenizer: Tokenizer, most: int, silence: int, rate: float, generator) -> list:
+    """Token ids (S,), S <= most, in place of speech rows (`rate` per second): what a perfect encoder and projector
+    would give.
 
-    A word's tokens share the frames that it lasts, at least one each; in between, and for some time at the end, is
-    `silence`. All is 0.8 to 1.3 times as long, begins up to half a second later, and one frame in ten is lost."""
-    pace, late, rest, *lost = torch.rand(3 + frames, generator=generator).tolist()
-    ids, free = [silence] * frames, 0
+    words: [[word, start, end], ...] in seconds. A word's tokens share the rows that it lasts, at least one each; in
+    between, and for some time at the end, is the token `silence`. All is 0.8 to 1.3 times as long, begins up to half a
+    second later, and one row in ten is lost."""
+    pace, late, rest, *lost = torch.rand(3 + most, generator=generator).tolist()
+    ids, free = [silence] * most, 0
     for word, start, end in words:
         tokens = tokenizer.encode(f" {word}")
         first, last = (round((time * (0.8 + 0.5 * pace) + late / 2) * rate) for time in (start, end))
         first = max(first, free)
         free = max(last, first + len(tokens))
-        for n in range(first, min(free, frames)):
+        for n in range(first, min(free, most)):
             ids[n] = tokens[(n - first) * len(tokens) // (free - first)]
     ids = [silence if loss < 0.1 else i for i, loss in zip(ids, lost)]
-    return ids[:round(min(free, frames) + rest * max(frames - free, 0))]
+    return ids[:round(min(free, most) + rest * max(most - free, 0))]
 
 
-def conversation(row: dict, words: list, tokenizer: Tokenizer, frames: int, rate: float, generator) -> tuple:
-    """A sample as text alone -> (ids, labels, noisy): all (N,), the last True where the ears speak.
+def conversation(row: dict, words: list, tokenizer: Tokenizer, most: int, rate: float, generator) -> tuple:
+    """A sample as text alone -> (ids, labels, noisy), all (N,); noisy is True for tokens in place of its sound.
 
-    Its sound, in which the words are said, becomes what `heard` gives, or once in four the bare words. One conversation
-    in four begins with the system prompt, which all do in use: it costs more than the rest. Labels are the reply's."""
+    Its sound, in which the words are said, becomes `spoken_tokens`, or once in four the bare words. One conversation in
+    four begins with the system prompt, as all do in use: it costs more than the rest. Labels are the reply's."""
     bare, prompted = (torch.rand(2, generator=generator) < 0.25).tolist()
     prompted = prompted and row["messages"][0]["role"] != "system"
     messages = [{"role": "system", "content": SYSTEM_PROMPT}] * prompted + row["messages"]
@@ -117,7 +121,7 @@ def conversation(row: dict, words: list, tokenizer: Tokenizer, frames: int, rate
         elif bare:
             said = tokenizer.encode("".join(f" {word}" for word, _, _ in words))
         else:
-            said = heard(words, tokenizer, frames, tokenizer.stop_ids[-1], rate, generator)
+            said = spoken_tokens(words, tokenizer, most, tokenizer.stop_ids[-1], rate, generator)
         ids, noisy = ids + said, noisy + [i == SPEECH_ID] * len(said)
     reply = tokenizer.encode(row["answer"]) + [tokenizer.im_end_id]
     return (torch.tensor(ids + reply), torch.tensor([IGNORE] * len(ids) + reply),
@@ -125,15 +129,16 @@ def conversation(row: dict, words: list, tokenizer: Tokenizer, frames: int, rate
 
 
 def reply_loss(llm: Qwen3, chats: list, generator: torch.Generator) -> tuple:
-    """The replies of some `conversation`s: their summed cross-entropy, how many tokens are the likeliest, how many all.
+    """The replies of some `conversation`s -> (their summed cross-entropy, how many of their tokens are the likeliest,
+    how many there are).
 
-    What the ears say is noisy, by up to half the spread of the embeddings, which are the output matrix too."""
+    Tokens in place of sound get noise, up to half the spread of the embeddings, which are the output matrix too."""
     ids, labels, noisy = (pad_sequence(column, batch_first=True, padding_value=value)
                           for column, value in zip(zip(*chats), (-1, IGNORE, False)))
     embeds = llm.embed_tokens(ids.clamp(min=0))
     level = 0.5 * torch.rand(len(chats), 1, 1, generator=generator) * embeds.detach().std()
     embeds = embeds + level * noisy[..., None] * torch.randn(embeds.shape, generator=generator)
-    states = llm(embeds=embeds, mask=ids >= 0)
+    states = llm(embeds=embeds)                 # rows are padded on the right, where a causal model cannot look
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
     supervised = targets != IGNORE
     logits, targets = F.linear(states[supervised], llm.embed_tokens.weight), targets[supervised]
@@ -141,41 +146,41 @@ def reply_loss(llm: Qwen3, chats: list, generator: torch.Generator) -> tuple:
 
 
 INIT = 0.06            # spread of the untrained weights: with Qwen3's 0.02 so narrow a model starts to learn later
-# How often a sample's task is drawn. Reading aloud and the face are other parts' work, but their prompts are read here.
+# How often a sample is of each task. Reading aloud and the face are other parts' work, but their prompts are read here.
 TASK_SHARES = {"qa": 0.45, "asr": 0.3, "chat": 0.15, "tts": 0.1}
 
 
 def shares(kinds: list, wanted: dict) -> np.ndarray:
-    """How likely each sample is drawn, given its kind, such that the kinds that are there have their wanted shares.
+    """The probability of each sample, given its kind, such that the kinds that are there have their wanted shares.
     Raises ValueError where no sample is of a wanted kind."""
     counts = Counter(kinds)
-    drawn = np.array([wanted.get(kind, 0) / counts[kind] for kind in kinds])
-    if not drawn.sum():
+    likely = np.array([wanted.get(kind, 0) / counts[kind] for kind in kinds])
+    if not likely.sum():
         raise ValueError(f"nothing to learn from: expected samples of {', '.join(wanted)}, found {dict(counts)}; "
                          "make the data with `prepare.py demo`")
-    return drawn / drawn.sum()
+    return likely / likely.sum()
 
 
 def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 600, batch: int = 48, rate: float = 4e-3,
               seed: int = 0) -> None:
-    """Teach the language model the domain's text, in folder/llm's vocabulary: to answer, and to repeat what it is told.
+    """Teach the language model the domain's text, in folder/llm's vocabulary: to answer, and to repeat what it reads.
 
-    Where a sample has sound, the model reads what perfect ears would hand on: stage I can then teach the projector to
-    be such ears with the language model frozen. Also writes folder/generator."""
+    Where a sample has sound, the model reads what a perfect encoder and projector would give (`spoken_tokens`): stage I
+    can then teach that to the projector with the language model frozen. Also writes folder/generator."""
     out = Path(folder) / "llm"
     if (out / "model.safetensors").exists():
         return
     tokenizer = Tokenizer.from_pretrained(out)
     llm = untrained(config.llm, INIT, seed)
-    frames = config.speech_encoder.max_source_positions // config.projector_stride
-    frame_rate = MEL_RATE / 2 / config.projector_stride
-    drawn = torch.from_numpy(shares([row["task"] for row in split.rows], TASK_SHARES))
+    most = config.speech_encoder.max_source_positions // config.projector_stride
+    speech_rate = MEL_RATE / 2 / config.projector_stride
+    likely = torch.from_numpy(shares([row["task"] for row in split.rows], TASK_SHARES))
     words = {tuple(row["audio"]): row["words"] for row in split.rows if {"audio", "words"} <= row.keys()}
 
     def loss(step, generator):
-        picked = torch.multinomial(drawn, batch, replacement=True, generator=generator).tolist()
+        picked = torch.multinomial(likely, batch, replacement=True, generator=generator).tolist()
         rows = [split.rows[i] for i in picked]
-        chats = [conversation(row, words.get(tuple(row.get("audio", ()))), tokenizer, frames, frame_rate, generator)
+        chats = [conversation(row, words.get(tuple(row.get("audio", ()))), tokenizer, most, speech_rate, generator)
                  for row in rows]
         chats.sort(key=lambda chat: len(chat[0]))                   # the short half is not padded to the long one
         halves = [reply_loss(llm, half, generator) for half in (chats[:batch // 2], chats[batch // 2:])]
@@ -188,6 +193,7 @@ def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 600, batc
 
 
 def untrained(config: Qwen3Config, spread: float, seed: int) -> Qwen3:
+    """A Qwen3 with random weights of standard deviation `spread`."""
     torch.manual_seed(seed)
     model = Qwen3(config)
     model.init_weights(spread)
@@ -196,12 +202,12 @@ def untrained(config: Qwen3Config, spread: float, seed: int) -> Qwen3:
 
 def write_generator(config: ExOmniConfig, folder, seed: int = 0) -> None:
     """folder/generator: the untrained Qwen3 that the speech generator starts from."""
-    speaker = untrained(config.generator.llm, 0.02, seed)
-    write_part(Path(folder) / "generator", asdict(speaker.config), "model", speaker)
+    backbone = untrained(config.generator.llm, 0.02, seed)
+    write_part(Path(folder) / "generator", asdict(backbone.config), "model", backbone)
 
 
 def write_part(folder: Path, config: dict, prefix: str, module: nn.Module) -> None:
-    """A part as Hugging Face has it; the tensors come last, they say that it is done."""
+    """A part as Hugging Face has it. The tensors come last: the file says that the part is done."""
     weights.write_json(folder / "config.json", config)
     weights.write_tensors(folder / "model.safetensors", {f"{prefix}.{n}": t for n, t in module.state_dict().items()})
 
@@ -209,10 +215,10 @@ def write_part(folder: Path, config: dict, prefix: str, module: nn.Module) -> No
 # ---------------------------------------------------------------- the encoder
 
 
-class Listener(nn.Module):
-    """The encoder and the two heads that teach it: mel (B, n_mels, 2S) -> (B, S, phones), (B, S, words) logits.
+class EncoderWithHeads(nn.Module):
+    """The encoder and the two heads that teach it: mel (B, M, L) -> (B, L / 2, phones), (B, L / 2, words) logits.
 
-    S is at most the encoder's window: in training short clips are not padded to it, which would double the work."""
+    L is at most the encoder's window: in training short clips are not padded to it, which would double the work."""
 
     def __init__(self, config: WhisperConfig, phones: int, words: int):
         super().__init__()
@@ -234,16 +240,16 @@ class Listener(nn.Module):
         return self.phones(x), self.words(x)
 
 
-NEAR = (2, 1, 3)       # states that half of a layer's heads look away, layers in turn; the other half looks 3 times as far
+NEAR = (2, 1, 3)       # how many states away half of a layer's heads look, layers in turn; the others 3 times as far
 
 
 @torch.no_grad()
 def look_around(encoder: WhisperEncoder, sharpness: float = 2.0) -> None:
-    """Untrained heads look at a fixed distance, each at its own, half of them back: attention need not learn from nothing
-    what sinusoids are good for. The rest of the query and key weights is made fainter.
+    """Make untrained heads look at a fixed distance, each at its own, half of them back: attention then need not learn
+    from scratch what sinusoids are good for. The rest of the query and key weights is made fainter.
 
-    A turn of a sinusoid's (sine, cosine) by its angle times a distance is that sinusoid the distance away: so is the key
-    of each pair the query's, turned."""
+    A sinusoid's (sine, cosine), turned by its angle times a distance, is that sinusoid the distance away. So the key of
+    each pair is the query's, turned."""
     D, heads = encoder.config.d_model, encoder.config.encoder_attention_heads
     dim = D // heads
     frequencies = torch.exp(-math.log(10_000) * torch.arange(D // 2) / (D // 2 - 1))       # of `whisper.sinusoids`
@@ -269,7 +275,7 @@ def layer_matrices(module: nn.Module) -> list:
 
 
 def classes(split: Split, spoken: list) -> tuple:
-    """What the heads tell apart: (family, phone) -> class, word -> class, from 1 on. Class 0 is silence in both: "pau".
+    """The classes of the two heads: {(family, phone): class}, {word: class}, from 1 on; 0 is silence in both, "pau".
     Phones are classes of their own in each family: the synthesizers do not mean the same by a name."""
     rows = [split.rows[i] for i in spoken]
     phones = sorted({(row["family"], name) for row in rows for name, _, _ in row["phones"] if name != "pau"})
@@ -278,7 +284,7 @@ def classes(split: Split, spoken: list) -> tuple:
 
 
 def frame_labels(spans: list, frames: int) -> torch.Tensor:
-    """[(class, start, end)] in seconds -> (frames,) class of each mel frame, 0 where there is none."""
+    """[(class, start, end)] in seconds -> (L,) class of each mel frame, 0 where there is none. frames: L."""
     labels = torch.zeros(frames, dtype=torch.long)
     for n, start, end in spans:
         labels[round(start * MEL_RATE):round(end * MEL_RATE)] = n
@@ -293,7 +299,7 @@ def spliced(a: tuple, b: tuple, cuts: tuple) -> tuple:
 
 
 FAMILY_SHARES = {"espeak": 0.5, "flite": 0.5}
-POOL = 32              # batches whose clips are drawn together, sorted by length and dealt out
+POOL = 32              # batches whose clips are sampled together, sorted by length and dealt out
 
 
 def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5000, batch: int = 16, rate: float = 2e-3,
@@ -305,20 +311,20 @@ def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5000,
     out = Path(folder) / "encoder"
     if (out / "model.safetensors").exists():
         return
-    ears = config.speech_encoder
+    encoder = config.speech_encoder
     spoken = [i for i, row in enumerate(split.rows) if {"audio", "words", "phones"} <= row.keys()]
-    drawn = shares([split.rows[i]["family"] for i in spoken], FAMILY_SHARES)
+    likely = shares([split.rows[i]["family"] for i in spoken], FAMILY_SHARES)
     lengths = [split.rows[i]["audio"][1] for i in spoken]
     phones, words = classes(split, spoken)
     torch.manual_seed(seed)
-    listener, clips = Listener(ears, 1 + len(phones), 1 + len(words)), {}
+    model, clips = EncoderWithHeads(encoder, 1 + len(phones), 1 + len(words)), {}
 
     def clip(i) -> tuple:
-        """(mel, phones, words) of a sample, cut to the window."""
+        """mel (M, L), phones (L,), words (L,) of a sample, cut to the window."""
         if i not in clips:
             row = split[spoken[i]]
-            frames = min(len(row["audio"]) // HOP // 2 * 2, ears.n_frames)
-            mel = log_mel(torch.from_numpy(row["audio"]), ears.num_mel_bins, frames)
+            frames = min(len(row["audio"]) // HOP // 2 * 2, encoder.n_frames)
+            mel = log_mel(torch.from_numpy(row["audio"]), encoder.num_mel_bins, frames)
             named = [(phones.get((row["family"], name), 0), start, end) for name, start, end in row["phones"]]
             said = [(words[word], start, end) for word, start, end in row["words"]]
             clips[i] = mel.half(), frame_labels(named, frames).short(), frame_labels(said, frames).short()
@@ -331,7 +337,7 @@ def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5000,
 
     def loss(step, generator):
         random, width = np.random.default_rng((seed, step // POOL)), min(1, step / (0.4 * steps))
-        pool = sorted(random.choice(len(spoken), POOL * batch, p=drawn), key=lambda i: lengths[i])
+        pool = sorted(random.choice(len(spoken), POOL * batch, p=likely), key=lambda i: lengths[i])
         first = random.permutation(POOL)[step % POOL] * batch
         picked = pool[first:first + batch]
         batch_clips = [clip(i) for i in picked]
@@ -344,14 +350,14 @@ def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5000,
         mel = torch.stack([F.pad(m.float(), (0, longest - m.shape[1]), value=float(m.min())) for m, *_ in batch_clips])
         labels = [torch.stack([F.pad(c[k], (0, longest - len(c[k]))) for c in batch_clips]) for k in (1, 2)]
         mel, labels = augment(mel, torch.stack(labels).long(), width, generator)
-        logits = listener(mel)
+        logits = model(mel)
         losses = [F.cross_entropy(x.flatten(0, 1), y.flatten()) for x, y in zip(logits, labels)]
         right = [((x.argmax(-1) == y) & (y > 0)).sum() / (y > 0).sum().clamp(min=1) for x, y in zip(logits, labels)]
         return losses[0] + 0.5 * losses[1], {"phones": losses[0], "words": losses[1], "phones_right": right[0],
                                              "words_right": right[1]}
 
-    fit("encoder", listener, loss, steps, rate, folder, warmup=50, seed=seed, matrices=layer_matrices(listener.encoder))
-    write_part(out, asdict(ears), "model.encoder", listener.encoder)
+    fit("encoder", model, loss, steps, rate, folder, warmup=50, seed=seed, matrices=layer_matrices(model.encoder))
+    write_part(out, asdict(encoder), "model.encoder", model.encoder)
 
 
 # ---------------------------------------------------------------- together

@@ -1,13 +1,14 @@
 """A rule-based face: the phones of a sentence and when they are said -> 52 ARKit weights, 30 frames per second.
 
-Spec face 6.2 to 6.5. What the mini model's face decoder learns from: each phone asks for a lip shape, neighbouring
-shapes blend by dominance (Cohen and Massaro 1993), what readers of lips need (closed lips in /p b m/, lip to teeth in
-/f v/, a narrow jaw in /s z/) is enforced afterwards, then blinks, brows and gaze are laid over it. Numpy only, the same
-every time.
+The mini model's face decoder learns from it (docs/spec/face.md 6.2 to 6.5). Each phone asks for a lip shape,
+neighbouring shapes blend by dominance (Cohen and Massaro 1993), what readers of lips need (closed lips in /p b m/, lip
+to teeth in /f v/, a narrow jaw in /s z/) is enforced afterwards, then blinks, brows and gaze are added. Numpy only, the
+same every time.
 
 In: phones as flite names them (ARPAbet in lower case, "pau" for a pause) with start and end in seconds. Its voiceless
 stops begin with their silent closure, as seen in its waveforms: p is silent for the first three fifths, then released.
-Shapes: F frames, P segments (a phone, or half a diphthong), K = 52 weights, order of arkit.ARKIT_NAMES, all in [0, 1].
+Shapes: T face frames, K = 52 weights in the order of arkit.ARKIT_NAMES, all in [0, 1]; P segments (a phone, or half a
+diphthong), C = len(SHAPES) of the weights, left and right being one.
 """
 import numpy as np
 
@@ -24,9 +25,10 @@ PHONES = {phone: (name,) for name, phones in CLASSES.items() for phone in phones
     "ay": ("aa", "I"), "aw": ("aa", "U"), "ow": ("O", "U"), "ey": ("E", "I"), "oy": ("O", "I"), "el": ("ax", "nn"),
     "en": ("ax", "nn")}
 
-# Targets (spec face 6.3), left and right alike. Silence keeps the lips sealed: mouthClose as much as jawOpen. The jaw
-# of open vowels stands a third above the spec's, because blending pulls short ones down (spec face 6.4, undershoot), and
-# closed lips are pressed more firmly (rolled, lower lip raised), because whoever learns from this undershoots as well.
+# Targets (docs/spec/face.md 6.3), left and right alike. Silence keeps the lips sealed: mouthClose as much as jawOpen.
+# The jaw of open vowels is a third wider than there, because blending pulls short ones down (6.4, undershoot), and
+# closed lips are pressed more firmly (rolled, lower lip raised), because a model that learns from this undershoots as
+# well.
 SHAPES = ("jawOpen", "mouthClose", "mouthFunnel", "mouthPucker", "mouthSmile", "mouthStretch", "mouthLowerDown",
           "mouthUpperUp", "mouthRollLower", "mouthRollUpper", "mouthPress", "mouthShrugLower", "tongueOut")
 TARGETS = {
@@ -52,7 +54,7 @@ TARGETS = {
     "ax":  (.22, 0,   0,   0,   0,   0,   .12, 0,   0,   0,   0,   0,   0),
     "er":  (.18, 0,   .25, .25, 0,   0,   0,   0,   0,   0,   0,   0,   0),
 }
-# Dominance (spec face 6.4): strength, reach in seconds, seconds by which the plateau begins early (rounding
+# Dominance (docs/spec/face.md 6.4): strength, reach in seconds, seconds by which the plateau begins early (rounding
 # anticipates).
 VOWEL = (1, .075, 0)
 DOMINANCE = {"sil": (1.5, .08, 0), "PP": (6, .045, 0), "FF": (4, .045, 0), "TH": (1.5, .05, 0), "DD": (.7, .045, 0),
@@ -71,11 +73,11 @@ SHORT_PAUSE, SHORT_PAUSE_ALPHA = .27, .2        # seconds: a shorter pause betwe
 
 
 def face_track(phones: list, frames: int, sound=None, rate: int = 16_000, seed: int = 0) -> np.ndarray:
-    """phones [(name, start, end), ...] seconds -> (F, 52) float32 for `frames` frames; frame t is shown at t / 30 s.
+    """phones [(name, start, end), ...] seconds -> (T, K) float32 for T = `frames`; frame t is shown at t / 30 s.
 
-    frames: face_decoder.frames_for_units of the speech's units, so that both clocks agree. sound (T,): its waveform;
-    without one every phone is said equally loud. seed: of blinks and gaze. Raises ValueError for a phone that flite
-    does not have, and where there is nothing to say.
+    frames: face_decoder.frames_for_units of the speech's units, so that both clocks agree. sound (samples,): its
+    waveform; without one every phone is said equally loud. seed: of blinks and gaze. Raises ValueError for a phone that
+    flite does not have, and where there is nothing to say.
     """
     if not len(phones) or frames < 1:
         raise ValueError(f"{len(phones)} phones in {frames} frames: a face needs at least one of each")
@@ -94,7 +96,7 @@ def face_track(phones: list, frames: int, sound=None, rate: int = 16_000, seed: 
 
 
 def put(track, name: str, values) -> None:
-    """Add `values` (F,) to a weight, or to its left and right."""
+    """Add `values` (T,) to a weight, or to its left and right."""
     for full in (name, name + "Left", name + "Right"):
         if full in ARKIT_NAMES:
             track[:, ARKIT_NAMES.index(full)] += values
@@ -120,20 +122,20 @@ def segments(phones: list) -> list:
 
 
 def relative_loudness(sound, rate: int, frames: int) -> np.ndarray:
-    """(F,) in [0, 1]: loudness smoothed over three frames, 1 = the 95th percentile of the clip."""
+    """(T,) in [0, 1]: loudness smoothed over three frames, 1 = the 95th percentile of the clip."""
     level = smooth(loudness(np.asarray(sound), rate, frames)[:, None])[:, 0]
     return (level / max(np.percentile(level, 95), 1e-6)).clip(0, 1)
 
 
 def smooth(values) -> np.ndarray:
-    """(F, C) -> each frame with a quarter of either neighbour."""
+    """(T, C) -> each frame with a quarter of either neighbour."""
     padded = np.pad(values, ((1, 1), (0, 0)), mode="edge")
     return .25 * padded[:-2] + .5 * padded[1:-1] + .25 * padded[2:]
 
 
 def blend(pieces: list, times, gain) -> np.ndarray:
-    """(F, 12): targets weighed by dominance alpha exp(-(distance / tau)^1.5), the distance to the middle half of a
-    segment; how far the mouth opens is then scaled by gain (F,)."""
+    """(T, C): targets weighed by dominance alpha exp(-(distance / tau)^1.5), the distance to the middle half of a
+    segment; how far the mouth opens is then scaled by gain (T,)."""
     names = [name for name, _, _ in pieces]
     start, end = np.array([(start, end) for _, start, end in pieces]).T
     alpha, tau, early = np.array([DOMINANCE.get(name, VOWEL) for name in names]).T
@@ -141,7 +143,7 @@ def blend(pieces: list, times, gain) -> np.ndarray:
     short = inside & (np.array(names) == "sil") & (end - start < SHORT_PAUSE)
     alpha = np.where(short, SHORT_PAUSE_ALPHA, alpha)
     first, last = start + (end - start) / 4 - early, end - (end - start) / 4
-    distance = np.maximum(first - times[:, None], times[:, None] - last).clip(min=0)         # (F, P)
+    distance = np.maximum(first - times[:, None], times[:, None] - last).clip(min=0)         # (T, P)
     weight = alpha * np.exp(-(distance / tau) ** 1.5) + 1e-9
     targets = np.array([TARGETS[name] for name in names])
     lips = weight @ targets / weight.sum(1, keepdims=True)
@@ -178,10 +180,10 @@ def constrain(lips, pieces: list) -> np.ndarray:
     return lips
 
 
-# --- what does not depend on the words (spec face 6.5) ----------------------------------------------------------------
+# ---- what does not depend on the words (docs/spec/face.md 6.5) ----------------------------------------------------
 
 def hump(times, start: float, rise: float, hold: float, fall: float) -> np.ndarray:
-    """0, up within `rise` seconds from `start`, 1 for `hold`, down within `fall`: raised cosines at times (F,)."""
+    """0, up within `rise` seconds from `start`, 1 for `hold`, down within `fall`: raised cosines at times (T,)."""
     up, down = ((times - start) / rise).clip(0, 1), ((times - start - rise - hold) / fall).clip(0, 1)
     return (np.cos(np.pi * down) - np.cos(np.pi * up)) / 2
 

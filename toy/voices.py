@@ -1,9 +1,11 @@
 """Synthetic voices that speak a text and say when: espeak-ng (robotic, many) and flite (natural, few).
 
-Only `prepare.py demo` and `pretrain.py` need them. Both are optional and are looked for when first used: `pip install
+Only `prepare.py demo` needs them. Both are optional and are looked for when first used: `pip install
 espeakng-loader` (GPL-3, called through its C interface) and the program `flite` (Debian package of that name,
 BSD-like). A clip is 16 kHz mono with the spans of its words and phones in seconds. Phones are named as their
 synthesizer does: espeak-ng's mnemonics without stress marks, flite's ARPAbet in lower case; a pause is "pau" in both.
+
+A waveform has shape (samples,).
 """
 import _ctypes
 import ctypes
@@ -24,7 +26,7 @@ from toy.domain import spoken
 
 RATE = 16_000
 ANSWER_VOICE = "rms"                                            # flite: it answers, and asks too
-NATURAL = ("awb", "rms", "kal16", "kal")                        # flite, heard in training; drawn in these shares
+NATURAL = ("awb", "rms", "kal16", "kal")                        # flite, in training in these shares
 NATURAL_SHARES = (0.35, 0.3, 0.25, 0.1)
 HELD_NATURAL = ("slt",)
 ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029")
@@ -35,7 +37,7 @@ HELD_VARIANTS = ("m8", "f4", "klatt2", "Andrea", "Michael", "Alicia")
 
 
 class Clip(NamedTuple):
-    audio: np.ndarray       # (T,) float32 at 16 kHz
+    audio: np.ndarray       # (samples,) float32 at 16 kHz
     words: list             # [(word, start, end), ...] seconds, in order
     phones: list            # [(name, start, end), ...] seconds, without gaps
 
@@ -46,7 +48,7 @@ class Clip(NamedTuple):
         return Clip(np.concatenate([np.zeros(first, np.float32), self.audio]), *moved)
 
 
-# --- espeak-ng: spec face 6.1 -----------------------------------------------------------------------------------------
+# ---- espeak-ng: docs/spec/face.md 6.1 -----------------------------------------------------------------------------
 
 class Event(ctypes.Structure):
     """espeak_EVENT. The name of a phone lies in `name` itself, up to 8 bytes, not always with a zero after them."""
@@ -59,7 +61,7 @@ END, WORD, PHONE = 0, 1, 7                                      # espeak_EVENT_T
 SYNCHRONOUS, PHONE_EVENTS = 2, 1
 RATE_WPM, PITCH, PITCH_RANGE = 1, 3, 4                          # espeak_PARAMETER
 Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event))
-# Their event is the release; the silent closure lies before it (spec face 6.1).
+# Their event is the release; the silent closure lies before it (docs/spec/face.md 6.1).
 RELEASED = ("p", "t", "k", "tS", "t2")
 CLOSURE = 0.04
 
@@ -87,7 +89,7 @@ def espeak_library():
 def espeak(text: str, voice: str = "en-us", wpm: int = 165, pitch: int = 50, pitch_range: int = 50) -> Clip:
     """voice: an accent, or accent+variant such as "en-us+f2"; pitch and its range 0 to 100. Not for several threads.
     Raises ValueError for an unknown voice, OSError without the library."""
-    sound, heard = [], []
+    sound, reported = [], []
 
     @Callback
     def collect(samples, count, events):
@@ -97,7 +99,8 @@ def espeak(text: str, voice: str = "en-us", wpm: int = 165, pitch: int = 50, pit
         while events[n].type != END:
             event = events[n]
             if event.type in (WORD, PHONE):
-                heard.append((event.type, event.text_position - 1, event.sample, bytes(event.name).partition(b"\0")[0]))
+                name = bytes(event.name).partition(b"\0")[0]
+                reported.append((event.type, event.text_position - 1, event.sample, name))
             n += 1
         return 0
 
@@ -111,13 +114,13 @@ def espeak(text: str, voice: str = "en-us", wpm: int = 165, pitch: int = 50, pit
         library.espeak_Synth(data, len(data) + 1, 0, 1, 0, 1, None, None)
     audio = np.concatenate(sound).astype(np.float32) / 32768
     seconds = len(audio) / rate
-    names = [name.decode().lstrip("',") for kind, _, _, name in heard if kind == PHONE]
-    starts = [sample / rate for kind, _, sample, _ in heard if kind == PHONE]
+    names = [name.decode().lstrip("',") for kind, _, _, name in reported if kind == PHONE]
+    starts = [sample / rate for kind, _, sample, _ in reported if kind == PHONE]
     for n in range(1, len(names)):
         if names[n] in RELEASED:
             starts[n] = max(starts[n] - CLOSURE, (starts[n - 1] + starts[n]) / 2)
     phones = spans(["pau" if name.startswith("_") else name for name in names], starts, seconds)
-    words = espeak_words(text, [(position, sample / rate) for kind, position, sample, _ in heard if kind == WORD],
+    words = espeak_words(text, [(position, sample / rate) for kind, position, sample, _ in reported if kind == WORD],
                          [start for name, start, _ in phones if name == "pau"] + [seconds])
     return Clip(soxr.resample(audio, rate, RATE), words, phones)
 
@@ -149,7 +152,7 @@ def espeak_words(text: str, events: list, pauses: list) -> list:
     return found
 
 
-# --- flite ------------------------------------------------------------------------------------------------------------
+# ---- flite --------------------------------------------------------------------------------------------------------
 
 def run_flite(*arguments) -> str:
     """What flite prints. Raises OSError where it is not installed or fails."""
@@ -229,10 +232,11 @@ def word_spans(words: list, expected: list, phones: list) -> list:
     return [(word, *found[n]) for n, word in enumerate(words) if n in found]
 
 
-# --- how a clip is spoken, and what happens to it on the way ----------------------------------------------------------
+# ---- how a clip is spoken, and what happens to it on the way ------------------------------------------------------
 
-def draw(family: str, random: np.random.Generator, held: bool = False) -> dict:
-    """Who says it and how, for `speak`: family espeak or flite; held: one of the voices that training never hears."""
+def sample_voice(family: str, random: np.random.Generator, held: bool = False) -> dict:
+    """Who says it and how, at random, as arguments of `speak`. family: espeak or flite; held: one of the voices that
+    training never hears."""
     if family == "espeak":
         accents = ACCENTS + HELD_ACCENTS if held else ACCENTS
         voice = f"{random.choice(accents)}+{random.choice(HELD_VARIANTS if held else VARIANTS)}"
@@ -248,12 +252,14 @@ def draw(family: str, random: np.random.Generator, held: bool = False) -> dict:
 
 
 def speak(text: str, family: str, **how) -> Clip:
+    """The text, spoken by `espeak` or `flite` with their arguments `how`."""
     return {"espeak": espeak, "flite": flite}[family](text, **how)
 
 
 def augment(audio, random: np.random.Generator) -> np.ndarray:
-    """A clip (T,) as a microphone in a room may hear it, as long as before: for 2 in 5 an echo, for half a hiss 12 to
-    35 dB below the voice, always a gain of -6 to 6 dB. The direct sound stays where it is, so that spans still hold."""
+    """A waveform (samples,) as a microphone in a room may record it, as long as before: for 2 in 5 an echo, for half a
+    hiss 12 to 35 dB below the voice, always a gain of -6 to 6 dB. The direct sound stays where it is, so that spans
+    still hold."""
     audio = np.asarray(audio, np.float32)
     if random.random() < 0.4:
         audio = echo(audio, random)
@@ -268,7 +274,7 @@ def augment(audio, random: np.random.Generator) -> np.ndarray:
 
 
 def echo(audio, random: np.random.Generator) -> np.ndarray:
-    """audio (T,) in a small room: noise that dies away by 60 dB in 0.1 to 0.4 s follows the direct sound."""
+    """audio (samples,) in a small room: noise that dies away by 60 dB in 0.1 to 0.4 s follows the direct sound."""
     seconds = random.uniform(0.1, 0.4)
     t = np.arange(round(seconds * RATE)) / RATE
     response = random.standard_normal(len(t)) * 10 ** (-3 * t / seconds) * (t > random.uniform(0.002, 0.01))

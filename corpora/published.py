@@ -1,0 +1,222 @@
+"""Published weights to one checkpoint directory: Qwen3, Whisper and GLM-4-Voice, or the official Ex-Omni release.
+
+The layout is the release's (docs/spec/ex_omni.md 7), with speech_tokenizer/ and speech_decoder/ in it;
+`ExOmni.from_pretrained` opens it. Every tensor is accounted for. What no published model holds (projector, generator
+parts, face decoder) starts from random weights: `train.py` is for that.
+"""
+import re
+import shutil
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import weights
+from corpora.glm4_voice import convert_decoder, convert_tokenizer
+from corpora.tally import Tally
+from checkpoint import TOKENIZER_FILES, ExOmniConfig, official_name, our_name, preset, write_checkpoint
+from model import ExOmni
+from qwen3 import Qwen3Config
+from tokenizer import Tokenizer
+from whisper import WhisperConfig
+
+# Where the parts come from unless the command line says otherwise: Hugging Face repositories.
+LLMS = {"qwen3-0.6b": "Qwen/Qwen3-0.6B", "qwen3-1.7b": "Qwen/Qwen3-1.7B", "qwen3-4b": "Qwen/Qwen3-4B",
+        "qwen3-8b": "Qwen/Qwen3-8B"}
+SOURCES = {"speech_encoder": "openai/whisper-large-v3", "speech_generator": "Qwen/Qwen3-0.6B",
+           "speech_tokenizer": "THUDM/glm-4-voice-tokenizer", "speech_decoder": "THUDM/glm-4-voice-decoder"}
+# What is fetched of a repository. Whisper's also has the same weights in other types and frameworks.
+WANTED = ["*.json", "merges.txt", "*.tiktoken", "model.safetensors", "model-*.safetensors", "config.yaml", "*.pt"]
+
+
+def convert_published(out: Path, args, tally: Tally) -> None:
+    """Write a checkpoint to the empty directory `out` from published parts, or from the official release.
+
+    args: the command line of `prepare.py weights`: preset, llm, release, the parts of SOURCES, dtype, seed. Raises
+    ValueError or OSError."""
+    names = {part: getattr(args, part) for part in SOURCES}
+    if args.release is None:
+        if args.llm is None and args.preset not in LLMS:
+            raise ValueError(f"preset {args.preset!r} has no language model to fetch: give --llm")
+        names = {"llm": args.llm or LLMS[args.preset]} | names
+    else:
+        names = {"release": args.release} | names
+    for part, source in names.items():
+        print(f"{part:<18}{source}")
+    text = fetch(names.get("llm") or args.release)
+    decoder, tokenizer = fetch(args.speech_decoder), fetch(args.speech_tokenizer)
+    if args.release is None:
+        encoder, generator = fetch(args.speech_encoder), fetch(args.speech_generator)
+    known = convert_decoder(decoder, out / "speech_decoder", tally)
+    units = convert_tokenizer(tokenizer, out / "speech_tokenizer", tally)
+    if args.release is None:
+        config = published_config(preset(args.preset), text, encoder, generator, units)
+        sources = [(text, ("llm.", "lm_head."), lambda name: llm_name(name, config.llm.tie_word_embeddings)),
+                   (encoder, ("speech_encoder.",), encoder_name),
+                   (generator, ("speech_generator.llm.",), backbone_name)]
+    else:
+        config = release_config(text, args.speech_encoder, args.speech_generator)
+        sources = [(text, ("",), lambda name: our_name(name, config.llm.tie_word_embeddings))]
+    if not units <= config.generator.unit_vocab <= known:
+        raise ValueError(f"the speech tokenizer has {units} units, the generator {config.generator.unit_vocab}, the "
+                         f"speech decoder {known}: these do not belong together")
+    config = replace(config, dtype=args.dtype or config.dtype)
+    print(f"{'dtype':<18}{config.dtype}\n{'seed':<18}{args.seed}")
+    copy_tokenizer(text, out, config.llm.vocab_size)
+    convert(out, config, sources, args.seed, tally)
+
+
+# ---- name maps: a file's tensor name -> our parameter name, None for what is dropped on purpose. A name that no
+# ---- parameter has is reported as left over. The official release's is checkpoint.our_name.
+
+def llm_name(name: str, tied: bool) -> str | None:
+    """Hugging Face's Qwen3. Files of a tied model may hold the output matrix a second time."""
+    if name == "lm_head.weight":
+        return None if tied else name
+    return "llm." + name.removeprefix("model.")
+
+
+def encoder_name(name: str) -> str | None:
+    """Whisper, with its output layer (`model.encoder.`) or without (`encoder.`); the decoder is not needed."""
+    name = name.removeprefix("model.")
+    return None if name.startswith(("decoder.", "proj_out.")) else "speech_encoder." + name.removeprefix("encoder.")
+
+
+def backbone_name(name: str) -> str | None:
+    """The Qwen3 that the speech generator starts from; units have an output matrix of their own."""
+    return None if name == "lm_head.weight" else "speech_generator.llm." + name.removeprefix("model.")
+
+
+# ---- sources ------------------------------------------------------------------------------------------------------
+
+def fetch(source: str, wanted=WANTED) -> Path:
+    """A local directory as it is, or else a Hugging Face repository, downloaded into the hub's cache: what was
+    fetched before, even in part, is not fetched again. Raises OSError with a hint where neither can be had."""
+    if Path(source).is_dir():
+        return Path(source)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise FileNotFoundError(f"{source} is not a directory here, nor is it named like a repository, owner/name")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise OSError(f"{source} is not a directory here: `pip install huggingface_hub` to download it") from None
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(wanted)))
+    except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise OSError(f"{source} is not a directory here and could not be downloaded ({reason}): give a local "
+                      "directory, or run again to resume") from None
+
+
+def tensor_files(directory: Path) -> list:
+    """The safetensors files of a checkpoint, as Hugging Face names them. Raises FileNotFoundError."""
+    whole = directory / "model.safetensors"
+    files = [whole] if whole.is_file() else sorted(directory.glob("model-*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{directory} has no model.safetensors nor model-*.safetensors: fetch it again")
+    return files
+
+
+def published_config(base: ExOmniConfig, llm: Path, encoder: Path, generator: Path, units: int) -> ExOmniConfig:
+    """The preset's own parts around the geometry of the published ones. Raises ValueError where they do not fit."""
+    values, encoder_values = weights.read_json(llm / "config.json"), weights.read_json(encoder / "config.json")
+    missing = [f.name for f in fields(WhisperConfig) if f.name not in encoder_values]
+    if missing:
+        raise ValueError(f"{encoder / 'config.json'} is not a Whisper config: missing {', '.join(missing)}")
+    text = Qwen3Config.from_dict(values, str(llm / "config.json"))
+    backbone = Qwen3Config.from_dict(weights.read_json(generator / "config.json"), str(generator / "config.json"))
+    if text.vocab_size != backbone.vocab_size:
+        raise ValueError(f"{llm} has {text.vocab_size} token ids, the speech generator's {generator} has "
+                         f"{backbone.vocab_size}: expected the same, it reads the language model's ids")
+    path = llm / "generation_config.json"
+    generation = weights.read_json(path) if path.is_file() else {}
+    stop = generation.get("eos_token_id", values.get("eos_token_id"))
+    stop = base.stop_ids if stop is None else tuple(stop) if isinstance(stop, list) else (stop,)
+    return replace(
+        base, llm=text,
+        speech_encoder=WhisperConfig(**{f.name: encoder_values[f.name] for f in fields(WhisperConfig)}),
+        generator=replace(base.generator, llm=backbone, unit_vocab=units),
+        face=replace(base.face, state_dim=backbone.hidden_size, unit_vocab=units),
+        stop_ids=stop, top_p=generation.get("top_p") or 1.0,
+        dtype=values.get("torch_dtype") or values.get("dtype") or "float32")
+
+
+def release_config(release: Path, encoder: str, generator: str) -> ExOmniConfig:
+    """The official config.json. It names directories for the geometry of Whisper and of the generator's backbone; where
+    they did not come along, `encoder` and `generator` give it."""
+    values, given = weights.read_json(release / "config.json"), {}
+    for ours, named, source in (("speech_encoder_config", "pretrain_speech_encoder_weights", encoder),
+                                ("speech_generator_config", "pretrain_speech_generator_weights", generator)):
+        if ours not in values and not (release / str(values.get(named)) / "config.json").is_file():
+            given[ours] = weights.read_json(fetch(source, ["config.json"]) / "config.json")
+    return ExOmniConfig.from_dir(release, given)
+
+
+def copy_tokenizer(source: Path, out: Path, vocab: int) -> None:
+    """Copy the text tokenizer's files; print a note where there are none. vocab: how many ids the language model has.
+    Raises ValueError where the tokenizer has more."""
+    files = [path for name in (*TOKENIZER_FILES, "*.tiktoken") for path in source.glob(name)]
+    if not files:
+        print(f"note: {source} has no tokenizer files, the checkpoint will take token ids only")
+        return
+    size = Tokenizer.from_pretrained(source).n_vocab
+    if size > vocab:
+        raise ValueError(f"the tokenizer in {source} has {size} ids, its model {vocab}: these do not belong together")
+    for path in files:
+        shutil.copy(path, out)
+
+
+# ---- the model ----------------------------------------------------------------------------------------------------
+
+def convert(out: Path, config: ExOmniConfig, sources: list, seed: int, tally: Tally) -> None:
+    """Write config.json and the model's tensors, shard by shard: one shard is all that memory holds of them.
+
+    sources: (directory, prefixes of the parameters it gives, name map). Parameters of no source are initialised.
+    Raises ValueError, before anything is written, for tensors that are missing, left over or of another shape.
+    """
+    dtype = getattr(torch, config.dtype)
+    with weights.shapes_only():
+        target = ExOmni(config).to(dtype).state_dict()
+    origin = {}                                             # our name -> (file, name in the file)
+    for directory, prefixes, rename in sources:
+        part = {name: t for name, t in target.items() if name.startswith(prefixes)}
+        found = {path: weights.shapes(path) for path in tensor_files(directory)}
+        matched, dropped = weights.plan(part, found, rename, str(directory))
+        origin |= {name: (path, stored) for path, names in matched.items() for stored, name in names.items()}
+        tally.ignored += dropped
+    missing = [name for name in target if name not in origin]
+    new = random_tensors(config, seed) if missing else {}
+    tally.loaded += len(origin)
+    tally.new |= {name: target[name].numel() for name in missing}
+
+    bar = tqdm(total=sum(target[name].nbytes for name in origin), unit="B", unit_scale=True, desc="converting",
+               disable=None)                                # no bar in a log file
+
+    def read(shard) -> dict:
+        """The tensors of one shard, by their official names."""
+        tensors = {official_name(name): new[name].to(dtype) for name in missing if official_name(name) in shard}
+        files = {}
+        for name, (path, stored) in origin.items():
+            if official_name(name) in shard:
+                files.setdefault(path, {})[stored] = official_name(name)
+        for path, names in files.items():
+            for stored, tensor in weights.stream(path, names):
+                tensors[names[stored]] = tensor.to(dtype, copy=True)
+                bar.update(tensors[names[stored]].nbytes)
+        return tensors
+
+    with bar:
+        write_checkpoint(out, config, {official_name(name): tensor for name, tensor in target.items()}, read)
+
+
+def random_tensors(config: ExOmniConfig, seed: int) -> dict:
+    """{our name: random tensor} of what no published model holds, from a model whose backbones have no layers."""
+    def without_layers(llm):
+        return replace(llm, num_hidden_layers=0, vocab_size=1)
+
+    torch.manual_seed(seed)
+    generator = replace(config.generator, llm=without_layers(config.generator.llm))
+    encoder = replace(config.speech_encoder, encoder_layers=0)
+    model = ExOmni(replace(config, llm=without_layers(config.llm), generator=generator, speech_encoder=encoder))
+    return model.state_dict()

@@ -1,0 +1,195 @@
+"""One question through the whole model, file by file: prints the shapes, and a number or two, at every step.
+
+    python docs/walkthrough.py                     # docs/walkthrough.md explains each line; seconds on a CPU
+    python docs/walkthrough.py --checkpoint DIR    # another checkpoint of the mini model's size
+    python docs/walkthrough.py exercises OUT       # what the exercises at its end start from: data and a checkpoint
+    python docs/walkthrough.py measure OUT DIR ... # faces of checkpoints that were trained on that data
+
+Figures are rounded so that another CPU prints the same. The order is that of `ExOmni.generate`, whose lines are taken
+apart here; the last part is `ExOmni.forward`, the losses.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))                                   # run as a script: the street lies one floor up
+
+import torch
+
+import weights
+from cli import one_line_errors
+from data import Writer, collate
+from decode import GREEDY, TextSampler
+from face.arkit import ARKIT_NAMES
+from face.head import make_head
+from face.measure import held_out_faces
+from face_decoder import FaceDecoder, face_loss, frames_for_units, stretch
+from model import ExOmni
+from tokenizer import with_system
+from toy.answers import UNITS_OF, read_answers
+from whisper import load_audio, windows
+
+QUESTION = ROOT / "mini" / "questions" / "capital.wav"
+FRANCE, PARIS = 44, 56                                          # frames of the answer: an open vowel, closed lips
+
+
+def say(where: str, text: str) -> None:
+    """One line: the file whose turn it is, and what there is now."""
+    print(f"{where:<20} {text}")
+
+
+def shape(tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def remember(module) -> list:
+    """A list that receives what `module` returns, each time it is called."""
+    outputs = []
+    module.register_forward_hook(lambda _, __, output: outputs.append(output))
+    return outputs
+
+
+@torch.no_grad()
+def answer(model) -> tuple:
+    """Sound in; text, units, face and sound out. Returns units (U,) and face (T, K)."""
+    # ---- what was heard
+    sound = load_audio(QUESTION)
+    mel = windows(sound, model.config.speech_encoder)
+    states = model.speech_encoder(mel)
+    rows = model.speech_projector(states)
+    say("whisper.py", f"sound {shape(sound)}, {len(sound) / 16_000:.2f} s at 16 kHz")
+    say("", f"log-mel (W, M, L) {shape(mel)}: {len(mel)} window of {mel.shape[2] / 100:.2f} s, values {mel.min():.1f} "
+            f"to {mel.max():.1f}")
+    say("", f"encoder states (W, L / 2, D) {shape(states)}")
+    say("model.py", f"projector: speech rows (W, S, D) {shape(rows)}, one every 100 ms")
+
+    # ---- among the prompt
+    chat = with_system([{"role": "user", "content": [{"type": "speech"}]}])
+    ids, mask, clips = model.prompts([chat], [sound])
+    embeds, _, lengths = model.splice(ids, mask, None, model.encode_clips(clips))
+    say("tokenizer.py", f"prompt ids (B, N) {shape(ids)}; number {ids[0].tolist().index(-300)} is -300, the clip")
+    say("model.py", f"spliced embeddings (B, N - 1 + S, D) {shape(embeds)}")
+
+    # ---- the reply
+    logits = model.logits(model.llm(embeds=embeds)[0, -1])
+    likeliest = int(logits.argmax())
+    say("qwen3.py", f"logits of the last position (V,) {shape(logits)}: {model.tokenizer.decode([likeliest])!r} has "
+                    f"probability {logits.softmax(-1)[likeliest]:.2f}")
+    text = model.write_text(embeds, lengths, 64, TextSampler())
+    context, context_mask, spoken = model.reply_of(text)
+    reply = text.emitted()[0][0].tolist()
+    say("decode.py", f"reply, {len(reply)} ids: {' '.join(repr(model.tokenizer.decode([i], False)) for i in reply)}")
+    say("model.py", f"states that predicted them (B, N, D) {shape(context)}; to be spoken (B, N) {shape(spoken)}")
+
+    # ---- how it sounds
+    generator = model.speech_generator
+    gates = remember(generator.tqgf.layers[0][0].gate_proj)
+    out = generator.generate(context, context_mask, spoken, GREEDY)
+    units, states = out.emitted()[0][0], out.emitted()[1][0]
+    gate = gates[0].sigmoid()
+    say("speech_generator.py", f"TQGF: {spoken.shape[1]} tokens ask {4 * context.shape[1]} context vectors, 4 of each "
+                               "state")
+    say("", f"its gates (B, N, H d) {shape(gate)}: mean {gate.mean():.2f}, from {gate.min():.1f} to {gate.max():.1f}")
+    say("", f"units (U,) {shape(units)}, {len(units) / 12.5:.2f} s: {' '.join(map(str, units[:8].tolist()))} ...")
+    say("", f"states that predicted them and the end (U + 1, D) {shape(states)}")
+
+    # ---- how the face moves to it
+    decoder, frames = model.face_decoder, frames_for_units(len(units))
+    gates = remember(decoder.tqgf.layers[0][0].gate_proj)
+    embedded, fused = remember(decoder.speech_token_projection), remember(decoder.tqgf)
+    face, = model.animate([units], [states])
+    query = stretch(embedded[0], torch.tensor([len(units)]), torch.tensor([frames]))
+    gate = gates[0].sigmoid()
+    turned = decoder.rope(torch.ones(1, 26, decoder.config.dim))[0]
+    say("face_decoder.py", f"{len(units)} units last {frames} frames, {frames / 30:.2f} s")
+    say("", f"queries (B, T, D) {shape(query)} ask {len(states)} states")
+    say("", f"its gates (B, T, H d) {shape(gate)}: mean {gate.mean():.2f}, from {gate.min():.1f} to {gate.max():.1f}")
+    say("", f"RoPE turns frame 25 like frame 0: {torch.equal(turned[25], turned[0])}; like frame 24: "
+            f"{torch.equal(turned[25], turned[24])}")
+    gap = face[:, ARKIT_NAMES.index("jawOpen")] - face[:, ARKIT_NAMES.index("mouthClose")]
+    say("", f"face (T, K) {shape(face)}; lip gap, jawOpen - mouthClose: {abs(gap[FRANCE]):.1f} at the a of France "
+            f"(frame {FRANCE}), {abs(gap[PARIS]):.1f} at the P of Paris (frame {PARIS})")
+
+    # ---- sound out
+    mel = model.speech_decoder.mel(units)
+    waveform = model.speech_decoder.waveform(mel)
+    say("flow.py", f"log-mel (M, L) {shape(mel)}, {mel.shape[1] / len(units):.2f} frames a unit, 10 steps from noise")
+    say("hift.py", f"sound {shape(waveform)}, {len(waveform) / 22_050:.2f} s at 22.05 kHz, RMS "
+                   f"{waveform.square().mean().sqrt():.2f}")
+    return units, face
+
+
+@torch.no_grad()
+def losses(model, units, face) -> None:
+    """The same question as a training sample: what `forward` makes of it, and how the answer compares."""
+    _, answers = read_answers(ROOT / "mini" / "data")
+    words = "The capital of France is Paris."
+    reference = answers[words]
+    sample = {"id": "q", "messages": [{"role": "user", "content": [{"type": "speech"}]}], "answer": words,
+              "audio": load_audio(QUESTION).numpy(), "units": reference["units"].astype("int64"),
+              "face": reference["face"]}
+    batch = collate([sample], model, ("text", "units", "face"))
+    for n, (name, tensor) in enumerate(batch.items()):
+        say("" if n else "data.py", f"batch: {name} {shape(tensor)}")
+    found = {name: float(value) for name, value in model(batch).items()}
+    say("model.py", f"text loss {found['text']:.2f}, units loss {found['units']:.2f}, face loss {found['face']:.4f}")
+    same = len(units) == len(reference["units"]) and int((units == torch.from_numpy(sample["units"])).sum())
+    say("", f"generated units equal to the reference's: {same} of {len(units)}")
+    still = torch.from_numpy(sample["face"])
+    still = face_loss(still.mean(0, keepdim=True).expand(1, *still.shape), still[None], torch.tensor([len(still)]))
+    say("", f"face loss of a face held still at its mean: {float(still):.4f}")
+
+
+def exercises(out: Path) -> None:
+    """Write out/data/{train,val,voice}, what the mini model's voice says as `face` samples, and out/start: the mini
+    checkpoint with a newly initialised face decoder. Then `train.py --stage 3` takes minutes."""
+    about, answers = read_answers(ROOT / "mini" / "data")
+    texts = sorted(answers)
+    splits = {"val": texts[::25], "train": [text for n, text in enumerate(texts) if n % 25], "voice": texts[::25]}
+    for split, some in splits.items():                              # voice: when each phone is said
+        with Writer(out / "data" / split) as writer:
+            for text in some:
+                row = {"id": text, "task": "face", "answer": text, "phones": answers[text]["phones"],
+                       "messages": [{"role": "user", "content": f"Read aloud: {text}"}]}
+                if text not in writer:
+                    writer.add(row, units=answers[text]["units"], face=answers[text]["face"])
+            writer.finish(**{key: about[key] for key in UNITS_OF})
+        print(f"wrote {out / 'data' / split}: {len(some)} samples")
+    model = ExOmni.from_pretrained(ROOT / "mini")
+    torch.manual_seed(0)
+    model.face_decoder = FaceDecoder(model.config.face)
+    model.save_pretrained(out / "start")
+    stages = weights.read_json(ROOT / "mini" / "stages.json")
+    weights.write_json(out / "start" / "stages.json", {stage: stages[stage] for stage in ("1", "2")})
+    print(f"wrote {out / 'start'}: the mini model, its face decoder as before stage III")
+
+
+def measure(out: Path, checkpoints: list) -> None:
+    """Print metrics of the checkpoints' faces on the answers of out/data/val, units and states given."""
+    figures = ("LVE, % (lve_l2)", "lips close in /p b m/", "jaw correlation", "velocity error, lips", "jitter")
+    print(" | ".join(("checkpoint", *figures)))
+    for directory in checkpoints:
+        found = held_out_faces(ExOmni.from_pretrained(directory), out / "data", make_head())
+        print(" | ".join((str(directory), *(f"{found['ours'][name]:.3f}" for name in figures))))
+
+
+def main(argv=None) -> None:
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("what", nargs="*", metavar="exercises OUT | measure OUT DIR ...", help="for the exercises")
+    p.add_argument("--checkpoint", default=ROOT / "mini", help="directory (default: mini)")
+    args = p.parse_args(argv)
+    with one_line_errors():
+        if args.what[:1] == ["exercises"] and len(args.what) == 2:
+            exercises(Path(args.what[1]))
+        elif args.what[:1] == ["measure"] and len(args.what) > 2:
+            measure(Path(args.what[1]), args.what[2:])
+        elif args.what:
+            p.error("expected nothing, or: exercises OUT, or: measure OUT DIR ...")
+        else:
+            model = ExOmni.from_pretrained(args.checkpoint)
+            losses(model, *answer(model))
+
+
+if __name__ == "__main__":
+    main()

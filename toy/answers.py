@@ -1,0 +1,134 @@
+"""What the answer voice says, apart from its sound: its units into a demo set, and all of it as one small file.
+
+    units = units_of("data/demo/voice", encode)         # text -> units, by a speech tokenizer
+    add_units("data/demo/train", units, 1024, name)     # into a finished split
+    ship_answers("data/demo", "mini/data")              # units, phones and faces -> mini/data/answers.xz
+    about, answers = read_answers("mini/data")          # and back: `prepare.py demo --answers mini/data`
+
+Shapes: U units (12.5 per second), T face frames (30 per second), K = 52 blendshape weights.
+"""
+import json
+import lzma
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import weights
+from data import Split, checksum
+from face_decoder import frames_for_units
+
+ANSWERS = "answers.xz"
+UNITS_OF = ("unit_vocab", "speech_tokenizer")       # what a manifest says of its units
+
+
+# ---- units into a demo set ----------------------------------------------------------------------------------------
+
+def units_of(voice, encode) -> dict:
+    """{text: units (U,)} of all that is said in the split `voice` (its directory).
+
+    encode: waveform (1280 U,) float32 at 16 kHz -> units (U,). Raises ValueError where the split has no sound."""
+    split = Split(voice)
+    if not len(split.arrays["audio"]):
+        raise ValueError(f"{voice} has no sound, it was made from --answers with the units of their speech tokenizer: "
+                         "other units need `prepare.py demo` with flite")
+    return {row["answer"]: np.asarray(encode(split[n]["audio"])) for n, row in
+            enumerate(tqdm(split.rows, desc="units", unit="clip", disable=None))}
+
+
+def add_units(directory, units: dict, unit_vocab: int, speech_tokenizer: str) -> int:
+    """Give a finished split the units of its answers, or replace them. Returns how many samples have units.
+
+    units: {answer: (U,) ids}, shared by all samples of an answer. unit_vocab: how many ids there are; speech_tokenizer:
+    the fingerprint of what made them; both are written into the manifest. Raises ValueError where an answer has no
+    units, or a number of them that does not match the frames of its face."""
+    directory, split = Path(directory), Split(directory)
+    where, arrays, start, rows = {}, [], 0, []          # where: answer -> [first, count] in the file of all units
+    for row in split.rows:
+        if "face" not in row:
+            rows.append(row)
+            continue
+        answer = row["answer"]
+        if answer not in where:
+            if answer not in units:
+                raise ValueError(f"{directory}: no units for {answer!r}: were they made from another demo set's voice?")
+            ids = np.asarray(units[answer])
+            frames = row["face"][1]
+            if frames_for_units(len(ids)) != frames or not 0 <= ids.min() <= ids.max() < unit_vocab:
+                raise ValueError(f"{directory}: {len(ids)} units from {ids.min()} to {ids.max()} for {answer!r}, "
+                                 f"expected ids below {unit_vocab} that last as long as its face, {frames} frames")
+            where[answer] = [start, len(ids)]
+            arrays.append(ids)
+            start += len(ids)
+        rows.append(row | {"units": where[answer]})
+    manifest = split.manifest | {"unit_vocab": unit_vocab, "speech_tokenizer": speech_tokenizer}
+    (directory / "manifest.json").unlink()              # unfinished until both files are whole
+    data = {"units.u16": np.concatenate([*arrays, np.zeros(0)]).astype("<u2").tobytes(),
+            "samples.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()}
+    for name, content in data.items():
+        with weights.replacing(directory / name) as temporary:
+            temporary.write_bytes(content)
+        manifest["files"][name] = {"bytes": len(content), "crc32": checksum(directory / name)}
+    weights.write_json(directory / "manifest.json", manifest)
+    return sum("units" in row for row in rows)
+
+
+# ---- answers as a file --------------------------------------------------------------------------------------------
+
+def ship_answers(data, folder) -> Path:
+    """Write all that the four stages need of the answer voice to folder/answers.xz: 1 MB for 1.7 h. data: a demo set
+    with units. Returns the file. Raises ValueError or FileNotFoundError where `data` is not such a set.
+
+    The file is one xz stream, which has a checksum of its own. It holds, one after the other:
+    - a json line {"format": 1, "answers": their number, seed, size, unit_vocab, speech_tokenizer};
+    - a json line per answer {"text", "units": how many, "phones": [[name, milliseconds], ...] from 0 without gaps};
+    - the units of all answers, 16 bits each, little endian;
+    - the blendshape weights of all frames, 8 bits each: round(255 w) less that of the frame before, modulo 256; first
+      all frames of the first of the K weights, then of the second, and so on.
+    An answer of U units has frames_for_units(U) frames."""
+    voice = Split(Path(data) / "voice", verify=True)
+    if any("units" not in row for row in voice.rows) or not {*UNITS_OF} <= voice.manifest.keys():
+        raise ValueError(f"{voice.directory} has no units to ship: run `python -m toy pretrain units` first")
+    lines = [{"format": 1, "answers": len(voice)} | {key: voice.manifest[key] for key in ("seed", "size", *UNITS_OF)}]
+    for row in voice.rows:
+        phones = [[name, round(1000 * end) - round(1000 * start)] for name, start, end in row["phones"]]
+        lines.append({"text": row["answer"], "units": row["units"][1], "phones": phones})
+    samples = [voice[n] for n in range(len(voice))]
+    units = np.concatenate([sample["units"] for sample in samples]).astype("<u2")
+    faces = np.round(255 * np.concatenate([sample["face"] for sample in samples])).astype(np.uint8)
+    steps = np.diff(faces.T, prepend=np.uint8(0))
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode() + units.tobytes() + steps.tobytes()
+    path = Path(folder) / ANSWERS
+    with weights.replacing(path) as temporary:
+        temporary.write_bytes(lzma.compress(content))
+    return path
+
+
+def read_answers(folder) -> tuple:
+    """What `ship_answers` wrote -> (its first line, {text: answer}). An answer is {"phones": [[name, start, end], ...]
+    in seconds, "units": (U,), "face": (T, K) float32 within 1/510 of what it was}. Raises FileNotFoundError, or
+    ValueError where the file is damaged."""
+    path = Path(folder) / ANSWERS
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: --answers is a directory with shipped answers, such as mini/data")
+    try:
+        first, *rest = lzma.decompress(path.read_bytes()).split(b"\n", 1)
+        about = json.loads(first)
+        if about["format"] != 1:
+            raise ValueError(f"format {about['format']}, expected 1")
+        *lines, numbers = rest[0].split(b"\n", about["answers"])
+    except (lzma.LZMAError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is truncated, damaged or something else ({error}): fetch it again") from None
+    rows = [json.loads(line) for line in lines]
+    units = np.cumsum([0, *(row["units"] for row in rows)])
+    frames = np.cumsum([0, *(frames_for_units(row["units"]) for row in rows)])
+    ids = np.frombuffer(numbers, "<u2", units[-1])
+    steps = np.frombuffer(numbers, np.uint8, offset=ids.nbytes).reshape(-1, frames[-1])
+    faces = np.cumsum(steps, axis=1, dtype=np.uint8).T
+    answers = {}
+    for n, row in enumerate(rows):
+        ends = np.cumsum([0, *(length for _, length in row["phones"])]).tolist()
+        spans = [[name, start / 1000, end / 1000] for (name, _), start, end in zip(row["phones"], ends, ends[1:])]
+        answers[row["text"]] = {"phones": spans, "units": ids[units[n]:units[n + 1]],
+                                "face": faces[frames[n]:frames[n + 1]] / np.float32(255)}
+    return about, answers

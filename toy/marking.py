@@ -1,0 +1,164 @@
+"""Asks a model the questions of the toy world and marks its answers: right if every letter is.
+
+Used by evaluate.py. A sample is what data.Split returns: a dict with "messages", "answer", "audio" (samples,) float32
+at 16 kHz or None, and what toy/demo.py noted about it: family of voices, phrasing, kind.
+"""
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data import Split
+from decode import TextSampler
+from tokenizer import with_system
+from toy.domain import spoken
+
+BATCH, SPEAKING_BATCH = 32, 8                                   # samples at once: text only, with speech and face
+
+# How clips are changed: (clip, random numbers) -> clip.
+CHANGES = {"half gain": lambda clip, _: clip / 2, "double gain": lambda clip, _: (2 * clip).clip(-1, 1),
+           "white noise at -30 dB": lambda clip, random: clip + 10 ** (-30 / 20) * np.sqrt(np.mean(clip ** 2))
+           * random.standard_normal(len(clip), np.float32)}
+ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen").split()
+TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
+
+
+# ---------------------------------------------------------------- asking
+
+def chats(samples: list) -> tuple:
+    """(conversations, clips) as `ExOmni.generate` takes them, with the prompt of training and sample.py."""
+    return ([with_system(sample["messages"]) for sample in samples],
+            [None if sample["audio"] is None else torch.from_numpy(sample["audio"]) for sample in samples])
+
+
+@torch.no_grad()
+def write_texts(model, samples: list, max_new_tokens: int) -> list:
+    """The model's replies as text, the likeliest, without speech."""
+    texts = []
+    for n in range(0, len(samples), BATCH):
+        ids, mask, clips = model.prompts(*chats(samples[n:n + BATCH]))
+        embeds, _, lengths = model.splice(ids, mask, None, model.encode_clips(clips))
+        reply = model.write_text(embeds, lengths, max_new_tokens, TextSampler())
+        texts += [model.read(row.tolist()) for row in reply.emitted()[0]]
+    return texts
+
+
+def speak(model, samples: list, max_new_tokens: int, seed: int) -> list:
+    """The model's replies with speech and face, `model.Answer`s, the text greedy; the same for the same seed."""
+    answers, short = [], len(samples) <= SPEAKING_BATCH
+    for n in tqdm(range(0, len(samples), SPEAKING_BATCH), desc="speaking", unit="batch", disable=short or None):
+        answers += model.generate(*chats(samples[n:n + SPEAKING_BATCH]), max_new_tokens=max_new_tokens,
+                                  generator=torch.Generator().manual_seed(seed))
+    return answers
+
+
+# ---------------------------------------------------------------- error rates
+
+def spell(n: int) -> str:
+    """A number below 1000 in words, digit by digit from there on."""
+    if n < 20:
+        return ONES[n]
+    if n < 100:
+        return TENS[n // 10] + (f" {ONES[n % 10]}" if n % 10 else "")
+    if n < 1000:
+        return f"{ONES[n // 100]} hundred" + (f" and {spell(n % 100)}" if n % 100 else "")
+    return " ".join(ONES[int(digit)] for digit in str(n))
+
+
+def words(text: str) -> list:
+    """The words of a text as they sound: lower case, numbers spelled, no punctuation."""
+    return spoken(re.sub(r"\d+", lambda number: f" {spell(int(number[0]))} ", text)).split()
+
+
+def load_jiwer():
+    """The package jiwer. Raises OSError where it is not installed."""
+    try:
+        import jiwer
+    except ImportError:
+        raise OSError("error rates need jiwer: `pip install jiwer`") from None
+    return jiwer
+
+
+def error_rate(pairs) -> float:
+    """[(reference, hypothesis), ...], sequences of words or units -> insertions, deletions and substitutions of all,
+    over the length of all references (word error rate, for words)."""
+    references, hypotheses = ([" ".join(map(str, sequence)) for sequence in side] for side in zip(*pairs))
+    return float(load_jiwer().wer(references, hypotheses))
+
+
+# ---------------------------------------------------------------- marks
+
+def share(flags) -> dict:
+    """Right answers among those asked."""
+    flags = list(flags)
+    return {"right": sum(flags), "asked": len(flags), "share": sum(flags) / len(flags) if flags else None}
+
+
+def by(marks: list, key: str) -> dict:
+    """`share` of the marks with each value of `key`."""
+    return {value: share(mark["right"] for mark in marks if mark[key] == value)
+            for value in sorted({mark[key] for mark in marks if mark.get(key) is not None})}
+
+
+def marked(write, samples: list) -> list:
+    """Each sample's question, what was expected, what came, and whether it is right. write: samples -> texts."""
+    return [{"id": s["id"], "kind": s.get("kind"), "family": s.get("family"), "phrasing": s.get("phrasing"),
+             "question": s.get("text"), "expected": s["answer"], "got": text, "right": text == s["answer"]}
+            for s, text in zip(samples, write(samples))]
+
+
+def questions(split: Split, task: str) -> list:
+    """The split's samples of a task; of `qa` only those asked aloud."""
+    return [split[i] for i, row in enumerate(split.rows) if row["task"] == task and (task != "qa" or "audio" in row)]
+
+
+def mark_split(write, split: Split, transcripts: bool) -> tuple:
+    """Shares right: asked aloud, in all and by family, phrasing and kind, and typed; then the marks of what was asked
+    aloud and of what was typed. transcripts: also exact transcriptions and their word error rate."""
+    aloud, typed = (marked(write, questions(split, task)) for task in ("qa", "chat"))
+    found = {"spoken": share(mark["right"] for mark in aloud),
+             **{key: by(aloud, key) for key in ("family", "phrasing", "kind")},
+             "typed": share(mark["right"] for mark in typed)}
+    if transcripts:
+        marks = marked(write, questions(split, "asr"))
+        pairs = [(words(mark["expected"]), words(mark["got"])) for mark in marks]
+        found |= {"transcribed": share(mark["right"] for mark in marks),
+                  "transcribed_wer": error_rate(pairs) if pairs else None}
+    return found, aloud, typed
+
+
+def mark_answers(write, data, seed: int, transcripts: bool) -> dict:
+    """Exact answers on val and every test-* split of `data`, asked aloud and typed; then one split with changed clips.
+    write: samples -> texts."""
+    names = ["val", *sorted(path.name for path in Path(data).glob("test-*"))]
+    splits, aloud, found = {name: Split(Path(data) / name) for name in names}, {}, {"splits": {}, "wrong": {}}
+    for name in tqdm(names, desc="answers", unit="split", disable=None):
+        found["splits"][name], aloud[name], typed = mark_split(write, splits[name], transcripts)
+        for where, marks in ((name, aloud[name]), (f"{name}, typed", typed)):
+            found["wrong"][where] = [mark for mark in marks if not mark["right"]]
+    name = "test-voices" if "test-voices" in names else "val"
+    found["changed"] = {"split": name, "clean": found["splits"][name]["spoken"]}
+    for change, make in CHANGES.items():
+        clips = [s | {"audio": make(s["audio"], np.random.default_rng([seed, n])).astype(np.float32)}
+                 for n, s in enumerate(questions(splits[name], "qa"))]
+        found["changed"][change] = share(mark["right"] for mark in marked(write, clips))
+    found["kinds"] = by([mark for name in names[1:] or names for mark in aloud[name]], "kind")
+    return found
+
+
+def answer_tables(found: dict) -> list:
+    """What `mark_answers` found as tables: (title, header, rows) of each."""
+    splits, changed = found["splits"], found["changed"]
+    columns = [(key, value) for key in ("family", "phrasing")
+               for value in sorted({v for split in splits.values() for v in split[key]})]
+    transcripts = [key for key in ("transcribed", "transcribed_wer") if key in splits["val"]]
+    return [("answers right, asked aloud: all, by family of voices, by phrasing; and typed",
+             ["all", *(value for _, value in columns), "typed", *transcripts],
+             [[name, split["spoken"], *(split[key].get(value) for key, value in columns), split["typed"],
+               *(split[key] for key in transcripts)] for name, split in splits.items()]),
+            (f"the same clips of {changed['split']}, changed", ["right"],
+             [[key, value] for key, value in changed.items() if key != "split"]),
+            ("by kind, test splits together", ["right"], list(found["kinds"].items()))]
