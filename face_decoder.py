@@ -103,13 +103,14 @@ class FaceDecoder(nn.Module):
     def __init__(self, config: FaceConfig):
         super().__init__()
         self.config, D = config, config.dim
-        fusion = (D, config.tqgf_depth, config.tqgf_heads, config.tqgf_dim_head)
         if config.ablate != "context":
             self.speech_gen_projection = nn.Linear(config.state_dim, D)
-            self.tqgf = Concatenation(*fusion) if config.ablate == "tqgf" else TQGF(*fusion)
         if config.ablate != "units":
             self.speech_token_embedding = nn.Embedding(config.unit_vocab, config.unit_dim)
             self.speech_token_projection = nn.Linear(config.unit_dim, D)
+        if config.ablate != "context":
+            fusion = Concatenation if config.ablate == "tqgf" else TQGF
+            self.tqgf = fusion(D, config.tqgf_depth, config.tqgf_heads, config.tqgf_dim_head)
         self.rope = PeriodicRoPE(D, config.period, config.rope_scale)
         self.encoder = nn.ModuleList(nn.TransformerEncoderLayer(D, config.heads, 2 * D, config.dropout, batch_first=True)
                                      for _ in range(config.layers))
@@ -129,8 +130,8 @@ class FaceDecoder(nn.Module):
         context = None if self.config.ablate == "context" else self.speech_gen_projection(states)     # (B, S, D)
         # Query: what is said, on the units' clock, then on the frames' clock. Context: what it means, as the generator saw it.
         query = stretch(self.embed(units, context), lengths, frames)                    # (B, T, D)
-        x = query if context is None else self.tqgf(query, context, states_mask)
-        x = self.rope(x)
+        real = torch.arange(query.shape[1], device=query.device) < frames[:, None]
+        x = self.rope(query if context is None else self.tqgf(query, context, states_mask, real))
         future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)        # True = hidden
         for layer in self.encoder:                                                      # frames see those before them
             x = layer(x, src_mask=future, src_key_padding_mask=hidden, is_causal=True)

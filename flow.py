@@ -1,25 +1,26 @@
 """The flow of the GLM-4-Voice speech decoder: units (12.5 per second) -> log-mel (86.13 frames per second).
 
-Spec glm4_voice 2. A block-causal transformer reads the units, a length regulator stretches them to mel frames: mu, the
-mean path. A 1-D U-Net then carries noise to mel along the velocity it predicts, conditioned on mu (flow matching).
-The modules carry the names of the official checkpoint.
+A block-causal transformer reads the units, a length regulator stretches them to mel frames: mu, the mean path. A 1-D
+U-Net then carries noise to mel along the velocity it predicts, conditioned on mu (flow matching). The modules carry the
+names of the official checkpoint (docs/spec/glm4_voice.md 2).
 
-Shapes: B batch, U units, F mel frames (6.890625 per unit), M mel bins, D width of the unit encoder, C width of the U-Net,
-T positions at either rate of the U-Net (F or F/2), H heads.
+Shapes: B batch, U units, L mel frames (6.890625 per unit), M mel bins, H heads, d head size; D is the width of the unit
+encoder, C that of the U-Net.
 """
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-SAMPLE_RATE = 22_050          # Hz
-UNIT_RATE = 12.5              # units per second
-HOP = 256                     # samples per mel frame
+from face_decoder import UNIT_RATE
+from whisper import sinusoids
+
+OUTPUT_RATE = 22_050          # Hz, of the sound that is made; what is heard has 16 kHz (whisper.py)
+OUTPUT_HOP = 256              # samples per mel frame of it
 
 
 @dataclass
@@ -40,7 +41,7 @@ class RegulatorConfig:
 @dataclass
 class EstimatorConfig:
     channels: list = field(default_factory=lambda: [256, 256])              # C of each level, halving the rate
-    n_blocks: int = 4               # transformer blocks behind each Resnet
+    n_blocks: int = 4               # transformer blocks after each Resnet
     num_mid_blocks: int = 12
     num_heads: int = 8
     attention_head_dim: int = 64
@@ -66,7 +67,7 @@ class MatchingConfig:
 
 @dataclass
 class FlowConfig:
-    """Nested and named as the official yaml; the defaults are the published values (spec 2)."""
+    """Nested and named as the official yaml; the defaults are the published values."""
     vocab_size: int = 16384
     input_size: int = 512           # width of the unit embedding
     output_size: int = 80           # M
@@ -77,8 +78,8 @@ class FlowConfig:
 
 
 def mel_frames(units: int) -> int:
-    """Mel frames of so many units; float32 throughout, as in the reference (spec 2.2)."""
-    return int(torch.tensor(units, dtype=torch.int32) / UNIT_RATE * SAMPLE_RATE / HOP)
+    """Mel frames of so many units; float32 throughout, as in the reference (docs/spec/glm4_voice.md 2.2)."""
+    return int(torch.tensor(units, dtype=torch.int32) / UNIT_RATE * OUTPUT_RATE / OUTPUT_HOP)
 
 
 def named(**modules) -> nn.Sequential:
@@ -86,18 +87,25 @@ def named(**modules) -> nn.Sequential:
     return nn.Sequential(OrderedDict(modules))
 
 
-# ---- units -> mu, the mean path ---------------------------------------------------------------------------------
+def random_tensor(kind, shape, generator, device):
+    """kind is torch.rand or torch.randn; the generator may live on another device."""
+    return kind(shape, generator=generator, device=generator.device if generator else device).to(device)
+
+
+def masked(x, mask):
+    """x, zero where mask is 0; mask None: nothing is padded."""
+    return x if mask is None else x * mask
+
 
 class RelativeAttention(nn.Module):
-    """Transformer-XL attention: logits (q_i + u) k_j + (q_i + v) W_pos P[i - j], over sqrt(d) (spec 2.1)."""
+    """Transformer-XL's: logits ((q_i + u) k_j + (q_i + v) W_pos P[i - j]) / sqrt(d) (docs/spec/glm4_voice.md 2.1)."""
 
     def __init__(self, dim: int, heads: int, dropout: float):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.linear_q, self.linear_k, self.linear_v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.linear_out, self.linear_pos = nn.Linear(dim, dim), nn.Linear(dim, dim, bias=False)
-        self.pos_bias_u = nn.Parameter(torch.zeros(heads, dim // heads))
-        self.pos_bias_v = nn.Parameter(torch.zeros(heads, dim // heads))
+        self.linear_q, self.linear_k, self.linear_v, self.linear_out = (nn.Linear(dim, dim) for _ in range(4))
+        self.linear_pos = nn.Linear(dim, dim, bias=False)
+        self.pos_bias_u, self.pos_bias_v = (nn.Parameter(torch.zeros(heads, dim // heads)) for _ in range(2))
 
     def forward(self, x, positions, visible):
         """x (B, U, D); positions (1, 2U-1, D), row 0 = offset U-1; visible bool, broadcasts to (B, H, U, U)."""
@@ -120,14 +128,13 @@ class UnitEncoderLayer(nn.Module):
         D = config.output_size
         self.norm_mha, self.norm_ff = nn.LayerNorm(D), nn.LayerNorm(D)
         self.self_attn = RelativeAttention(D, config.attention_heads, config.dropout_rate)
-        self.feed_forward = nn.ModuleDict({"w_1": nn.Linear(D, config.linear_units),
-                                           "w_2": nn.Linear(config.linear_units, D)})
+        self.feed_forward = named(w_1=nn.Linear(D, config.linear_units), act=nn.SiLU(),
+                                  dropout=nn.Dropout(config.dropout_rate), w_2=nn.Linear(config.linear_units, D))
         self.dropout = nn.Dropout(config.dropout_rate)
 
     def forward(self, x, positions, visible):
         x = x + self.dropout(self.self_attn(self.norm_mha(x), positions, visible))
-        inner = F.silu(self.feed_forward.w_1(self.norm_ff(x)))
-        return x + self.dropout(self.feed_forward.w_2(self.dropout(inner)))
+        return x + self.dropout(self.feed_forward(self.norm_ff(x)))
 
 
 class UnitEncoder(nn.Module):
@@ -164,19 +171,17 @@ class UnitEncoder(nn.Module):
 
 
 class LengthRegulator(nn.Module):
-    """(B, U, M) at the unit rate -> (B, F, M) at the mel rate. GroupNorm sees all frames: not causal (spec 2.2)."""
+    """(B, U, M) at the unit rate -> (B, L, M) at the mel rate. GroupNorm sees all frames: not causal."""
 
     def __init__(self, channels: int, convolutions: int):
         super().__init__()
-        layers = [(nn.Conv1d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.Mish())
-                  for _ in range(convolutions)]
-        self.model = nn.Sequential(*chain(*layers), nn.Conv1d(channels, channels, 1))
+        layers = [layer for _ in range(convolutions) for layer in (
+            nn.Conv1d(channels, channels, 3, padding=1), nn.GroupNorm(1, channels), nn.Mish())]
+        self.model = nn.Sequential(*layers, nn.Conv1d(channels, channels, 1))
 
     def forward(self, x, frames: int):
         return self.model(F.interpolate(x.transpose(1, 2), size=frames, mode="nearest")).transpose(1, 2)
 
-
-# ---- mu and noise -> mel, the U-Net -----------------------------------------------------------------------------
 
 class Attention(nn.Module):
     """Multi-head self-attention of (B, L, C); bias (B, 1, L, L) is added to the logits."""
@@ -193,7 +198,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """(B, T, C) -> (B, T, C), pre-norm. It does not see the time."""
+    """(B, L, C) -> (B, L, C), pre-norm. It does not see the time."""
 
     def __init__(self, dim: int, config: EstimatorConfig):
         super().__init__()
@@ -207,7 +212,7 @@ class TransformerBlock(nn.Module):
 
 
 class Block1D(nn.Module):
-    """(B, c, T) -> (B, C, T): convolution, GroupNorm, mish."""
+    """(B, C_in, L) -> (B, C, L): convolution, GroupNorm, mish."""
 
     def __init__(self, c_in: int, c_out: int):
         super().__init__()
@@ -218,7 +223,7 @@ class Block1D(nn.Module):
 
 
 class Resnet(nn.Module):
-    """(B, c, T) -> (B, C, T), with a bias (1 or B, C) that tells the time (see Estimator.time_biases)."""
+    """x (B, C_in, L), time (1 or B, 4 C) -> (B, C, L): two blocks, the embedded time added between them."""
 
     def __init__(self, c_in: int, c_out: int, time_dim: int):
         super().__init__()
@@ -226,106 +231,79 @@ class Resnet(nn.Module):
         self.block1, self.block2 = Block1D(c_in, c_out), Block1D(c_out, c_out)
         self.res_conv = nn.Conv1d(c_in, c_out, 1)
 
-    def forward(self, x, time_bias, mask=None):
-        h = self.block1(x, mask) + time_bias[:, :, None]
+    def forward(self, x, time, mask=None):
+        h = self.block1(x, mask) + self.mlp(time)[:, :, None]
         return self.block2(h, mask) + self.res_conv(masked(x, mask))
 
 
-def masked(x, mask):
-    return x if mask is None else x * mask
+class Level(nn.ModuleList):
+    """A Resnet, its transformer blocks, and on the way down and up a convolution that may change the rate."""
+
+    def __init__(self, c_in: int, c_out: int, config: EstimatorConfig, *resample):
+        blocks = nn.ModuleList(TransformerBlock(c_out, config) for _ in range(config.n_blocks))
+        super().__init__([Resnet(c_in, c_out, 4 * config.channels[0]), blocks, *resample])
+
+    def forward(self, x, time, mask=None):
+        """(B, C_in, L) -> (B, C, L), without the resampling."""
+        x = self[0](x, time, mask).transpose(1, 2).contiguous()                             # (B, L, C)
+        # As in the release the mask is ADDED to the logits: padding is attended to, only less.
+        bias = None if mask is None else mask[:, :, :, None] * mask[:, :, None, :]          # (B, 1, L, L)
+        for block in self[1]:
+            x = block(x, bias)
+        return x.transpose(1, 2)
 
 
 class Estimator(nn.Module):
-    """The 1-D U-Net f(x, mask, mu, t, spk, cond) -> velocity, all (B, M, F) but spk (B, M) and t (1 or B) (spec 2.4).
+    """The 1-D U-Net f(x, mask, mu, t, spk, cond) -> velocity, all (B, M, L) but spk (B, M) and t (1 or B).
 
-    mask (B, 1, F): 1 = frame, 0 = padding; None without padding, which is faster and the same. As in the release it
-    is ADDED to the attention logits (+1 between frames), so padding is attended to, only less: a padded batch and
-    single utterances differ.
+    mask (B, 1, L): 1 = frame, 0 = padding; None without padding, which is faster and the same. In a padded batch an
+    utterance differs from the same one alone, as in the release (`Level`; docs/spec/glm4_voice.md 2.4).
     """
 
     def __init__(self, n_mels: int, config: EstimatorConfig):
         super().__init__()
         channels, self.time_dim = config.channels, 4 * n_mels
-        embedding = 4 * channels[0]
+        embedding, last = 4 * channels[0], len(channels) - 1
         self.time_mlp = named(linear_1=nn.Linear(self.time_dim, embedding), act=nn.SiLU(),
                               linear_2=nn.Linear(embedding, embedding))
-
-        def level(c_in, c_out, *resample):
-            blocks = nn.ModuleList(TransformerBlock(c_out, config) for _ in range(config.n_blocks))
-            return nn.ModuleList([Resnet(c_in, c_out, embedding), blocks, *resample])
-
         self.down_blocks, self.mid_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        last = len(channels) - 1
         for i, (c_in, C) in enumerate(zip([4 * n_mels, *channels], channels)):
-            halve = nn.Conv1d(C, C, 3, padding=1) if i == last else named(conv=nn.Conv1d(C, C, 3, stride=2, padding=1))
-            self.down_blocks.append(level(c_in, C, halve))
+            conv = nn.Conv1d(C, C, 3, padding=1) if i == last else named(conv=nn.Conv1d(C, C, 3, 2, padding=1))
+            self.down_blocks.append(Level(c_in, C, config, conv))
         for _ in range(config.num_mid_blocks):
-            self.mid_blocks.append(level(channels[-1], channels[-1]))
+            self.mid_blocks.append(Level(channels[-1], channels[-1], config))
         for i, (c_in, C) in enumerate(zip(channels[::-1], [*channels[-2::-1], channels[0]])):
-            double = nn.Conv1d(C, C, 3, padding=1) if i == last else named(
-                conv=nn.ConvTranspose1d(C, C, 4, stride=2, padding=1))
-            self.up_blocks.append(level(2 * c_in, C, double))
+            conv = nn.Conv1d(C, C, 3, padding=1) if i == last else named(conv=nn.ConvTranspose1d(C, C, 4, 2, padding=1))
+            self.up_blocks.append(Level(2 * c_in, C, config, conv))
         self.final_block = Block1D(channels[0], channels[0])
         self.final_proj = nn.Conv1d(channels[0], n_mels, 1)
 
     def time_embedding(self, t):
-        """(K,) times in [0, 1] -> (K, 4M), sines then cosines, float32."""
-        half = self.time_dim // 2
-        frequencies = torch.exp(torch.arange(half, device=t.device) * (-math.log(10_000.0) / (half - 1)))
-        angles = 1000 * t[:, None].float() * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
-    def time_biases(self, t) -> list:
-        """(K,) times -> what each Resnet adds at each of them, (K, C) per Resnet in the order they run.
-
-        Only the time enters, so all steps of a call are worked out at once.
-        """
-        embedding = self.time_mlp(self.time_embedding(t).to(self.final_proj.weight.dtype))
-        return [level[0].mlp(embedding) for level in chain(self.down_blocks, self.mid_blocks, self.up_blocks)]
+        """(B,) times in [0, 1] -> (B, 4M), as positions 0 to 1000 of Whisper's table, float32."""
+        return sinusoids(1000 * t.float(), self.time_dim)
 
     def forward(self, x, mask, mu, t, spk, cond):
-        return self.unet(conditions(x, mu, spk, cond), self.time_biases(t), mask)
-
-    def unet(self, x, time_biases, mask=None):
-        """x (B, 4M, F): noisy mel and conditions; time_biases: (1 or B, C) per Resnet. -> velocity (B, M, F)."""
-        biases, masks, skips = iter(time_biases), [mask], []
-
-        def run(level, x, mask):
-            """Resnet and transformer blocks of one level."""
-            x = level[0](x, next(biases), mask)
-            bias = None if mask is None else mask[:, :, :, None] * mask[:, :, None, :]      # (B, 1, T, T)
-            x = x.transpose(1, 2).contiguous()
-            for block in level[1]:
-                x = block(x, bias)
-            return x.transpose(1, 2)
-
-        for i, level in enumerate(self.down_blocks):
-            x = run(level, x, masks[-1])
-            skips.append(x)
-            x = level[2](masked(x, masks[-1]))
-            if i < len(self.down_blocks) - 1:
-                masks.append(None if mask is None else masks[-1][:, :, ::2])
+        time = self.time_mlp(self.time_embedding(t).to(x.dtype))                            # (1 or B, 4 C)
+        x = torch.cat([x, mu, spk[:, :, None].expand(-1, -1, x.shape[2]), cond], dim=1)     # (B, 4M, L)
+        skips, masks = [], [None if mask is None else mask[:, :, ::2 ** i] for i in range(len(self.down_blocks))]
+        for level, mask in zip(self.down_blocks, masks):
+            skips.append(level(x, time, mask))
+            x = level[2](masked(skips[-1], mask))
         for level in self.mid_blocks:
-            x = run(level, x, masks[-1])
-        for level in self.up_blocks:
-            skip, mask = skips.pop(), masks.pop()
-            x = run(level, torch.cat([x[:, :, :skip.shape[2]], skip], dim=1), mask)         # odd F: one frame too many
+            x = level(x, time, masks[-1])
+        for level, skip, mask in zip(self.up_blocks, skips[::-1], masks[::-1]):
+            x = level(torch.cat([x[:, :, :skip.shape[2]], skip], dim=1), time, mask)        # odd L: one frame too many
             x = level[2](masked(x, mask))
         return masked(self.final_proj(masked(self.final_block(x, mask), mask)), mask)
 
 
-def conditions(x, mu, spk, cond):
-    """Noisy mel, mu, speaker and prompt one above the other: (B, 4M, F)."""
-    return torch.cat([x, mu, spk[:, :, None].expand(-1, -1, x.shape[2]), cond], dim=1)
-
-
-def schedule(u):
-    """Progress u in [0, 1] -> time: slow at the noisy end."""
-    return 1 - torch.cos(u * 0.5 * math.pi)
+def cosine_time(progress):
+    """Progress in [0, 1] -> time of the flow: slow at the noisy end."""
+    return 1 - torch.cos(progress * 0.5 * math.pi)
 
 
 class FlowMatching(nn.Module):
-    """Carries noise to mel along the estimator's velocity (spec 2.5, 2.6)."""
+    """Carries noise to mel along the estimator's velocity (docs/spec/glm4_voice.md 2.5, 2.6)."""
 
     def __init__(self, n_mels: int, config: MatchingConfig):
         super().__init__()
@@ -334,51 +312,43 @@ class FlowMatching(nn.Module):
 
     @torch.no_grad()
     def sample(self, noise, mu, spk, cond, steps=10, guidance=None):
-        """noise, mu, cond (B, M, F), spk (B, M) -> mel (B, M, F), float32. Rows must be of one length.
+        """noise, mu, cond (B, M, L), spk (B, M) -> mel (B, M, L), float32. All of one length.
 
-        Euler steps with classifier-free guidance: v = (1 + g) f(conditions) - g f(zeros), both in one batch.
+        Euler steps with classifier-free guidance g: v = (1 + g) f(conditions) - g f(zeros), both in one batch.
         """
         guidance = self.config.inference_cfg_rate if guidance is None else guidance
-        x, dtype = noise.float(), mu.dtype
-        times = schedule(torch.linspace(0, 1, steps + 1, device=x.device))
-        biases = self.estimator.time_biases(times[:-1])
-        inputs = conditions(x.to(dtype), mu, spk, cond)                                     # (B, 4M, F)
         if guidance:
-            inputs = torch.cat([inputs, torch.zeros_like(inputs)])
-        rows, M = inputs.unflatten(0, (-1, len(x))), x.shape[1]                             # a view: (1 or 2, B, 4M, F)
-        for k in range(steps):
-            rows[:, :, :M] = x.to(dtype)
-            v = self.estimator.unet(inputs, [bias[k, None] for bias in biases]).float()
+            mu, spk, cond = (torch.cat([c, torch.zeros_like(c)]) for c in (mu, spk, cond))
+        x, copies = noise.float(), len(mu) // len(noise)
+        times = cosine_time(torch.linspace(0, 1, steps + 1, device=x.device))
+        for now, then in zip(times, times[1:]):
+            v = self.estimator(x.to(mu.dtype).repeat(copies, 1, 1), None, mu, now[None], spk, cond).float()
             if guidance:
-                v, unguided = v.chunk(2)
-                v = (1 + guidance) * v - guidance * unguided
-            x = x + (times[k + 1] - times[k]) * v
+                conditioned, free = v.chunk(2)
+                v = (1 + guidance) * conditioned - guidance * free
+            x = x + (then - now) * v
         return x
 
     def noisy(self, x1, z, t):
-        """Mel x1 and noise z (B, M, F), t (B,) -> the point between them at time t, and the velocity there."""
-        keep = 1 - self.config.sigma_min
-        return (1 - keep * t[:, None, None]) * z + t[:, None, None] * x1, x1 - keep * z
+        """Mel x1 and noise z (B, M, L), t (B,) -> the point between them at time t, and the velocity there."""
+        t, full = t[:, None, None], 1 - self.config.sigma_min
+        return (1 - full * t) * z + t * x1, x1 - full * z
 
     def loss(self, x1, mu, spk, cond, mask=None, t=None, z=None, keep=None, generator=None):
-        """Flow-matching loss, a scalar: mean squared error of the velocity over the frames of mask (B, 1, F).
+        """Flow-matching loss, a scalar: mean squared error of the velocity over the frames of mask (B, 1, L).
 
-        x1, mu, cond, z (B, M, F), spk (B, M). Drawn where not given: time t (B,), noise z, and keep (B,) bool, False
-        for rows that learn without any condition (training_cfg_rate of them).
+        x1, mu, cond, z (B, M, L), spk (B, M). Random where not given: time t (B,), noise z, and keep (B,) bool, False
+        for samples that learn without any condition (training_cfg_rate of them).
         """
         B, device = len(x1), x1.device
-        t = schedule(draw(torch.rand, (B,), generator, device)) if t is None else t
-        z = draw(torch.randn, x1.shape, generator, device) if z is None else z
-        keep = draw(torch.rand, (B,), generator, device) >= self.config.training_cfg_rate if keep is None else keep
+        t = cosine_time(random_tensor(torch.rand, (B,), generator, device)) if t is None else t
+        z = random_tensor(torch.randn, x1.shape, generator, device) if z is None else z
+        if keep is None:
+            keep = random_tensor(torch.rand, (B,), generator, device) >= self.config.training_cfg_rate
         y, target = self.noisy(x1, z, t)
         mu, cond, spk = mu * keep[:, None, None], cond * keep[:, None, None], spk * keep[:, None]
         error = masked((self.estimator(y, mask, mu, t, spk, cond) - target).square(), mask)
         return error.sum() / ((B * x1.shape[2] if mask is None else mask.sum()) * x1.shape[1])
-
-
-def draw(random, shape, generator, device):
-    """torch.rand or torch.randn from a generator that may live on another device."""
-    return random(shape, generator=generator, device=generator.device if generator else device).to(device)
 
 
 class Flow(nn.Module):
@@ -395,19 +365,19 @@ class Flow(nn.Module):
         self.decoder = FlowMatching(M, config.decoder)
 
     def mu(self, units, lengths=None, frames=None):
-        """Units (B, U) -> mu (B, M, F), the mean path. lengths (B,) units per row, None where no row is padded.
+        """Units (B, U) -> mu (B, M, L), the mean path. lengths (B,) units of each, None where none is padded.
 
-        frames (B,) mel frames per row, None: what the units last. Negative ids, as padding may have, count as 0.
+        frames (B,) mel frames of each, None: what the units last. Negative ids, as padding may have, count as 0.
         """
         x = self.input_embedding(units.clamp(min=0))                                        # (B, U, input_size)
         if lengths is not None:
             x = x * (torch.arange(units.shape[1], device=x.device) < lengths[:, None])[:, :, None]
-            if frames is None:
-                frames = torch.tensor([mel_frames(n) for n in lengths.tolist()], device=x.device)
+        if lengths is not None and frames is None:
+            frames = torch.tensor([mel_frames(n) for n in lengths.tolist()], device=x.device)
         h = self.encoder_proj(self.encoder(x, lengths))                                     # (B, U, M)
-        longest = mel_frames(units.shape[1]) if frames is None else int(frames.max())
-        mu = self.length_regulator(h, longest).transpose(1, 2)                              # (B, M, F)
-        return mu if frames is None else mu * (torch.arange(longest, device=mu.device) < frames[:, None])[:, None]
+        L = mel_frames(units.shape[1]) if frames is None else int(frames.max())
+        mu = self.length_regulator(h, L).transpose(1, 2)                                    # (B, M, L)
+        return mu if frames is None else mu * (torch.arange(L, device=mu.device) < frames[:, None])[:, None]
 
     def speaker(self, embedding=None):
         """(B, spk_embed_dim) -> (B, M), direction only. None: the zero vector that the release always passes."""
@@ -415,16 +385,16 @@ class Flow(nn.Module):
         return layer.bias[None] if embedding is None else layer(F.normalize(embedding))
 
     def loss(self, units, mel, lengths=None, frames=None, speaker=None, generator=None):
-        """Flow-matching loss of units (B, U) and log-mels (B, M, F); lengths and frames (B,) where rows are padded.
+        """Flow-matching loss of units (B, U) and log-mels (B, M, L); lengths and frames (B,) where some are padded.
 
-        Half of the rows see the first k frames of their mel as a prompt, k uniform in [0, 0.8 F] (spec 2.6).
+        Half of them see the first k frames of their mel as a prompt, k uniform in [0, 0.8 L].
         """
-        B, F_ = len(mel), mel.shape[2]
-        counts = torch.full((B,), F_, device=mel.device) if frames is None else frames
-        index = torch.arange(F_, device=mel.device)
+        (B, _, L), device = mel.shape, mel.device
+        counts = torch.full((B,), L, device=device) if frames is None else frames
+        index = torch.arange(L, device=device)
         mask = None if frames is None else (index < frames[:, None])[:, None].to(mel.dtype)
-        prompt = (draw(torch.rand, (B,), generator, mel.device) * (0.8 * counts + 1)).long()
-        prompt = prompt * (draw(torch.rand, (B,), generator, mel.device) < 0.5)
+        prompt = (random_tensor(torch.rand, (B,), generator, device) * (0.8 * counts + 1)).long()
+        prompt = prompt * (random_tensor(torch.rand, (B,), generator, device) < 0.5)
         cond = mel * (index < prompt[:, None])[:, None]
         spk = self.speaker(speaker).expand(B, -1)
         return self.decoder.loss(mel, self.mu(units, lengths, counts), spk, cond, mask, generator=generator)

@@ -1,9 +1,10 @@
-"""The vocoder of the GLM-4-Voice speech decoder: log-mel (86.13 frames per second) -> waveform at 22050 Hz (HiFT).
+"""The vocoder of the GLM-4-Voice speech decoder: log-mel (86.13 frames per second) -> waveform at 22,050 Hz (HiFT).
 
-Spec glm4_voice 3. A sine source at the pitch predicted from the mel, filtered by an upsampling network that writes the
-spectrum of an inverse STFT. The modules carry the names of the official checkpoint; training losses at the end.
+A sine source at the pitch predicted from the mel, filtered by an upsampling network that writes the spectrum of an
+inverse STFT (docs/spec/glm4_voice.md 3). The modules carry the names of the official checkpoint; training losses at the
+end.
 
-Shapes: B batch, F mel frames, M mel bins, S samples (256 per frame), T positions at any rate between.
+Shapes: B batch, L mel frames (256 samples each), M mel bins, C channels, R positions at any rate between the two.
 """
 import math
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import weights
-from flow import HOP, SAMPLE_RATE, draw
+from flow import OUTPUT_HOP, OUTPUT_RATE, random_tensor
 from whisper import mel_filters
 
 
@@ -34,7 +35,7 @@ class HiFTConfig:
     in_channels: int = 80           # M
     base_channels: int = 512
     nb_harmonics: int = 8           # overtones; the fundamental comes on top
-    sampling_rate: int = SAMPLE_RATE
+    sampling_rate: int = OUTPUT_RATE
     nsf_alpha: float = 0.1          # amplitude of each sine
     nsf_sigma: float = 0.003        # noise on voiced frames
     nsf_voiced_threshold: float = 10.0      # Hz; below it a frame is unvoiced
@@ -51,9 +52,9 @@ class HiFTConfig:
 
     def __post_init__(self):
         hop = math.prod(self.upsample_rates) * self.istft_params.hop_len
-        if (hop, self.sampling_rate) != (HOP, SAMPLE_RATE):
+        if (hop, self.sampling_rate) != (OUTPUT_HOP, OUTPUT_RATE):
             raise ValueError(f"the vocoder makes {hop} samples per frame at {self.sampling_rate} Hz, "
-                             f"expected {HOP} at {SAMPLE_RATE}")
+                             f"expected {OUTPUT_HOP} at {OUTPUT_RATE}")
 
 
 class Snake(nn.Module):
@@ -69,7 +70,7 @@ class Snake(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """(B, c, T) -> (B, c, T), two convolutions per dilation."""
+    """(B, C, R) -> (B, C, R), two convolutions per dilation."""
 
     def __init__(self, channels: int, kernel: int, dilations: list):
         super().__init__()
@@ -86,7 +87,7 @@ class ResBlock(nn.Module):
 
 
 class HiFT(nn.Module):
-    """Log-mel (B, M, F) -> waveform (B, 256 F): a sine source at the predicted pitch, filtered (spec 3).
+    """Log-mel (B, M, L) -> waveform (B, 256 L): a sine source at the predicted pitch, filtered.
 
     The convolutions hold plain weights; the weight norm of the official files is folded in by `load_hift`.
     """
@@ -117,27 +118,27 @@ class HiFT(nn.Module):
         self.conv_post = nn.Conv1d(c, bins, 7, padding=3)
 
     def f0(self, mel):
-        """(B, M, F) -> pitch (B, F) in Hz."""
+        """(B, M, L) -> pitch (B, L) in Hz."""
         x = self.f0_predictor.condnet(mel.to(self.f0_predictor.classifier.weight.dtype))
         return self.f0_predictor.classifier(x.transpose(1, 2)).squeeze(-1).abs().float()
 
     def phases(self, generator=None, device="cpu"):
         """(1, harmonics, 1) radians: 0 for the fundamental, random for its overtones."""
-        phase = math.pi * (2 * draw(torch.rand, (1, self.config.nb_harmonics + 1, 1), generator, device) - 1)
+        phase = math.pi * (2 * random_tensor(torch.rand, (1, self.config.nb_harmonics + 1, 1), generator, device) - 1)
         phase[:, 0] = 0
         return phase
 
     def source(self, f0, phase=None, noise=None, generator=None):
-        """Pitch (B, F) in Hz -> source (B, 1, S), float32: harmonics of the pitch, noise where there is none.
+        """Pitch (B, L) in Hz -> source (B, 1, 256 L), float32: harmonics of the pitch, noise where there is none.
 
-        phase (B, harmonics, 1) at the start, in radians, and noise (B, harmonics, S) are drawn where not given.
+        phase (B, harmonics, 1) at the start, in radians, and noise (B, harmonics, 256 L) are random where not given.
         """
         config, n = self.config, self.config.nb_harmonics + 1
         phase = self.phases(generator, f0.device) if phase is None else phase
-        f0 = f0.float().repeat_interleave(HOP, dim=1)[:, None]                              # (B, 1, S)
-        turns = torch.cumsum(f0 * torch.arange(1, n + 1, device=f0.device)[:, None] / SAMPLE_RATE, dim=2)
+        f0 = f0.float().repeat_interleave(OUTPUT_HOP, dim=1)[:, None]                              # (B, 1, 256 L)
+        turns = torch.cumsum(f0 * torch.arange(1, n + 1, device=f0.device)[:, None] / OUTPUT_RATE, dim=2)
         if noise is None:
-            noise = draw(torch.randn, turns.shape, generator, f0.device)
+            noise = random_tensor(torch.randn, turns.shape, generator, f0.device)
         voiced = f0 > config.nsf_voiced_threshold
         amplitude = torch.where(voiced, config.nsf_sigma, config.nsf_alpha / 3)
         sines = config.nsf_alpha * torch.sin(2 * math.pi * (turns % 1) + phase) * voiced + amplitude * noise
@@ -145,14 +146,14 @@ class HiFT(nn.Module):
         return torch.tanh(F.linear(sines.transpose(1, 2), mix.weight.float(), mix.bias.float())).transpose(1, 2)
 
     def spectrum(self, source):
-        """(B, 1, S) -> (B, 18, S/4 + 1), real parts above imaginary ones."""
+        """(B, 1, 256 L) -> (B, 18, 64 L + 1), real parts above imaginary ones."""
         stft = self.config.istft_params
         window = torch.hann_window(stft.n_fft, device=source.device)
         spectrum = torch.stft(source.squeeze(1).float(), stft.n_fft, stft.hop_len, window=window, return_complex=True)
         return torch.cat([spectrum.real, spectrum.imag], dim=1)
 
     def forward(self, mel, source):
-        """Log-mel (B, M, F) and source (B, 1, 256 F) -> waveform (B, 256 F), float32."""
+        """Log-mel (B, M, L) and source (B, 1, 256 L) -> waveform (B, 256 L), float32."""
         config, stft = self.config, self.config.istft_params
         dtype, kernels = self.conv_pre.weight.dtype, len(config.resblock_kernel_sizes)
         x, spectrum = self.conv_pre(mel.to(dtype)), self.spectrum(source).to(dtype)
@@ -164,7 +165,7 @@ class HiFT(nn.Module):
             x = sum(block(x) for block in self.resblocks[i * kernels:(i + 1) * kernels]) / kernels
         x = self.conv_post(F.leaky_relu(x)).float()     # slope 0.01 here, as in the release
         magnitude, phase = x.chunk(2, dim=1)
-        magnitude, phase = magnitude.clamp(max=math.log(100)).exp(), phase.sin()    # in this order gradients stay finite
+        magnitude, phase = magnitude.clamp(max=math.log(100)).exp(), phase.sin()    # so gradients stay finite
         window = torch.hann_window(stft.n_fft, device=x.device)
         wave = torch.istft(torch.polar(magnitude, phase), stft.n_fft, stft.hop_len, window=window)
         return wave.clamp(-config.audio_limit, config.audio_limit)
@@ -176,7 +177,8 @@ def fold_weight_norm(gain, direction):
 
 
 def load_hift(hift: HiFT, path) -> None:
-    """`weights.load` for a vocoder file: official ones hold weight_g and weight_v, ours plain weights."""
+    """`weights.load` for a vocoder file: official ones hold weight_g and weight_v, ours plain weights
+    (docs/spec/glm4_voice.md 3.2). Raises ValueError where a tensor is missing, left over or of another shape."""
     shapes, target = weights.shapes(path), hift.state_dict()
     for name, shape in shapes.items():
         gain = name[:-1] + "g"
@@ -195,27 +197,26 @@ def load_hift(hift: HiFT, path) -> None:
             target[matched[path][name]].copy_(tensor)
 
 
-# ---- what training a small decoder needs ------------------------------------------------------------------------
-
 def speech_mel(waveform, n_mels=80):
-    """(..., S) samples at 22050 Hz -> natural log-mel (..., n_mels, S // 256), -11.5 (silence) to 2 (spec 3.4).
+    """(..., samples) at 22,050 Hz -> natural log-mel (..., M, samples // 256), -11.5 (silence) to 2
+    (docs/spec/glm4_voice.md 3.4).
 
     Raises ValueError for fewer than 385 samples.
     """
-    margin = (1024 - HOP) // 2
+    margin = (1024 - OUTPUT_HOP) // 2
     if waveform.shape[-1] <= margin:
         raise ValueError(f"waveform has {waveform.shape[-1]} samples, expected more than {margin}: use a longer clip")
     rows = waveform.reshape(-1, waveform.shape[-1])
     padded = F.pad(rows[:, None], (margin, margin), mode="reflect")[:, 0]
-    spectrum = torch.stft(padded, 1024, HOP, window=torch.hann_window(1024, device=rows.device), center=False,
+    spectrum = torch.stft(padded, 1024, OUTPUT_HOP, window=torch.hann_window(1024, device=rows.device), center=False,
                           return_complex=True)
     magnitude = (spectrum.real.square() + spectrum.imag.square() + 1e-9).sqrt()
-    mel = mel_filters(n_mels, 1024, SAMPLE_RATE).to(rows.device) @ magnitude
+    mel = mel_filters(n_mels, 1024, OUTPUT_RATE).to(rows.device) @ magnitude
     return mel.clamp(min=1e-5).log().reshape(*waveform.shape[:-1], n_mels, -1)
 
 
 def stft_loss(waveform, target, sizes=(256, 512, 1024, 2048)):
-    """Multi-resolution STFT loss of (B, S) samples: spectral convergence + L1 of the log magnitudes, a scalar."""
+    """Multi-resolution STFT loss of (B, samples): spectral convergence + L1 of the log magnitudes, a scalar."""
     loss = 0
     for size in sizes:
         window = torch.hann_window(size, device=waveform.device)
@@ -226,7 +227,7 @@ def stft_loss(waveform, target, sizes=(256, 512, 1024, 2048)):
 
 
 def hift_losses(hift: HiFT, mel, waveform, f0, generator=None) -> dict:
-    """Terms to train a vocoder: mel (B, M, F), waveform (B, 256 F), f0 (B, F) in Hz, 0 where unvoiced.
+    """Terms to train a vocoder: mel (B, M, L), waveform (B, 256 L), f0 (B, L) in Hz, 0 where unvoiced.
 
     The waveform is made with the true pitch; the predictor learns it on the side. A weighting that has worked:
     stft + 2 mel + f0 / 50.

@@ -40,8 +40,8 @@ LOSSES = ("text", "units", "face")
 # What can be left out (docs/spec/paper.md, "The ablations, exactly"), and the part that it changes. Of the face decoder, v1
 # Table 6: the velocity term; the generator's states as context, with the LLM's in their place; any context; TQGF, with a
 # concatenation in its place; v2 Table 6: the units as queries. Of the speech generator, v1 Table 8: TQGF likewise.
-ABLATIONS = dict.fromkeys(("velocity", "speech-context", "context", "tqgf", "units"), "face_decoder") | {
-    "generator-tqgf": "speech_generator"}
+ABLATIONS = {"velocity": "face", "speech-context": "face", "context": "face", "tqgf": "face", "units": "face",
+             "generator-tqgf": "generator"}
 
 
 class ExOmni(nn.Module):
@@ -335,12 +335,13 @@ class ExOmni(nn.Module):
 
     def ablate(self, name: str) -> None:
         """Leave out what ABLATIONS says. The part is built anew; tensors of the same name and shape are kept."""
-        part, config, weight = ABLATIONS[name], self.config, self.llm.norm.weight
-        if part == "speech_generator":
+        config, weight = self.config, self.llm.norm.weight
+        if ABLATIONS[name] == "generator":
+            part = "speech_generator"
             self.config = replace(config, generator=replace(config.generator, ablate="tqgf"))
             new = SpeechGenerator(self.config.generator, config.llm.hidden_size)
         else:
-            llm = config.llm if name == "speech-context" else config.generator.llm
+            part, llm = "face_decoder", config.llm if name == "speech-context" else config.generator.llm
             velocity = 0.0 if name == "velocity" else config.face.velocity_weight
             self.config = replace(config, face=replace(config.face, ablate=name, state_dim=llm.hidden_size,
                                                        velocity_weight=velocity))

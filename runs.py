@@ -57,6 +57,16 @@ def parse(argv, about: str, recipes, ablations) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
+def join(device) -> None:
+    """One of torchrun's processes meets the others. After a restart (--max-restarts) the addresses of those that ended
+    are still in the store: the prefix keeps them apart."""
+    store, rank, world = next(dist.rendezvous("env://"))
+    store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    on_gpu = device.type == "cuda"
+    dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world,
+                            device_id=device if on_gpu else None)
+
+
 def rank_and_world() -> tuple:
     """This process's number, and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

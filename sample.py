@@ -20,7 +20,7 @@ import weights
 from cli import one_line_errors
 from face import EXPORTS, NEEDS, export, gallery, load_template, make_head, write_json
 from face_decoder import UNIT_RATE
-from flow import SAMPLE_RATE
+from flow import OUTPUT_RATE
 from model import Answer, ExOmni
 from tokenizer import past_turn, trim_history, with_system
 from whisper import load_audio
@@ -76,7 +76,7 @@ def write_answer(directory: Path, answer: Answer, head, more=()) -> list:
         temporary.write_text(answer.text + "\n", encoding="utf-8")
     if sound is not None:
         with weights.replacing(files["wav"]) as temporary:
-            soundfile.write(temporary, sound.float().numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
+            soundfile.write(temporary, sound.float().numpy(), OUTPUT_RATE, format="WAV", subtype="PCM_16")
     write_json(files["json"], track, "answer.wav")
     for ending in present[present.index("json") + 1:]:
         export(files[ending], track, files["wav"] if sound is not None else None, answer.text, head)

@@ -1,12 +1,12 @@
-"""GLM-4-Voice speech decoder: units (12.5 per second) -> waveform at 22050 Hz, whole or block by block.
+"""GLM-4-Voice speech decoder: units (12.5 per second) -> waveform at 22,050 Hz, whole or block by block.
 
     decoder = SpeechDecoder.from_pretrained("checkpoint/speech_decoder")
     samples = decoder.decode(units)                      # offline: (U,) -> (samples,)
     for block in decoder.stream(units): ...              # block by block, while units still arrive
 
-Spec glm4_voice 4. `flow.Flow` makes the mel, `hift.HiFT` the sound.
+`flow.Flow` makes the mel, `hift.HiFT` the sound (docs/spec/glm4_voice.md 4).
 
-Shapes: U units, F mel frames (86.13 per second, 6.890625 per unit), M mel bins, S samples (256 per frame).
+Shapes: U units, L mel frames (86.13 per second, 6.890625 per unit, 256 samples each), M mel bins.
 """
 import math
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import weights
-from flow import HOP, SAMPLE_RATE, Flow, FlowConfig, draw, mel_frames
+from flow import OUTPUT_HOP, OUTPUT_RATE, Flow, FlowConfig, mel_frames, random_tensor
 from hift import HiFT, HiFTConfig, load_hift
 
 OVERLAP = 34                  # mel frames of one block faded into the next: what 5 units last
@@ -38,6 +38,7 @@ class SamplingConfig:
 
 @dataclass
 class SpeechDecoderConfig:
+    """Fixes the shapes; nested and named as the official yaml."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     hift: HiFTConfig = field(default_factory=HiFTConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -84,13 +85,14 @@ class SpeechDecoder(nn.Module):
         return decoder
 
     def save_pretrained(self, directory) -> None:
+        """Write config.json, flow.safetensors and hift.safetensors into the directory."""
         directory = Path(directory)
         weights.write_json(directory / "config.json", asdict(self.config))
         weights.write_tensors(directory / "flow.safetensors", self.flow.state_dict())
         weights.write_tensors(directory / "hift.safetensors", self.hift.state_dict())
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.hift.conv_pre.weight.device
 
     def seeded(self, generator=None) -> torch.Generator:
@@ -109,9 +111,9 @@ class SpeechDecoder(nn.Module):
 
     @torch.no_grad()
     def mel(self, units, noise=None, prompt_units=(), prompt_mel=None, generator=None, speaker=None):
-        """Units (U,) -> log-mel (M, F), float32, of exactly these units.
+        """Units (U,) -> log-mel (M, L), float32, of exactly these units.
 
-        prompt_units (Up,) and their mel (M, Fp) come before and are continued. noise (M, frames of all units),
+        prompt_units and their mel (M, fewer than L) come before and are continued. noise (M, frames of all units),
         speaker (spk_embed_dim,). Raises ValueError for ids or shapes that do not fit.
         """
         units, prompt_units = self.check_units(units), self.check_units(prompt_units)
@@ -124,11 +126,12 @@ class SpeechDecoder(nn.Module):
         if prompt.shape[0] != M or P >= total:
             raise ValueError(f"prompt_mel is {tuple(prompt.shape)}, expected ({M}, fewer than {total} frames)")
         if noise is None:
-            noise = draw(torch.randn, (1, M, total), self.seeded(generator), self.device) * sampling.temperature
+            noise = random_tensor(torch.randn, (1, M, total), self.seeded(generator), self.device)
+            noise = noise * sampling.temperature
         elif noise.shape[-2:] != (M, total):
             raise ValueError(f"noise is {tuple(noise.shape)}, expected ({M}, {total}) for {len(units)} units after "
                              f"{len(prompt_units)}")
-        mu = self.flow.mu(torch.cat([prompt_units, units])[None])                           # (1, M, F)
+        mu = self.flow.mu(torch.cat([prompt_units, units])[None])                           # (1, M, L)
         cond = F.pad(prompt.to(mu.dtype), (0, total - P))[None]
         spk = self.flow.speaker(speaker if speaker is None else speaker.to(mu)[None])
         noise = noise.reshape(1, M, total).to(self.device)
@@ -136,7 +139,7 @@ class SpeechDecoder(nn.Module):
 
     @torch.no_grad()
     def waveform(self, mel, source=None, generator=None):
-        """Log-mel (M, F) -> samples (256 F,) at 22050 Hz. source (1, 256 F) replaces the one made from the pitch."""
+        """Log-mel (M, L) -> samples (256 L,) at 22,050 Hz. source (1, 256 L) replaces the one made from the pitch."""
         if mel.shape[1] == 0:
             return torch.zeros(0, device=self.device)
         mel = mel.to(self.device)[None]
@@ -145,7 +148,7 @@ class SpeechDecoder(nn.Module):
         return self.hift(mel, source.reshape(1, 1, -1).to(self.device))[0]
 
     def decode(self, units, generator=None):
-        """Units (U,) -> samples at 22050 Hz, 256 per mel frame, 1764 per unit on average; (0,) for no units."""
+        """Units (U,) -> samples at 22,050 Hz, 256 per mel frame, 1764 per unit on average; (0,) for no units."""
         generator = self.seeded(generator)
         return self.waveform(self.mel(units, generator=generator), generator=generator)
 
@@ -159,94 +162,100 @@ class SpeechDecoder(nn.Module):
         sizes = tuple(block_sizes or (self.config.flow.encoder.block_size,))
         if min(sizes) < 1:
             raise ValueError(f"block_sizes are {sizes}, expected 1 or more units each")
-        voice, sizes, block = Stream(self, generator, release_quirks), chain(sizes, repeat(sizes[-1])), []
+        stream, sizes, block = Stream(self, generator, release_quirks), chain(sizes, repeat(sizes[-1])), []
         size = next(sizes)
         for unit in units:
             block.append(int(unit))
             if len(block) == size:
-                samples, block, size = voice.push(block), [], next(sizes)
+                samples, block, size = stream.push(block), [], next(sizes)
                 if len(samples):
                     yield samples
-        samples = voice.push(block, final=True)
+        samples = stream.push(block, final=True)
         if len(samples):
             yield samples
 
 
 class Stream:
-    """One utterance spoken block by block (spec 4.1).
+    """One utterance spoken block by block (docs/spec/glm4_voice.md 4.1).
 
-    The mel spoken so far is the prompt of the next block. The last 34 frames of a block are held back and faded
-    into the next one's view of them; the vocoder hears the last frame spoken once more, with its source, and only
-    then speaks it. Joined, the blocks are exactly as long as the offline waveform.
+        block 1    |<-------- spoken -------->|<- 34 held back ->|
+        block 2    |<-------- prompt -------->|<--- faded in --->|<---- new, spoken ---->|<- 34 held back ->|
+
+    Each block solves the flow over all units so far; the frames spoken are its prompt. Its last 34 frames (OVERLAP) do
+    not know yet what follows: they are held back, and faded into what the next block makes of them. The vocoder has an
+    edge too: the sound of its last frame is held back; the next block vocodes that frame again, with the same source.
+    Joined, the blocks are exactly as long as the offline waveform.
 
     release_quirks=True does as the release: a fade that adds up to 1.06-1.08, every block's repeated frame left in
     the prompt (one frame lost per block from the third on), new noise and new phases for each block. The default
-    fades with weights that add up to 1, keeps the noise of frames already solved and lets the harmonics run on.
+    fades with weights that add up to 1, keeps the noise of frames already solved and lets the harmonics continue.
     """
 
     def __init__(self, decoder: SpeechDecoder, generator=None, release_quirks=False):
         self.decoder, self.quirks, self.generator = decoder, release_quirks, decoder.seeded(generator)
         device, M = decoder.device, decoder.config.flow.output_size
-        window = torch.hamming_window(2 * OVERLAP, periodic=False, dtype=torch.float64) if release_quirks else \
-            torch.hann_window(2 * OVERLAP, dtype=torch.float64)
-        self.rise, self.fall = window.float().to(device).chunk(2)
-        self.units = torch.zeros(0, dtype=torch.long, device=device)
-        self.waiting = self.units                                  # given, but too few to be spoken yet
-        self.mel = self.noise = torch.zeros(M, 0, device=device)   # spoken frames; noise of the frames solved so far
-        self.tail = self.last_frame = self.mel                     # solved but held back; to be vocoded once more
-        self.last_source = torch.zeros(1, 1, 0, device=device)     # of last_frame
-        self.phase = None                                          # of the harmonics at the end of last_source
+        make_window = torch.hamming_window if release_quirks else torch.hann_window
+        window = make_window(2 * OVERLAP, periodic=not release_quirks, dtype=torch.float64).float().to(device)
+        self.rise, self.fall = window.chunk(2)                      # weights of the new view and of the one held back
+        self.units = torch.zeros(0, dtype=torch.long, device=device)    # solved so far
+        self.waiting = self.units                                   # given, but too few to be spoken yet
+        self.mel = torch.zeros(M, 0, device=device)                 # frames spoken
+        self.noise = self.mel                                       # of all frames solved, spoken or held back
+        self.held_back = self.mel                                   # (M, OVERLAP) frames solved, not spoken yet
+        self.last_frame = self.mel                                  # (M, 1) the last of mel, to be vocoded again
+        self.last_source = torch.zeros(1, 1, 0, device=device)      # (1, 1, OUTPUT_HOP) its source
+        self.phase = None                                           # of the harmonics at the end of last_source
 
     @torch.no_grad()
     def push(self, units, final=False, noise=None, source=None) -> torch.Tensor:
         """New units (U,) -> samples that can be spoken now; none where the units do not outlast the fade yet.
 
-        final=True speaks all that is left. noise (M, frames of all units) and source (1, S) replace drawn ones.
+        final=True speaks all that is left. noise (M, frames of all units) and source (1, samples) replace random ones.
         """
-        decoder, hift = self.decoder, self.decoder.hift
-        self.waiting = torch.cat([self.waiting, decoder.check_units(units)])
+        self.waiting = torch.cat([self.waiting, self.decoder.check_units(units)])
         total = mel_frames(len(self.units) + len(self.waiting))
         if not final and total - self.mel.shape[1] <= OVERLAP:
             return self.mel.new_zeros(0)
-        mel = self.solve(total, noise) if len(self.waiting) else self.tail
-        speakable = mel if final else mel[:, :-OVERLAP]
-        heard = torch.cat([self.last_frame, speakable], dim=1)     # what the vocoder hears
-        if heard.shape[1] == 0:
+        mel = self.solve(total, noise) if len(self.waiting) else self.held_back
+        ready = mel if final else mel[:, :-OVERLAP]
+        vocoded = torch.cat([self.last_frame, ready], dim=1)
+        if vocoded.shape[1] == 0:
             return self.mel.new_zeros(0)
-        if source is None:
-            source = self.make_source(heard)
-        source = source.reshape(1, 1, -1).to(decoder.device)
+        source = (self.make_source(vocoded) if source is None else source).reshape(1, 1, -1).to(self.decoder.device)
         source = torch.cat([self.last_source, source[:, :, self.last_source.shape[2]:]], dim=2)
-        samples = hift(heard[None], source)[0]
-        self.mel = torch.cat([self.mel, heard if self.quirks else speakable], dim=1)
+        samples = self.decoder.hift(vocoded[None], source)[0]
+        self.mel = torch.cat([self.mel, vocoded if self.quirks else ready], dim=1)
         if final:
             return samples
-        self.tail, self.last_frame, self.last_source = mel[:, -OVERLAP:], heard[:, -1:], source[:, :, -HOP:]
-        return samples[:-HOP]
+        self.held_back = mel[:, -OVERLAP:]
+        self.last_frame, self.last_source = vocoded[:, -1:], source[:, :, -OUTPUT_HOP:]
+        return samples[:-OUTPUT_HOP]
 
     def solve(self, total: int, noise=None):
-        """Flow over all units so far -> mel (M, frames) after the spoken ones, the held-back frames faded in."""
+        """The flow over all units so far, total frames -> mel (M, L) after the prompt, the held-back ones faded in."""
         decoder = self.decoder
         if noise is None and not self.quirks:
-            new = draw(torch.randn, (len(self.noise), total - self.noise.shape[1]), self.generator, decoder.device)
+            shape = len(self.noise), total - self.noise.shape[1]
+            new = random_tensor(torch.randn, shape, self.generator, decoder.device)
             noise = self.noise = torch.cat([self.noise, new * decoder.config.sampling.temperature], dim=1)
         mel = decoder.mel(self.waiting, noise, self.units, self.mel, self.generator)
         self.units, self.waiting = torch.cat([self.units, self.waiting]), self.waiting[:0]
-        if self.tail.shape[1]:
-            mel[:, :OVERLAP] = mel[:, :OVERLAP] * self.rise + self.tail * self.fall
-        return mel
+        if self.held_back.shape[1] == 0:
+            return mel
+        faded = mel[:, :OVERLAP] * self.rise + self.held_back * self.fall
+        return torch.cat([faded, mel[:, OVERLAP:]], dim=1)
 
     def make_source(self, mel):
-        """(M, F) -> source (1, 1, S); its harmonics go on where last_source ends, except in the release."""
+        """(M, L) -> source (1, 1, 256 L); its harmonics continue where last_source ends, except in the release."""
         hift = self.decoder.hift
-        f0 = hift.f0(mel[None])
+        f0 = hift.f0(mel[None])                                     # (1, L) Hz
         if self.quirks:
             return hift.source(f0, generator=self.generator)
         harmonics = torch.arange(1, hift.config.nb_harmonics + 2)[:, None]
-        advance = 2 * math.pi * HOP / SAMPLE_RATE * f0[:, None].cpu().double() * harmonics  # (1, harmonics, F) radians
+        advance = 2 * math.pi * OUTPUT_HOP / OUTPUT_RATE * f0[:, None].cpu().double() * harmonics   # radians a frame
         if self.phase is None:
             start = hift.phases(self.generator).double()
         else:
-            start = self.phase - advance[:, :, :1]                 # so that last_frame ends where it ended before
+            start = self.phase - advance[:, :, :1]                  # so that last_frame ends where it ended before
         self.phase = (start + advance.sum(2, keepdim=True)) % (2 * math.pi)
         return hift.source(f0, (start % (2 * math.pi)).to(f0), generator=self.generator)

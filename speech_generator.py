@@ -66,7 +66,7 @@ class SpeechGenerator(nn.Module):
         text = self.llm.embed_tokens(text_ids.clamp(min=0))                                 # (B, N, D) the query
         context = rearrange(self.input_proj(states), "b c (d j) -> b (c j) d", j=CONTEXT_VECTORS)
         if text.shape[1]:
-            text = self.tqgf(text, context, mask.repeat_interleave(CONTEXT_VECTORS, dim=1))
+            text = self.tqgf(text, context, mask.repeat_interleave(CONTEXT_VECTORS, dim=1), text_ids >= 0)
         start, task = self.llm_embedding.weight[:, None]
         return [torch.cat([start, row[:n], task]) for row, n in zip(text, (text_ids >= 0).sum(1).tolist())]
 

@@ -1,9 +1,10 @@
 """GLM-4-Voice speech tokenizer: waveform at 16 kHz -> 12.5 units per second.
 
 A Whisper encoder made causal, cut off after `quantize_position` layers, pooled by 4 and quantised to the nearest of
-16384 code vectors (spec glm4_voice 1): 16 kHz -> 100 Hz log-mel -> 50 Hz states -> 12.5 Hz units, 1280 samples each.
+16384 code vectors: 16 kHz -> 100 Hz log-mel -> 50 Hz states -> 12.5 Hz units, 1280 samples each
+(docs/spec/glm4_voice.md 1).
 
-Shapes: B batch, T samples or mel frames, S states (50 per second), U units, D width, H heads.
+Shapes: B batch, M mel bins, L mel frames, N states (L/2, then U), U units, D width, H heads, V codes.
 """
 import re
 from dataclasses import asdict, dataclass, fields
@@ -18,12 +19,12 @@ from whisper import HOP, N_FFT, SAMPLE_RATE, EncoderLayer, check_waveform, log_m
 
 MAX_SECONDS = 30                              # a longer recording is cut into pieces of this length
 BATCH = 128                                   # pieces padded together
-ROWS = 16                                     # pieces computed together: bounds memory, changes no number
+CHUNK = 16                                    # pieces computed together: bounds memory, changes no number
 
 
 @dataclass
 class SpeechTokenizerConfig:
-    """Field names are those of the checkpoint's config.json; the defaults are the published values (spec 1.3)."""
+    """Field names are those of the checkpoint's config.json; the defaults are the published values."""
     num_mel_bins: int = 128
     d_model: int = 1280
     encoder_attention_heads: int = 20
@@ -58,7 +59,7 @@ class SpeechTokenizerConfig:
 
 
 class SpeechTokenizer(nn.Module):
-    """(B, n_mels, T) log-mel -> (B, U, D) pooled states -> (B, U) ids."""
+    """Log-mel (B, M, L) -> pooled states (B, U, D) -> unit ids (B, U)."""
 
     def __init__(self, config: SpeechTokenizerConfig):
         super().__init__()
@@ -87,18 +88,21 @@ class SpeechTokenizer(nn.Module):
         return tokenizer
 
     def save_pretrained(self, directory) -> None:
+        """Write config.json and model.safetensors into the directory."""
         weights.write_json(Path(directory) / "config.json", asdict(self.config))
         weights.write_tensors(Path(directory) / "model.safetensors", self.state_dict())
 
     def init_weights(self, scale=1.0) -> None:
-        """Position table: `scale` x Whisper's sinusoids. Used before training from scratch."""
+        """The table of positions: `scale` x Whisper's. Used before training from scratch."""
         with torch.no_grad():
-            self.embed_positions.weight.copy_(scale * sinusoids(*self.embed_positions.weight.shape))
+            positions = torch.arange(self.config.max_source_positions)
+            self.embed_positions.weight.copy_(scale * sinusoids(positions, self.config.d_model))
 
     def features(self, waveforms: list) -> tuple[torch.Tensor, torch.Tensor]:
-        """B pieces of (T,) samples -> log-mel (B, n_mels, T), padded, and its mask (B, T) bool, True = sound.
+        """B pieces of (samples,) -> log-mel (B, M, L), padded, and its mask (B, L) bool, True = sound.
 
-        Padded with zeros to the longest, then to whole units; each row has its own loudness floor (spec 1.1).
+        Padded with zeros to the longest, then to whole units; each piece has its own loudness floor
+        (docs/spec/glm4_voice.md 1.1).
         """
         stride, device = self.config.samples_per_unit, self.codebook.weight.device
         n_frames = -(-max(map(len, waveforms)) // stride) * stride // HOP
@@ -107,24 +111,24 @@ class SpeechTokenizer(nn.Module):
         return mel, torch.arange(n_frames, device=device) < lengths[:, None]
 
     def convolve(self, mel):
-        """(B, n_mels, T) -> (B, T/2, D). Causal: both convolutions look two steps back and none ahead."""
+        """(B, M, L) -> (B, L/2, D). Causal: both convolutions look two steps back and none ahead."""
         x = F.gelu(self.conv1(F.pad(mel, (2, 0))))
         return F.gelu(self.conv2(F.pad(x, (2, 0)))).transpose(1, 2)
 
     def pool(self, x):
-        """(B, S, D) -> (B, S/4, D). Padding inside the last group is pooled in, as in the reference."""
+        """(B, N, D) -> (B, N/4, D). Padding inside the last group is pooled in, as in the reference."""
         kernel = self.config.pooling_kernel_size
         x = F.pad(x.transpose(1, 2), (0, -x.shape[1] % kernel))
         x = F.avg_pool1d(x, kernel) if self.config.pooling_type == "avg" else F.max_pool1d(x, kernel)
         return x.transpose(1, 2)
 
     def hidden(self, mel, mask=None):
-        """Log-mel (B, n_mels, T) -> states before the quantiser (B, U, D), U = T/8; gradients flow.
+        """Log-mel (B, M, L) -> states before the quantiser (B, U, D), U = L/8; gradients flow.
 
-        mask (B, T) bool, True = sound; None where nothing is padding.
+        mask (B, L) bool, True = sound; None where nothing is padding.
         """
         config = self.config
-        x = self.convolve(mel.to(self.conv1.weight.dtype))                                          # (B, S, D)
+        x = self.convolve(mel.to(self.conv1.weight.dtype))                                          # (B, L/2, D)
         x = x + self.embed_positions.weight[:x.shape[1]]
         valid, block = None if mask is None else mask[:, ::2], config.quantize_causal_block_size
         visible = attention_mask(x.shape[1], block, valid, x.device)
@@ -139,18 +143,18 @@ class SpeechTokenizer(nn.Module):
         return x
 
     def quantise(self, x):
-        """States (B, U, D) -> ids (B, U): the nearest code vector, the first one of equals (spec 1.2, step 6)."""
+        """States (B, U, D) -> ids (B, U): the nearest code vector, the first one of equals."""
         x, codes = x.float(), self.codebook.weight.float()
-        distance = codes.square().sum(1) + x.square().sum(-1, keepdim=True) - 2 * x @ codes.T       # (B, U, codes)
+        distance = codes.square().sum(1) + x.square().sum(-1, keepdim=True) - 2 * x @ codes.T       # (B, U, V)
         return distance.argmin(-1)
 
     @torch.no_grad()
     def encode_batch(self, waveforms: list) -> list:
-        """Recordings of (T,) samples at 16 kHz -> a list of (U,) int64 ids, U = ceil(T / 1280) per piece.
+        """Recordings of (samples,) at 16 kHz -> a list of (U,) int64 ids, U = ceil(T / 1280) per piece.
 
         As in the reference, every 30 s become a piece of their own and all pieces share batches of 128 padded to
-        the longest, so that the last unit of a recording can depend on its company. Raises ValueError for a
-        waveform that is empty, not (T,) or not finite.
+        the longest, so that the last unit of a recording can depend on the others in its batch. Raises ValueError
+        for a waveform that is empty, not (samples,) or not finite.
         """
         waveforms = [check_waveform(w, f"waveform {i}") for i, w in enumerate(waveforms)]
         pieces = [(i, piece) for i, w in enumerate(waveforms) for piece in w.split(self.config.max_samples)]
@@ -158,20 +162,20 @@ class SpeechTokenizer(nn.Module):
         for start in range(0, len(pieces), BATCH):
             batch = pieces[start:start + BATCH]
             mel, mask = self.features([piece for _, piece in batch])
-            units = torch.cat([self.quantise(self.hidden(*rows)) for rows in zip(mel.split(ROWS), mask.split(ROWS))])
-            for (i, piece), row in zip(batch, units):
-                ids[i].append(row[:-(-len(piece) // self.config.samples_per_unit)])
-        return [torch.cat(rows) for rows in ids]
+            units = torch.cat([self.quantise(self.hidden(*part)) for part in zip(mel.split(CHUNK), mask.split(CHUNK))])
+            for (i, piece), own in zip(batch, units):
+                ids[i].append(own[:-(-len(piece) // self.config.samples_per_unit)])
+        return [torch.cat(parts) for parts in ids]
 
     def encode(self, waveform) -> torch.Tensor:
-        """(T,) samples at 16 kHz -> (U,) int64 ids, 12.5 per second. Raises ValueError (see encode_batch)."""
+        """(samples,) at 16 kHz -> (U,) int64 ids, 12.5 per second. Raises ValueError (see encode_batch)."""
         return self.encode_batch([waveform])[0]
 
 
 def attention_mask(length: int, block, valid, device):
-    """Who may see whom (spec 1.2, step 4): bool, broadcasts to (B, H, S, S), or None where all see all.
+    """Which states (i) see which (j): bool, broadcasts to (B, H, N, N), or None where all see all.
 
-    State i sees state j if j is sound and stands in i's block of `block` states or an earlier one.
+    i sees j if j is sound and stands in i's block of `block` states or an earlier one (docs/spec/glm4_voice.md 1.2).
     """
     if valid is not None and bool(valid.all()):
         valid = None                                      # without a mask attention takes its fused path

@@ -1,7 +1,7 @@
 """Text <-> token ids: Qwen3's byte-level BPE on tiktoken, and the chat prompt around it.
 
-In: a directory with a tokenizer, and text or chat messages. Out: a flat list of token ids in which every
-speech clip is one SPEECH_ID, the place where the model splices the clip's features in. No torch here.
+In: a directory with a tokenizer, and text or chat messages. Out: a flat list of token ids in which every speech clip is
+one SPEECH_ID, where the model puts the clip's speech rows (docs/spec/ex_omni.md 4). No torch here.
 
 Three forms on disk are read, the first one found:
   tokenizer.json              Hugging Face; says its own split pattern, normalizer and special tokens
@@ -9,16 +9,13 @@ Three forms on disk are read, the first one found:
   *.tiktoken                  a "base64(token) rank" per line; special tokens as above, else Qwen's three
 The last two say neither pattern nor normalizer; Qwen's (QWEN_PATTERN and NFC) are taken, as Qwen's own code does.
 
-Text is data, control tokens are structure: `encode` never yields a control token, whatever the text says; only
-`encode_chat` places them. The official demo formats one string and tokenizes that, so `<speech>` or `<|im_end|>`
-typed by a user acts there; here it is ordinary text. Otherwise the prompt is the demo's, id for id
-(arXiv 2602.07106; Qwen3's chat format without its think block).
+`encode` never yields a control token, whatever the text says; only `encode_chat` does. The official demo formats one
+string and tokenizes that, so `<speech>` or `<|im_end|>` typed by a user acts there; here it is ordinary text. Otherwise
+the prompt is the demo's, id for id (Qwen3's chat format without its think block).
 """
-
 import base64
 import itertools
 import json
-import os
 import unicodedata
 from pathlib import Path
 
@@ -134,12 +131,10 @@ class Tokenizer:
             pieces += [self.im_start_id, "assistant\n"]
         ids = []
         # Role, newline and content are tokenized as one text: a token may span their borders ("\n\n").
-        for is_text, run in itertools.groupby(pieces, key=lambda piece: isinstance(piece, str)):
-            ids += self.encode("".join(run)) if is_text else run
+        for is_text, group in itertools.groupby(pieces, key=lambda piece: isinstance(piece, str)):
+            ids += self.encode("".join(group)) if is_text else group
         return ids
 
-
-# ---- chat history
 
 def _parts(message):
     """A message's content as a list of texts and SPEECH_IDs. Raises ValueError if the message is malformed."""
@@ -172,7 +167,7 @@ def past_turn(message):
 
 
 def with_system(messages):
-    """The messages, after the demo's system prompt unless they begin with one: what is asked and what is trained on."""
+    """The messages, after the demo's system prompt unless they begin with one; in training and in use."""
     given = messages and messages[0]["role"] == "system"
     return messages if given else [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
 
@@ -182,8 +177,6 @@ def trim_history(messages, keep=40):
     first = 1 if messages and messages[0]["role"] == "system" else 0
     return messages[:first] + messages[max(first, len(messages) - keep):]
 
-
-# ---- files; each reader returns the arguments of Tokenizer.__init__
 
 def _read_json(path):
     try:
@@ -196,6 +189,7 @@ def _read_json(path):
 
 
 def _read_tokenizer_json(path):
+    """The arguments of Tokenizer.__init__; the next two readers likewise."""
     spec = _read_json(path)
     model, normalizer = spec.get("model") or {}, spec.get("normalizer")
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
@@ -247,8 +241,8 @@ def _read_tiktoken(path):
 
 
 def _added_tokens(directory):
-    """id -> (text, special) from the files beside a vocabulary that cannot say it itself; {} without them.
-    added_tokens.json does not tell which are special; all count as special unless tokenizer_config.json knows."""
+    """id -> (text, special) from added_tokens.json and tokenizer_config.json; {} without them.
+    added_tokens.json does not say which are special; all count as special unless tokenizer_config.json knows."""
     added = {}
     if (directory / "added_tokens.json").is_file():
         added |= {i: (text, True) for text, i in _read_json(directory / "added_tokens.json").items()}
@@ -319,20 +313,13 @@ def _merge_ranks(merges):
 def write_tiny(directory):
     """Write the smallest tokenizer.json that works into `directory`: id = byte value for the 256 bytes, no merges,
     the three control tokens as ids 256 to 258, and Qwen's pattern and normalizer. For tiny random checkpoints."""
-    path = Path(directory) / "tokenizer.json"
+    from weights import write_json                      # here, as it imports torch
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
     spec = {
-        "version": "1.0",
+        "version": "1.0", "normalizer": {"type": "NFC"}, "post_processor": None, "decoder": byte_level,
         "added_tokens": [{"id": 256 + i, "content": text} | flags for i, text in enumerate(CONTROL_TOKENS)],
-        "normalizer": {"type": "NFC"},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
-        "post_processor": None,
-        "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": BYTE_OF_CHAR, "merges": []},
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name("tokenizer.json.tmp")
-    temporary.write_text(json.dumps(spec, indent=1), encoding="utf-8")
-    os.replace(temporary, path)
+        "model": {"type": "BPE", "vocab": BYTE_OF_CHAR, "merges": []}}
+    write_json(Path(directory) / "tokenizer.json", spec)

@@ -45,7 +45,7 @@ class TQGF(nn.Module):
     """query (B, N, D), context (B, C, D), context_mask (B, C) bool, True = visible -> (B, N, D).
 
     The context itself is never updated. A sample whose context is wholly masked (an empty reply) sees all of it: attention
-    over nothing would be NaN.
+    over nothing would be NaN. Queries never see each other, so that their padding (query_mask) does not matter.
     """
 
     def __init__(self, dim: int, depth: int = 2, heads: int = 16, dim_head: int = 256):
@@ -54,7 +54,7 @@ class TQGF(nn.Module):
                                     for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, query, context, context_mask=None):
+    def forward(self, query, context, context_mask=None, query_mask=None):
         if context_mask is not None:
             context_mask = (context_mask | ~context_mask.any(1, keepdim=True))[:, None, None, :]      # (B, 1, 1, C)
         for attention, mlp in self.layers:
@@ -73,10 +73,11 @@ class Concatenation(nn.Module):
                                                                norm_first=True) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, query, context, context_mask=None):
-        x, hidden = torch.cat([context, query], dim=1), None                            # (B, C + N, D)
-        if context_mask is not None:
-            hidden = ~torch.cat([context_mask, context_mask.new_ones(query.shape[:2])], dim=1)
+    def forward(self, query, context, context_mask=None, query_mask=None):
+        real = [x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+                for x, mask in ((context, context_mask), (query, query_mask))]
+        x, hidden = torch.cat([context, query], dim=1), ~torch.cat(real, dim=1)         # (B, C + N, D), (B, C + N)
+        hidden = hidden & ~hidden.all(1, keepdim=True)
         for layer in self.layers:
             x = layer(x, src_key_padding_mask=hidden)
         return self.norm(x[:, context.shape[1]:])

@@ -16,6 +16,7 @@ norm 1 (the paper saw them explode in stage I), a cosine to zero after the warm-
 """
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from math import cos, pi
@@ -33,9 +34,9 @@ from cli import one_line_errors
 from data import chunks, collate, mixed_rows, rows_of, sample_order
 from model import ABLATIONS, LOSSES, loss_counts
 from progress import Log, announce, conclude, interrupts, load_optimizer, optimizer_tensors, save
-from runs import open_training, parse, pick_device, rank_and_world, sum_over_ranks
+from runs import join, open_training, parse, pick_device, rank_and_world, sum_over_ranks
 from toy.augment import other_voice
-from toy.microbatches import like_length
+from toy.microbatches import Float64Sums, like_length
 from toy.muon import Muon, for_muon
 
 PARTS = {"encoder": ["speech_encoder"], "projector": ["speech_projector"], "llm": ["llm", "lm_head"],
@@ -100,10 +101,12 @@ def freeze(model, trained) -> None:
 
 def shard(model, state: dict, device) -> None:
     """FSDP2: a group for each transformer block, then for what is left of each part, then of the model (the LLM's
-    embedding, last norm and head). Weights and gradients are kept and summed in float32."""
+    embedding, last norm and head). Weights and gradients are kept and summed in float32; for the toy's sums in float64,
+    see Float64Sums."""
     mesh = init_device_mesh(device.type, (rank_and_world()[1],))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if state["dtype"] == "bfloat16" else None,
-                                  reduce_dtype=torch.float32, cast_forward_inputs=False)
+                                  reduce_dtype=torch.float64 if state["toy"] else torch.float32,
+                                  cast_forward_inputs=False)
     blocks = (*model.speech_encoder.layers, *model.llm.layers, *model.speech_generator.llm.layers,
               *model.face_decoder.encoder)
     parts = (model.speech_encoder, model.speech_projector, model.speech_generator, model.face_decoder)
@@ -182,7 +185,7 @@ def validate(model, split, state: dict, size: int, speech: bool, device, autocas
 
 # ---------------------------------------------------------------- the loop
 
-def backward(model, batches: list, counts: dict, state: dict, autocast) -> dict:
+def backward(model, batches: list, counts: dict, state: dict, sums: Float64Sums | None, autocast) -> dict:
     """Forward and backward of each micro-batch -> this rank's share of the losses. Each loss is divided by the count of
     the whole batch, so that micro-batches and ranks add up; FSDP takes the mean over the ranks, hence `world`."""
     means, losses = {name: max(1, counts[name]) for name in state["losses"]}, dict.fromkeys(state["losses"], 0.0)
@@ -190,7 +193,8 @@ def backward(model, batches: list, counts: dict, state: dict, autocast) -> dict:
         torch.manual_seed(hash((state["seed"], state["step"], number)))         # of the dropout
         with autocast():
             terms = model(batch, means)
-        (rank_and_world()[1] * sum(terms.values())).backward()
+        with sums.micro_batch(last=number == batches[-1][0]) if sums else nullcontext():
+            (rank_and_world()[1] * sum(terms.values())).backward()
         losses = {name: loss + terms[name].detach() for name, loss in losses.items()}
     return losses
 
@@ -201,9 +205,9 @@ def assert_trained(parts: dict, trained) -> None:
     assert reached == set(trained), f"gradients reached {sorted(reached)}, expected {sorted(trained)}"
 
 
-def step_optimizers(parts: dict, adamw, muons: list, state: dict) -> tuple:
+def step_optimizers(trained: list, adamw, muons: list, sums: Float64Sums | None, state: dict) -> tuple:
     """Clip the gradients to norm 1 and change the weights -> the norm before clipping, part -> the rate."""
-    norm = torch.nn.utils.clip_grad_norm_([p for part in state["rates"] for p in parts[part].values()], 1.0)
+    norm = sums.clip(trained) if sums else torch.nn.utils.clip_grad_norm_(trained, 1.0)
     factor = schedule(state["step"], state["steps"], state["warmup"])
     for group in adamw.param_groups:
         group["lr"] = factor * group["rate"]
@@ -231,6 +235,8 @@ def train(args) -> None:
     out, device, (rank, world) = Path(args.out), pick_device(args.device), rank_and_world()
     state, model, (training, validation), resumed = open_training(args, STAGES, device)
     parts, adamw, muons = prepare(model, state, device, args.recompute)
+    trained = [p for part in state["rates"] for p in parts[part].values()]
+    sums = Float64Sums(model, trained) if state["toy"] else None
     # The toy's micro-batches are of like length: as many in all, however many processes share them.
     accumulate = -(-state["accumulate"] // world) if state["toy"] else state["accumulate"]
     accumulate = min(accumulate, state["batch"] // world)                       # each has a sample
@@ -251,10 +257,10 @@ def train(args) -> None:
             counts = sum_over_ranks(count([batch for _, batch in batches]) | {"stop": len(asked)}, device)
             if counts["stop"]:
                 break
-            losses = backward(model, batches, counts, state, autocast)
+            losses = backward(model, batches, counts, state, sums, autocast)
             if state["step"] == first:
                 assert_trained(parts, state["rates"])
-            norm, rates = step_optimizers(parts, adamw, muons, state)
+            norm, rates = step_optimizers(trained, adamw, muons, sums, state)
             state["step"] = done = state["step"] + 1
             log.add(losses, norm, counts["tokens"])
             # Now and then: log, validate, save.
@@ -266,15 +272,14 @@ def train(args) -> None:
                     log.validation(done, validate(model, validation, state, size, speech, device, autocast))
                 if done % (args.save_every or -(-steps // 10)) == 0 or done == last:
                     save(out, model, state, tensors, log, device)
-        interrupted = state["step"] < last
-        if interrupted and log.saved < state["step"]:
+        if log.saved < state["step"]:                               # interrupted
             save(out, model, state, tensors, log, device)
     log.bar.close()
     if rank == 0:
         conclude(out, state, STAGES[state["recipe"]])
     if dist.is_initialized():
         dist.barrier()                                              # nobody leaves while another still writes
-    if interrupted:
+    if state["step"] < last:
         sys.exit(130)
 
 
@@ -284,9 +289,7 @@ def main(argv=None) -> None:
     try:
         with one_line_errors():
             if joins:
-                device = pick_device(args.device)
-                on_gpu = device.type == "cuda"
-                dist.init_process_group("nccl" if on_gpu else "gloo", device_id=device if on_gpu else None)
+                join(pick_device(args.device))
             train(args)
     finally:
         if joins:

@@ -1,11 +1,10 @@
 """Checkpoints on disk <-> modules: safetensors and json, strict and memory-mapped.
 
-A file is mapped, each tensor is copied once into the parameter that waits for it, and the mapping is let go of
-as we walk, so that opening a checkpoint needs little more memory than the model itself. Every tensor is accounted
-for: one that is missing, left over or of another shape is an error (shared/style, habit 5; spec ex_omni 7).
+A file is mapped, each tensor is copied once into its parameter, and the mapping is closed now and then, so that opening
+a checkpoint needs little more memory than the model itself. Every tensor is accounted for: one that is missing, left
+over or of another shape is an error.
 """
 import json
-import mmap
 import os
 import tempfile
 from contextlib import contextmanager
@@ -16,8 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
-HUGE_PAGE = 2 << 20
-MAPPED_BYTES = 16 << 20  # pages of a mapped file count as ours until it is unmapped: do so this often
+MAPPED_BYTES = 16 << 20  # pages of a mapped file count as ours until it is closed: do so after so many
 
 
 def read_json(path) -> dict:
@@ -36,7 +34,7 @@ def read_json(path) -> dict:
 
 @contextmanager
 def replacing(path):
-    """Yield a temporary path beside `path` that takes its place at the end, or vanishes if anything fails."""
+    """Yield a temporary path in the directory of `path`, renamed to it at the end, or removed if anything fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -56,12 +54,16 @@ def _umask() -> int:
 
 
 def write_json(path, value) -> None:
+    """Write a value as indented json, under a temporary name first."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_tensors(path, tensors: dict) -> None:
-    """Write name -> tensor as safetensors, under a temporary name first. Views into packed weights are fine."""
+    """Write name -> tensor as safetensors, under a temporary name first.
+
+    Raises OSError where it cannot be written, for example on a full disk.
+    """
     with replacing(path) as temporary:
         try:
             save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, {"format": "pt"})
@@ -71,7 +73,7 @@ def write_tensors(path, tensors: dict) -> None:
 
 @contextmanager
 def opened(path):
-    """safe_open with a readable error: the file is mapped, not read."""
+    """safe_open with a readable error: the file is mapped, not read. Raises FileNotFoundError or ValueError."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} not found")
@@ -176,23 +178,8 @@ def shapes_only():
 
 
 def empty(build, device="cpu", dtype=torch.float32) -> torch.nn.Module:
-    """build() with parameters allocated but not initialised: `load` is about to fill them."""
+    """build() in evaluation mode, its tensors allocated but not initialised: `load` is about to fill them."""
     with shapes_only():
-        module = build()
-    return allocate(module.to(dtype=dtype), device).eval()
-
-
-def allocate(module: torch.nn.Module, device) -> torch.nn.Module:
-    """Give the parameters of a module on the meta device memory, strides as they are.
-
-    As module.to_empty(device) does, which would import sympy for it (30 MB, half a second). On Linux the memory of a
-    CPU asks for huge pages: decoding reads bfloat16 weights about a quarter faster out of them.
-    """
-    def new(t):
-        if torch.device(device).type != "cpu" or t.nbytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-            return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=device)
-        memory = mmap.mmap(-1, t.nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        memory.madvise(mmap.MADV_HUGEPAGE)
-        return torch.frombuffer(memory, dtype=t.dtype, count=t.numel()).as_strided(t.shape, t.stride())
-
-    return module._apply(new)
+        module = build().to(dtype=dtype)
+    # As module.to_empty(device=device) does, which would import sympy: 30 MB and half a second.
+    return module._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device)).eval()

@@ -1,7 +1,8 @@
-"""Whisper's ears: audio file -> waveform -> log-mel -> encoder states.
+"""Whisper's encoder: audio file -> waveform -> log-mel -> states, 50 per second (docs/spec/ex_omni.md 1).
 
-Spec ex_omni 1. The encoder is whisper-large-v3's at full size and the same class at any other. `EncoderLayer` serves
-the speech tokenizer too.
+At full size it is whisper-large-v3's, and the same class at any other. `EncoderLayer` serves the speech tokenizer too.
+
+Shapes: B batch, W windows of sound, M mel bins, L mel frames (100 per second), D width, H heads, d head size.
 """
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-SAMPLE_RATE = 16_000                   # Hz
+SAMPLE_RATE = 16_000                   # Hz, of the sound that is heard; what is made has 22,050 Hz (flow.py)
 HOP = 160                              # samples, so 100 mel frames per second
 N_FFT = 400                            # samples, 25 ms
 
@@ -40,7 +41,7 @@ class WhisperConfig:
 
 
 def load_audio(path) -> torch.Tensor:
-    """Read any file that soundfile reads, at any rate and channel count, as (T,) float32 at 16 kHz, mono.
+    """Read any file that soundfile reads, at any rate and channel count, as (samples,) float32 at 16 kHz, mono.
 
     Channels are averaged, the rate is converted by soxr. Raises FileNotFoundError, or ValueError for a file that is
     not audio, holds no samples, or holds NaN or infinite ones.
@@ -59,10 +60,10 @@ def load_audio(path) -> torch.Tensor:
 
 
 def check_waveform(waveform, name="the waveform") -> torch.Tensor:
-    """(T,) samples as a float32 tensor. Raises ValueError where it is empty, not one-dimensional or not finite."""
+    """(samples,) as a float32 tensor. Raises ValueError where it is empty, not one-dimensional or not finite."""
     waveform = torch.as_tensor(waveform, dtype=torch.float32)
     if waveform.ndim != 1 or len(waveform) == 0:
-        raise ValueError(f"{name} has shape {tuple(waveform.shape)}, expected (T,) with at least one sample of sound")
+        raise ValueError(f"{name} has shape {tuple(waveform.shape)}, expected (samples,) with at least one sample")
     bad = int((~waveform.isfinite()).sum())
     if bad:
         raise ValueError(f"{name} has {bad} samples that are NaN or infinite of {len(waveform)}: "
@@ -72,7 +73,7 @@ def check_waveform(waveform, name="the waveform") -> torch.Tensor:
 
 @lru_cache
 def mel_filters(n_mels: int, n_fft: int = N_FFT, rate: int = SAMPLE_RATE, f_max: float = 8000.0) -> torch.Tensor:
-    """(n_mels, n_fft // 2 + 1) triangles on the Slaney mel scale, each of unit area (spec ex_omni 1.1).
+    """(M, n_fft // 2 + 1) triangles on the Slaney mel scale, each of unit area (docs/spec/ex_omni.md 1.1).
 
     The scale is linear below 1 kHz (200/3 Hz per mel) and logarithmic above (27 mels per factor 6.4).
     """
@@ -86,7 +87,7 @@ def mel_filters(n_mels: int, n_fft: int = N_FFT, rate: int = SAMPLE_RATE, f_max:
 
 
 def log_mel(waveform: torch.Tensor, n_mels: int, n_frames: int = 3000) -> torch.Tensor:
-    """(T,) samples at 16 kHz -> (n_mels, n_frames) log-mel, 100 frames per second (spec ex_omni 1.1).
+    """(samples,) at 16 kHz -> log-mel (M, L), L = n_frames, 100 per second (docs/spec/ex_omni.md 1.1).
 
     The waveform is cut or zero-padded at its end to exactly n_frames. Values span at most 2 units: everything
     more than 80 dB below the loudest bin of the window is raised to that floor.
@@ -94,19 +95,19 @@ def log_mel(waveform: torch.Tensor, n_mels: int, n_frames: int = 3000) -> torch.
     waveform = torch.as_tensor(waveform)
     waveform = F.pad(waveform[:n_frames * HOP], (0, max(0, n_frames * HOP - len(waveform))))
     window = torch.hann_window(N_FFT, device=waveform.device)
-    spectrum = torch.stft(waveform, N_FFT, HOP, window=window, return_complex=True)                 # (201, n_frames + 1)
+    spectrum = torch.stft(waveform, N_FFT, HOP, window=window, return_complex=True)                 # (201, L + 1)
     power = spectrum[:, :-1].abs() ** 2
     log = (mel_filters(n_mels).to(waveform.device) @ power).clamp(min=1e-10).log10()
     return (log.clamp(min=log.max() - 8) + 4) / 4
 
 
 def states_for_frames(n: int) -> int:
-    """Encoder states of n mel frames (spec ex_omni 1.3)."""
+    """Encoder states of n mel frames (docs/spec/ex_omni.md 1.3)."""
     return max(1, (n + 1) // 2)
 
 
 def windows(waveform: torch.Tensor, config: WhisperConfig) -> torch.Tensor:
-    """(T,) samples -> (W, n_mels, n_frames): consecutive windows that together hear all of it.
+    """(samples,) -> log-mel (W, M, L): consecutive windows that together cover all of it.
 
     The release cuts a recording after its first 30 s; here a longer one becomes several windows.
     """
@@ -114,7 +115,7 @@ def windows(waveform: torch.Tensor, config: WhisperConfig) -> torch.Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention; the key projection has no bias."""
+    """Multi-head self-attention of (B, N, D); the key projection has no bias."""
 
     def __init__(self, dim: int, heads: int):
         super().__init__()
@@ -123,13 +124,14 @@ class SelfAttention(nn.Module):
         self.v_proj, self.out_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
 
     def forward(self, x, mask=None):
-        q, k, v = (rearrange(p(x), "b s (h d) -> b h s d", h=self.heads) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (rearrange(proj(x), "b n (h d) -> b h n d", h=self.heads)
+                   for proj in (self.q_proj, self.k_proj, self.v_proj))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(rearrange(out, "b h s d -> b s (h d)"))
+        return self.out_proj(rearrange(out, "b h n d -> b n (h d)"))
 
 
 class EncoderLayer(nn.Module):
-    """Pre-norm block: (B, S, D) -> (B, S, D). mask: bool, True = visible, or None."""
+    """Pre-norm block: (B, N, D) -> (B, N, D). mask: bool, broadcasts to (B, H, N, N), True = visible; or None."""
 
     def __init__(self, dim: int, heads: int, ffn: int):
         super().__init__()
@@ -142,15 +144,18 @@ class EncoderLayer(nn.Module):
         return x + self.fc2(F.gelu(self.fc1(self.final_layer_norm(x))))
 
 
-def sinusoids(length: int, dim: int) -> torch.Tensor:
-    """(length, dim) position table: the first half of the channels sine, the second cosine (spec ex_omni 1.2)."""
-    frequencies = torch.exp(-np.log(10_000) * torch.arange(dim // 2) / (dim // 2 - 1))
-    angles = torch.arange(length)[:, None] * frequencies
+def sinusoids(positions: torch.Tensor, dim: int) -> torch.Tensor:
+    """positions (N,) -> (N, dim): the first half of the channels sine, the second cosine (docs/spec/ex_omni.md 1.2)."""
+    frequencies = torch.exp(torch.arange(dim // 2, device=positions.device) * (-np.log(10_000) / (dim // 2 - 1)))
+    angles = positions[:, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class WhisperEncoder(nn.Module):
-    """(B, n_mels, 2S) log-mel -> (B, S, D) states, S = max_source_positions. Silence is attended, as in Whisper."""
+    """Log-mel (B, M, L) of whole windows -> states (B, L/2, D). Silence is attended to, as in Whisper.
+
+    Raises ValueError for a log-mel of another size than the config's windows.
+    """
 
     def __init__(self, config: WhisperConfig):
         super().__init__()
@@ -164,16 +169,17 @@ class WhisperEncoder(nn.Module):
         self.layer_norm = nn.LayerNorm(D)
 
     def init_weights(self) -> None:
-        """What is not learnt: the sinusoid table."""
+        """What is not learnt: the table of positions."""
         with torch.no_grad():
-            self.embed_positions.weight.copy_(sinusoids(*self.embed_positions.weight.shape))
+            positions = torch.arange(self.config.max_source_positions)
+            self.embed_positions.weight.copy_(sinusoids(positions, self.config.d_model))
 
     def forward(self, mel):
         if mel.shape[1:] != (self.config.num_mel_bins, self.config.n_frames):
             raise ValueError(f"mel has shape {tuple(mel.shape)}, expected (B, {self.config.num_mel_bins}, "
                              f"{self.config.n_frames}): make it with whisper.windows(waveform, config)")
-        x = F.gelu(self.conv1(mel))                                                                 # (B, D, 2S)
-        x = F.gelu(self.conv2(x)).transpose(1, 2)                                                   # (B, S, D)
+        x = F.gelu(self.conv1(mel))                                                                 # (B, D, L)
+        x = F.gelu(self.conv2(x)).transpose(1, 2)                                                   # (B, L/2, D)
         x = x + self.embed_positions.weight
         for layer in self.layers:
             x = layer(x)

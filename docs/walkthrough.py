@@ -27,11 +27,12 @@ from face.measure import held_out_faces
 from face_decoder import FaceDecoder, face_loss, frames_for_units, stretch
 from model import ExOmni
 from tokenizer import with_system
+from toy import demo
 from toy.answers import UNITS_OF, read_answers
 from whisper import load_audio, windows
 
 QUESTION = ROOT / "mini" / "questions" / "capital.wav"
-FRANCE, PARIS = 44, 56                                          # frames of the answer: an open vowel, closed lips
+FRANCE, PARIS = 44, 57                                          # frames of the answer: an open vowel, closed lips
 
 
 def say(where: str, text: str) -> None:
@@ -114,7 +115,8 @@ def answer(model) -> tuple:
     # ---- sound out
     mel = model.speech_decoder.mel(units)
     waveform = model.speech_decoder.waveform(mel)
-    say("flow.py", f"log-mel (M, L) {shape(mel)}, {mel.shape[1] / len(units):.2f} frames a unit, 10 steps from noise")
+    say("flow.py", f"log-mel (M, L) {shape(mel)}, {mel.shape[1] / len(units):.2f} frames a unit, steps from noise: "
+                   f"{model.speech_decoder.config.sampling.steps}")
     say("hift.py", f"sound {shape(waveform)}, {len(waveform) / 22_050:.2f} s at 22.05 kHz, RMS "
                    f"{waveform.square().mean().sqrt():.2f}")
     return units, face
@@ -145,9 +147,9 @@ def exercises(out: Path) -> None:
     """Write out/data/{train,val,voice}, what the mini model's voice says as `face` samples, and out/start: the mini
     checkpoint with a newly initialised face decoder. Then `train.py --stage 3` takes minutes."""
     about, answers = read_answers(ROOT / "mini" / "data")
-    texts = sorted(answers)
-    splits = {"val": texts[::25], "train": [text for n, text in enumerate(texts) if n % 25], "voice": texts[::25]}
-    for split, some in splits.items():                              # voice: when each phone is said
+    said = demo.plan(about["seed"], demo.SIZES[about["size"]])["voice"]
+    held, trained = ([clip["text"] for clip in said if clip["held"] == flag] for flag in (True, False))
+    for split, some in {"val": held, "train": trained, "voice": held}.items():      # voice: when each phone is said
         with Writer(out / "data" / split) as writer:
             for text in some:
                 row = {"id": text, "task": "face", "answer": text, "phones": answers[text]["phones"],

@@ -1,4 +1,4 @@
-"""Tiny random models, laid out on disk as Hugging Face's repositories are, and what tests of `prepare.py weights` share."""
+"""Tiny random models, laid out on disk as Hugging Face's repositories are; what tests of `prepare.py weights` share."""
 from pathlib import Path
 
 import pytest

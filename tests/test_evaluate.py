@@ -1,6 +1,7 @@
 """evaluate.py and face/measure.py: faces whose figures are known; every part over a small split with a tiny model."""
 import json
 import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import soundfile
 import torch
 
 import evaluate
+import train
 import weights
 from data import Split, Writer, collate
 from face import measure as face_measure
@@ -109,7 +111,7 @@ def tiny(checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tiny, voice, tmp_path_factory):
-    """val, test-voices and voice, whose answers are what the tiny model says, but for the last one of each split."""
+    """train, val, test-voices and voice, whose answers are what the tiny model says, but for the last of each split."""
     out, model = tmp_path_factory.mktemp("evaluate"), ExOmni.from_pretrained(tiny)
     random = np.random.default_rng(0)
     asked = [{"id": f"q{n}", "task": "qa", "messages": SPEECH, "text": "What?", "kind": "talk", "phrasing": "train",
@@ -125,13 +127,13 @@ def data(tiny, voice, tmp_path_factory):
             writer.add({"id": f"a{n}", "task": "tts", "messages": TEXT, "answer": text, "phones": PHONES},
                        audio=voice["audio"], **arrays)
         writer.finish(unit_vocab=96)
-    for split in ("val", "test-voices"):
+    for split in ("train", "val", "test-voices"):
         with Writer(out / split) as writer:
             for row, text in zip(asked, answers):
                 row = row | {"answer": text}
                 writer.add({key: row[key] for key in row if key != "audio"}, audio=row["audio"], **arrays)
             writer.add({"id": "c", "task": "chat", "messages": TEXT, "answer": "No.", "kind": "talk"})
-            if split == "val":
+            if split != "test-voices":
                 writer.add({"id": "f", "task": "face", "messages": TEXT, "answer": "held out"}, **arrays)
                 writer.add({"id": "t", "task": "tts", "messages": TEXT, "answer": read}, **arrays)
                 writer.add({"id": "u", "task": "tts", "messages": TEXT, "answer": "Read otherwise."}, **arrays)
@@ -207,7 +209,7 @@ def test_predictions_are_those_of_the_loss(tiny, data):
 def test_every_ablation_of_the_paper_is_trained_and_measured(tiny, data, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def train(name, args, *options):
+    def script(name, args, *options):
         """Saves the tiny model, ablated but untrained, where train.py would."""
         given = dict(zip(options[::2], options[1::2]))
         asked.append(tuple(given.get(f"--{key}") for key in ("stage", "init-from", "ablate", "steps", "resume")))
@@ -215,7 +217,7 @@ def test_every_ablation_of_the_paper_is_trained_and_measured(tiny, data, tmp_pat
         if "--ablate" in given:
             model.ablate(given["--ablate"])
         model.save_pretrained(given["--out"])
-    monkeypatch.setattr(evaluate, "script", train)
+    monkeypatch.setattr(evaluate, "script", script)
     options = ["--ablations", "--init-from", "stage2", "--init-generator-from", "stage1", "--steps", "5"]
     found, printed = measure(tiny, data, tmp_path, *options)["ablations"], capsys.readouterr().out
     faces = ["velocity", "speech-context", "context", "tqgf", "units"]
@@ -236,6 +238,29 @@ def test_every_ablation_of_the_paper_is_trained_and_measured(tiny, data, tmp_pat
     paper = {row[0]: row[-3:] for row in rows if len(row) > 4}
     assert paper["w/o speech context"] == ["5.079", "-", "-"]
     assert paper["w/o TQGF"] == ["14.68", "about equal", "better"]
+
+
+def test_a_finished_ablation_is_used_again_and_another_one_is_refused(tiny, data, tmp_path, monkeypatch, capsys):
+    source, trainings = tmp_path / "stage2", []
+    shutil.copytree(tiny, source)
+    weights.write_json(source / "stages.json", {stage: {"step": 1, "steps": 1} for stage in "12"})
+
+    def script(name, args, *options):
+        """train.py in this process."""
+        try:
+            train.main([str(option) for option in options])
+        except SystemExit:
+            raise ValueError("train.py ended with code 2") from None
+        trainings.append(weights.read_json(tmp_path / "ablations" / "context" / "stages.json")["3"]["ablate"])
+    monkeypatch.setattr(evaluate, "script", script)
+    monkeypatch.setattr(evaluate, "TABLE_6", {"context": evaluate.TABLE_6["context"]})
+    options = ["--ablations", "--init-from", str(source), "--steps"]
+    first, again = (measure(tiny, data, tmp_path, *options, "1")["ablations"]["without context"] for _ in range(2))
+    assert first == again and trainings == ["context", "context"] and capsys.readouterr().out.count("step 1/1") == 1
+    with pytest.raises(SystemExit) as stop:
+        measure(tiny, data, tmp_path, *options, "2")
+    assert stop.value.code == 2
+    assert "holds another training, remove it or choose another --out" in capsys.readouterr().err
 
 
 def test_the_units_loss_of_the_ablation_is_that_of_training(tiny, data):

@@ -1,6 +1,7 @@
 """The golden numbers of the official release, module by module and end to end, at the tolerances written beside them.
 
 GOLDEN_DIR names the root of another set of the same layout (default tests/fixtures); every size comes from its json.
+GOLDEN_DEVICE: where the modules and the numbers are (default: cpu).
 """
 import json
 import os
@@ -22,6 +23,7 @@ from tqgf import TQGF
 from whisper import WhisperConfig, WhisperEncoder, log_mel, states_for_frames
 
 ROOT = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "fixtures")) / "ex_omni"
+DEVICE = os.environ.get("GOLDEN_DEVICE", "cpu")
 RELEASE = {"release_quirks": True}
 
 
@@ -30,7 +32,7 @@ class Golden:
 
     def __init__(self, name):
         self.path, self.spec = ROOT / f"{name}.safetensors", json.loads((ROOT / f"{name}.json").read_text())
-        self.tensors = load_file(self.path)
+        self.tensors = load_file(self.path, DEVICE)
         self.config, self.compared = self.spec["config"], set()
 
     def __getitem__(self, name):
@@ -41,10 +43,10 @@ class Golden:
         """Fill the module from the file's weights. prefix: ours for what the file calls by official names."""
         weights.load(module, [self.path], lambda name: None if name.startswith(("in.", "out.")) else
                      (lambda ours: ours and ours.removeprefix(prefix))(our_name(name, tied=True)))
-        return module.eval()
+        return module.to(DEVICE).eval()
 
     def same(self, seen, name, where=None):
-        expected = self[name]
+        seen, expected = seen.to(DEVICE), self[name]
         assert seen.shape == expected.shape, name
         if where is not None:
             seen, expected = seen[where], expected[where]
@@ -71,7 +73,7 @@ def test_whisper_mel_and_encoder(name):
     g = Golden(name)
     config = WhisperConfig(**{k: v for k, v in g.config.items() if k in WhisperConfig.__dataclass_fields__})
     encoder = g.load(WhisperEncoder(config), "speech_encoder.")
-    sounds = load_file(ROOT / "audio.safetensors")
+    sounds = load_file(ROOT / "audio.safetensors", DEVICE)
     for case in ("short", "long"):
         mel = log_mel(sounds[f"wav_{case}_int16"] / 32768, config.num_mel_bins, config.n_frames)[None]
         g.same(mel.mean(2), f"out.mel_{case}_mean_per_bin")
@@ -162,7 +164,7 @@ def test_speech_generator_training_pass():
     g.same(trace["tqgf"], "out.tqgf", real)
     g.same(trace["inputs"], "out.lm_inputs")
     lengths = real.sum(1) + (units != IGNORE).sum(1) + 3
-    valid = torch.arange(trace["hidden"].shape[1]) < lengths[:, None]
+    valid = torch.arange(trace["hidden"].shape[1], device=DEVICE) < lengths[:, None]
     g.same(trace["hidden"], "out.last_hidden", valid)
     g.same(generator.llm_decoder(trace["hidden"]), "out.logits", valid)
     g.same(out.losses, "out.loss_per_sample")
@@ -226,7 +228,7 @@ def test_face_decoder():
     units, states, mask = g["in.train.units"], g["in.train.hidden"], g["in.train.hidden_mask"]
     labels, lengths = g["in.train.labels"], g["in.train.lengths"]
     pred = face(units, states, mask, lengths, **RELEASE)
-    valid = torch.arange(labels.shape[1]) < lengths[:, None]
+    valid = torch.arange(labels.shape[1], device=DEVICE) < lengths[:, None]
     g.same(pred, "out.train.pred", valid)
     g.same(face_loss(pred, labels, lengths, velocity_weight=0)[None], "out.train.loss")
     g.same(face(units, states, mask, **RELEASE), "out.batch_infer.blendshapes")
@@ -251,21 +253,21 @@ def test_frame_rule():
 
 @pytest.fixture(scope="module")
 def model():
-    return ExOmni.from_pretrained(ROOT / "e2e")
+    return ExOmni.from_pretrained(ROOT / "e2e", DEVICE)
 
 
 @pytest.mark.parametrize("case", sorted(p.stem for p in (ROOT / "e2e").glob("case_*.safetensors") if "train" not in p.stem))
 def test_end_to_end(model, case):
     g = Golden(f"e2e/{case}")
     M, T = model.config.speech_encoder.num_mel_bins, model.config.speech_encoder.n_frames
-    mel, ids = g.tensors.get("in.mel", torch.zeros(1, M, T)), g["in.input_ids"]
+    mel, ids = g.tensors.get("in.mel", torch.zeros(1, M, T, device=DEVICE)), g["in.input_ids"]
     g.same(model.encode_speech(mel), "out.speech_features")
     answer = model.generate(ids[0], mel if (ids < 0).any() else None, max_new_tokens=int(g["in.max_new_tokens"]),
                             unit_sampler=GREEDY, release_quirks=True)
     assert answer.text_ids == g["out.text_ids"][0].tolist()
     assert answer.units.tolist() == g["out.units"].tolist()
     g.same(answer.text_states[None], "out.llm_hidden")
-    g.same(model.logits(answer.text_states), "out.step_logits")
+    g.same(model.logits(answer.text_states.to(DEVICE)), "out.step_logits")
     g.same(answer.unit_states[None], "out.unit_hidden")
     g.same(answer.face[None], "out.blendshapes")
     g.finish()
@@ -279,7 +281,7 @@ def test_training_batch(model):
     speech = model.encode_speech(torch.cat([mel for mel, n in zip(mels, spoken) if n]))
     embeds, targets, lengths = model.splice(ids, mask, labels, list(speech))
     g.same(embeds, "out.inputs_embeds")
-    real = torch.arange(embeds.shape[1]) < lengths[:, None]
+    real = torch.arange(embeds.shape[1], device=DEVICE) < lengths[:, None].to(DEVICE)
     assert torch.equal(real.long(), g["out.attention_mask"]) and torch.equal(targets, g["out.labels"])
     g.same(model.llm(embeds=embeds), "out.last_hidden", real)
     batch = {"input_ids": ids, "mask": mask, "labels": labels, "mel": torch.cat(mels)[spoken > 0]}

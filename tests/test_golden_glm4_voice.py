@@ -1,6 +1,7 @@
 """Golden outputs of the reference speech tokenizer, flow, vocoder and block streaming, to the tolerances of the set.
 
-GOLDEN_DIR names a directory with another set of the same form; every size comes from its json.
+GOLDEN_DIR names a directory with another set of the same form; every size comes from its json. GOLDEN_DEVICE: where the
+modules and the numbers are (default: cpu).
 """
 import math
 import os
@@ -13,12 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import weights
-from flow import HOP, mel_frames, schedule
+from flow import OUTPUT_HOP, cosine_time, mel_frames
 from speech_decoder import OVERLAP, SpeechDecoder, Stream
 from speech_tokenizer import SpeechTokenizer
 from whisper import SAMPLE_RATE, mel_filters
 
 ROOT = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "fixtures")) / "glm4_voice"
+DEVICE = os.environ.get("GOLDEN_DEVICE", "cpu")
 SPEC = weights.read_json(ROOT / "glm4_voice.json")
 BLOCKS = SPEC["stream_blocks"]
 checked = set()                                         # "file/tensor": the last test asks for all of them
@@ -42,7 +44,7 @@ TOLERANCES["exact"] = (0.0, 0.0)
 
 @lru_cache
 def golden(file):
-    return load_file(ROOT / f"{file}.safetensors")
+    return load_file(ROOT / f"{file}.safetensors", DEVICE)
 
 
 def want(file, name):
@@ -54,7 +56,7 @@ def same(seen, file, name, kind):
     expected, (absolute, relative) = want(file, name), TOLERANCES[kind]
     seen = torch.as_tensor(seen)
     assert seen.numel() == expected.numel(), f"{name}: {tuple(seen.shape)}, expected {tuple(expected.shape)}"
-    torch.testing.assert_close(seen.reshape(expected.shape).to(expected.dtype), expected, atol=absolute, rtol=relative,
+    torch.testing.assert_close(seen.reshape(expected.shape).to(expected), expected, atol=absolute, rtol=relative,
                                msg=lambda text: f"{file} {name}: {text}")
 
 
@@ -64,7 +66,7 @@ def tokenizer(tmp_path_factory):
     weights.write_json(directory / "preprocessor_config.json", config.pop("feature_extractor"))
     weights.write_json(directory / "config.json", config)
     save_file(golden("tokenizer_weights"), directory / "model.safetensors")
-    return SpeechTokenizer.from_pretrained(directory)
+    return SpeechTokenizer.from_pretrained(directory, DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +75,7 @@ def decoder(tmp_path_factory):
     weights.write_json(directory / "config.json", {name: SPEC["config"][name] for name in ("flow", "hift")})
     for name in ("flow", "hift"):
         save_file(golden(f"{name}_weights"), directory / f"{name}.safetensors")
-    return SpeechDecoder.from_pretrained(directory)
+    return SpeechDecoder.from_pretrained(directory, DEVICE)
 
 
 @pytest.fixture(autouse=True)
@@ -185,7 +187,7 @@ def test_units_to_mel(decoder, case):
     times = want("flow_io", f"{case}.t_span")
     same(flow.mu(tokens), "flow_io", f"{case}.mu", "flow")
     same(flow.speaker(embedding), "flow_io", f"{case}.spk", "flow")
-    same(schedule(torch.linspace(0, 1, len(times))), "flow_io", f"{case}.t_span", "flow")
+    same(cosine_time(torch.linspace(0, 1, len(times))), "flow_io", f"{case}.t_span", "flow")
     mel = decoder.mel(tokens[0], noise=want("flow_io", f"{case}.noise"), speaker=embedding[0])
     same(mel, "flow_io", f"{case}.mel", "mel")
 
@@ -198,14 +200,14 @@ def test_prompted_units_to_mel(decoder):
     same(decoder.flow.mu(torch.cat([prompt, tokens])[None]), "flow_io", "prompt.mu", "flow")
     embedding = want("flow_io", "prompt.embedding")
     same(decoder.flow.speaker(embedding), "flow_io", "prompt.spk", "flow")
-    same(schedule(torch.linspace(0, 1, len(want("flow_io", "prompt.t_span")))), "flow_io", "prompt.t_span", "flow")
+    same(cosine_time(torch.linspace(0, 1, len(want("flow_io", "prompt.t_span")))), "flow_io", "prompt.t_span", "flow")
     mel = decoder.mel(tokens, want("flow_io", "prompt.noise"), prompt, prompt_mel, speaker=embedding[0])
     same(mel, "flow_io", "prompt.mel", "mel")
 
 
 def test_flow_matching_loss(decoder):
     x1, mu, spk, cond, mask, z = (want("flow_io", f"loss.{name}") for name in ("x1", "mu", "spk", "cond", "mask", "z"))
-    t = schedule(want("flow_io", "loss.t_uniform"))
+    t = cosine_time(want("flow_io", "loss.t_uniform"))
     matching = decoder.flow.decoder
     same(matching.noisy(x1, z, t)[0], "flow_io", "loss.y", "flow")
     keep = want("flow_io", "loss.keep_cond")
@@ -240,7 +242,7 @@ def test_vocoder(decoder, case):
 
 def test_constants_and_fade_window(decoder):
     voice = Stream(decoder, release_quirks=True)
-    assert SPEC["constants"] == {"mel_overlap_len": OVERLAP, "source_cache_len": HOP}
+    assert SPEC["constants"] == {"mel_overlap_len": OVERLAP, "source_cache_len": OUTPUT_HOP}
     same(torch.cat([voice.rise, voice.fall]), "stream_io", "fade_window", "flow")
 
 

@@ -12,7 +12,7 @@ import sample
 from face.arkit import ARKIT_NAMES
 from data import fingerprint
 from face_decoder import UNIT_RATE
-from flow import SAMPLE_RATE
+from flow import OUTPUT_RATE
 from model import ExOmni
 from tokenizer import with_system
 from whisper import load_audio
@@ -55,7 +55,7 @@ def test_an_answer_is_spoken_with_a_face_and_the_same_seed_says_it_again(mini):
     one, two = (mini.generate(chat, clip, max_new_tokens=64, generator=torch.Generator().manual_seed(1)) for _ in "ab")
     seconds = len(one.units) / UNIT_RATE
     assert 1 < seconds < 5 and len(one.face) == int(30 * seconds)
-    assert len(one.waveform) == pytest.approx(SAMPLE_RATE * seconds, abs=SAMPLE_RATE / 12)
+    assert len(one.waveform) == pytest.approx(OUTPUT_RATE * seconds, abs=OUTPUT_RATE / 12)
     assert one.waveform.abs().max() > 0.05 and np.ptp(one.face[:, ARKIT_NAMES.index("jawOpen")].numpy()) > 0.1, "it is heard, and the jaw moves"
     assert torch.equal(one.units, two.units) and torch.equal(one.waveform, two.waveform) and torch.equal(one.face, two.face)
 

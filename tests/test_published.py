@@ -195,7 +195,8 @@ def test_the_official_release(originals, tmp_path, capsys, complete):
             command += [f"--{part}", str(tmp_path / name)]
     speech_tokenizer(tmp_path / "tokenizer", units=70)
     speech_decoder(tmp_path / "decoder", units=70)
-    prepare.main([*command, "--speech-tokenizer", str(tmp_path / "tokenizer"), "--speech-decoder", str(tmp_path / "decoder")])
+    prepare.main([*command, "--speech-tokenizer", str(tmp_path / "tokenizer"),
+                  "--speech-decoder", str(tmp_path / "decoder")])
     out = capsys.readouterr().out
     assert "newly initialised 0" in out and "inv_freq" in out
     ours, theirs = ExOmni.from_pretrained(tmp_path / "out"), ExOmni.from_pretrained(RELEASE)

@@ -15,7 +15,7 @@ import prepare
 import sample
 from face.arkit import ARKIT_NAMES, read_track
 from face_decoder import frames_for_units
-from flow import SAMPLE_RATE, mel_frames
+from flow import OUTPUT_RATE, mel_frames
 
 ROOT = Path(__file__).parent.parent
 QUESTION = ROOT / "tests" / "fixtures" / "question.wav"
@@ -34,7 +34,7 @@ def ask(checkpoint, out, *args):
 def read(directory):
     face = json.loads((directory / "answer.json").read_text())
     sound, rate = soundfile.read(directory / "answer.wav")
-    assert rate == SAMPLE_RATE
+    assert rate == OUTPUT_RATE
     return (directory / "answer.txt").read_text(encoding="utf-8"), sound, face
 
 

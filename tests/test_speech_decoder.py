@@ -1,13 +1,11 @@
 """Speech decoder: facts about lengths, blocks, padding, files and training, with tiny random weights."""
-
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.parametrizations import weight_norm
 
 import weights
-from flow import Attention, Flow, FlowConfig, SAMPLE_RATE, attend, mel_frames, schedule
+from flow import OUTPUT_RATE, Flow, FlowConfig, cosine_time, mel_frames
 from hift import HiFT, HiFTConfig, fold_weight_norm, hift_losses, speech_mel
 from speech_decoder import OVERLAP, SamplingConfig, SpeechDecoder, SpeechDecoderConfig, Stream, pick
 
@@ -96,21 +94,21 @@ def test_padding_never_changes_a_row_of_the_unit_encoder(decoder):
 
 
 def test_a_block_keeps_the_noise_of_the_one_before(decoder):
-    voice = Stream(decoder)
-    voice.push(some_units(10))
-    first = voice.noise
-    voice.push(some_units(10, 1))
-    torch.testing.assert_close(voice.noise[:, :68], first, rtol=0, atol=0)
+    stream = Stream(decoder)
+    stream.push(some_units(10))
+    first = stream.noise
+    stream.push(some_units(10, 1))
+    torch.testing.assert_close(stream.noise[:, :68], first, rtol=0, atol=0)
 
 
 def test_the_fade_adds_up_to_one_and_the_harmonics_run_on(decoder):
-    voice = Stream(decoder)
-    torch.testing.assert_close(voice.rise + voice.fall, torch.ones(OVERLAP))
+    stream = Stream(decoder)
+    torch.testing.assert_close(stream.rise + stream.fall, torch.ones(OVERLAP))
     hift, mel = decoder.hift, torch.randn(M, 30)
     hift.config.nsf_sigma, sigma = 0.0, hift.config.nsf_sigma       # sines without noise
     try:
         with torch.no_grad():
-            first, second = voice.make_source(mel[:, :20]), voice.make_source(mel[:, 19:])
+            first, second = stream.make_source(mel[:, :20]), stream.make_source(mel[:, 19:])
     finally:
         hift.config.nsf_sigma = sigma
     joined = torch.cat([first[0, 0, -40:], second[0, 0, 256:296]])
@@ -127,20 +125,13 @@ def test_sampling_equals_the_network_run_twice_per_step(decoder):
     flow, units = decoder.flow, some_units(9)
     noise = torch.randn(1, M, mel_frames(9))
     with torch.no_grad():
-        mu, spk, x, times = flow.mu(units[None]), flow.speaker(), noise, schedule(torch.linspace(0, 1, 4))
+        mu, spk, x, times = flow.mu(units[None]), flow.speaker(), noise, cosine_time(torch.linspace(0, 1, 4))
         zero, ones = torch.zeros_like(mu), torch.ones(1, 1, mu.shape[2])
         for now, then in zip(times, times[1:]):
             f = flow.decoder.estimator
             v = 1.7 * f(x, ones, mu, now[None], spk, zero) - 0.7 * f(x, ones, zero, now[None], 0 * spk, zero)
             x = x + (then - now) * v
     torch.testing.assert_close(decoder.mel(units, noise), x[0], atol=1e-5, rtol=1e-5)
-
-
-def test_plain_products_equal_the_fused_attention():
-    q, k, v = torch.randn(3, 2, 4, 37, 8).unbind(0)
-    with torch.no_grad():
-        plain = attend(q, k, v)
-    torch.testing.assert_close(plain, F.scaled_dot_product_attention(q, k, v).transpose(1, 2))
 
 
 def test_guidance_temperature_and_steps_are_settings():
@@ -178,14 +169,6 @@ def test_saved_and_loaded_is_the_same(tmp_path):
     torch.testing.assert_close(again.decode(units), decoder.decode(units))
     half = SpeechDecoder.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.decode(units).dtype == torch.float32 and half.hift.f0(torch.zeros(1, M, 3)).dtype == torch.float32
-
-
-def test_attention_is_packed_in_memory_and_apart_in_files():
-    attention, other = Attention(16, 2, 8), Attention(16, 2, 8)
-    assert sorted(attention.state_dict()) == ["to_k.weight", "to_out.0.bias", "to_out.0.weight", "to_q.weight",
-                                              "to_v.weight"]
-    other.load_state_dict(attention.state_dict())
-    torch.testing.assert_close(other.to_qkv.weight, attention.to_qkv.weight)
 
 
 def test_published_sizes():
@@ -287,7 +270,7 @@ def test_the_flow_loss_does_not_read_padding(decoder):
 
 def test_vocoder_losses_fall():
     hift = build().hift.train()
-    time = torch.arange(256 * 16) / SAMPLE_RATE
+    time = torch.arange(256 * 16) / OUTPUT_RATE
     waveform, f0 = 0.3 * torch.sin(2 * torch.pi * 200 * time)[None], torch.full((1, 16), 200.0)
     mel, optimizer, totals = speech_mel(waveform, M), torch.optim.Adam(hift.parameters(), 3e-3), []
     for _ in range(12):

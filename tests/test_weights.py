@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-import model
+import checkpoint
 import weights
-from model import PRESETS, ExOmni
+from checkpoint import PRESETS
+from model import ExOmni
 from qwen3 import Qwen3Config
 
 ROOT = Path(__file__).parent.parent
@@ -176,7 +177,8 @@ def test_a_full_disk_is_an_os_error_and_leaves_nothing(tmp_path):
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from model import ExOmni, ExOmniConfig, our_name
+from checkpoint import ExOmniConfig, our_name
+from model import ExOmni
 from safetensors.torch import load_file
 
 def status(field):
@@ -199,7 +201,7 @@ print(status("VmHWM:") - before)
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc to measure")
 @pytest.mark.parametrize("shard", [4 << 30, 50_000_000], ids=["one file", "shards"])
 def test_opening_a_checkpoint_takes_little_more_memory_than_its_size(tmp_path, monkeypatch, shard):
-    monkeypatch.setattr(model, "SHARD_BYTES", shard)
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", shard)
     llm = Qwen3Config(20_000, 1024, 3072, 8, 16, 8, 128)
     config = replace(PRESETS["tiny"], llm=llm, dtype="bfloat16")
     weights.empty(lambda: ExOmni(config), dtype=torch.bfloat16).save_pretrained(tmp_path)    # any values will do

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from data import Split
-from flow import HOP, SAMPLE_RATE
-from whisper import SAMPLE_RATE as INPUT_RATE
+from flow import OUTPUT_HOP, OUTPUT_RATE
+from whisper import SAMPLE_RATE
 
 PHONES_PER_UNIT = 4             # one per 20 ms
 
@@ -21,7 +21,7 @@ def whole_units(waveform, stride: int) -> torch.Tensor:
 
 def at_output_rate(waveform) -> torch.Tensor:
     """(samples,) at 16 kHz -> the same sound at 22050 Hz."""
-    return torch.from_numpy(soxr.resample(waveform.numpy(), INPUT_RATE, SAMPLE_RATE))
+    return torch.from_numpy(soxr.resample(waveform.numpy(), SAMPLE_RATE, OUTPUT_RATE))
 
 
 def waveforms(voice: Split, stride: int) -> list:
@@ -67,8 +67,8 @@ def phone_ids(spans: list, names: list, count: int) -> torch.Tensor:
 def pitch(waveform, low=60.0, high=300.0) -> torch.Tensor:
     """(samples,) at 22050 Hz -> pitch (L,) in Hz, L = samples // 256, 0 where unvoiced: the autocorrelation's first
     high peak."""
-    window, margin = torch.hann_window(1024), (1024 - HOP) // 2
-    frames = F.pad(waveform, (margin, margin)).unfold(0, 1024, HOP) * window                    # those of speech_mel
+    window, margin = torch.hann_window(1024), (1024 - OUTPUT_HOP) // 2
+    frames = F.pad(waveform, (margin, margin)).unfold(0, 1024, OUTPUT_HOP) * window             # those of speech_mel
 
     def correlation(x):
         return torch.fft.irfft(torch.fft.rfft(x, 2048).abs().square())[..., :1024]
@@ -76,11 +76,11 @@ def pitch(waveform, low=60.0, high=300.0) -> torch.Tensor:
     r, shape = correlation(frames), correlation(window)
     power = r[:, 0]
     r = r / power.clamp(min=1e-9)[:, None] / (shape / shape[0])
-    first, last = int(SAMPLE_RATE / high), int(SAMPLE_RATE / low)
+    first, last = int(OUTPUT_RATE / high), int(OUTPUT_RATE / low)
     r = r[:, first - 1:last + 2]
     r, before, after = r[:, 1:-1], r[:, :-2], r[:, 2:]
     best = r.max(1, keepdim=True).values
     peak = (r >= 0.9 * best) & (r >= before) & (r >= after)     # a later one is a multiple of the period
-    f0 = SAMPLE_RATE / (first + peak.int().argmax(1))
+    f0 = OUTPUT_RATE / (first + peak.int().argmax(1))
     f0 = f0 * (best[:, 0] > 0.5) * (power > 1e-4 * power.max())
     return F.pad(f0[None], (2, 2), mode="replicate")[0].unfold(0, 5, 1).median(1).values

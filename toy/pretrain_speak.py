@@ -22,8 +22,8 @@ from torch import nn
 
 import weights
 from data import Split
-from flow import (HOP, CFMConfig, EncoderConfig, EstimatorConfig, Flow, FlowConfig, FlowMatching, MatchingConfig,
-                  mel_frames, schedule)
+from flow import (OUTPUT_HOP, CFMConfig, EncoderConfig, EstimatorConfig, Flow, FlowConfig, FlowMatching, MatchingConfig,
+                  cosine_time, mel_frames)
 from hift import F0Config, HiFT, HiFTConfig, hift_losses, speech_mel
 from speech_decoder import SamplingConfig, SpeechDecoderConfig
 from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
@@ -31,7 +31,7 @@ from toy.clips import (PHONES_PER_UNIT, at_output_rate, batches, group_at, phone
                        whole_units)
 from toy.codebook import Quantised
 from toy.fit import fit
-from whisper import HOP as INPUT_HOP, log_mel
+from whisper import HOP, log_mel
 
 TOKENIZER = SpeechTokenizerConfig(num_mel_bins=80, d_model=128, encoder_attention_heads=4, encoder_ffn_dim=512,
                                   max_source_positions=1000, quantize_position=3, pooling_position=3,
@@ -69,7 +69,7 @@ def train_tokenizer(voice: Split, folder, steps=1200, config=TOKENIZER, decoder=
     rows = checked(voice, config)
     lengths = [len(waveform) // config.samples_per_unit for _, waveform in rows]
     names = sorted({name for row, _ in rows for name, _, _ in row["phones"]})
-    inputs = [log_mel(waveform, config.num_mel_bins, len(waveform) // INPUT_HOP) for _, waveform in rows]
+    inputs = [log_mel(waveform, config.num_mel_bins, len(waveform) // HOP) for _, waveform in rows]
     mels = [speech_mel(at_output_rate(waveform), decoder.flow.output_size) for _, waveform in rows]
     phones = [phone_ids(row["phones"], names, n * PHONES_PER_UNIT) for (row, _), n in zip(rows, lengths)]
     groups = batches(lengths, total)
@@ -174,7 +174,7 @@ def train_flow(voice: Split, folder, steps=1800, decoder=DECODER, total=270) -> 
         prompt = 0.8 * frames * torch.rand(B, 1, 1, generator=generator) * chance(0.3)
         cond, mu, spk = mel * (torch.arange(frames) < prompt), flow.mu(ids), flow.speaker().expand(B, -1)
         noise = torch.randn(mel.shape, generator=generator) * matching[:, None, None]
-        time = schedule(torch.rand(B, generator=generator)) * matching
+        time = cosine_time(torch.rand(B, generator=generator)) * matching
         keep = ~chance(decoder.flow.decoder.cfm_params.training_cfg_rate) | ~matching[:, None, None]
         y, target = flow.decoder.noisy(mel, noise, time)
         velocity = flow.decoder.estimator(y, None, mu * keep, time, spk * keep[:, 0], cond * keep)
@@ -264,7 +264,7 @@ def train_hift(voice: Split, folder, steps=3600, decoder=DECODER, rows=8) -> Non
             source = mels[i] if step < TRUE_MEL * steps else made(i)
             first = int(torch.randint(source.shape[1] - SEGMENT + 1, (), generator=generator))
             mel.append(source[:, first:first + SEGMENT])
-            sound.append(targets[i][HOP * first:HOP * (first + SEGMENT)])
+            sound.append(targets[i][OUTPUT_HOP * first:OUTPUT_HOP * (first + SEGMENT)])
             hertz.append(f0[i][first:first + SEGMENT])
         parts = hift_losses(hift, torch.stack(mel), torch.stack(sound), torch.stack(hertz), generator=generator)
         return parts["stft"] + 2 * parts["mel"] + parts["f0"] / 50, parts

@@ -16,9 +16,9 @@ import weights
 from data import Split, chunks, collate, rows_of
 from face.measure import average, own_voice, sound_lag
 from face_decoder import FPS, UNIT_RATE
-from flow import SAMPLE_RATE
+from flow import OUTPUT_RATE
 from toy.marking import BATCH, error_rate, questions, share, speak, words
-from whisper import SAMPLE_RATE as INPUT_RATE
+from whisper import SAMPLE_RATE
 
 DURATIONS = (0, 5, 10, 15, 20, 40, 60)                          # s, limits of the ranges of Table 9 and Figures 5 and 6
 
@@ -58,7 +58,7 @@ def write_question(split: Split, path: Path, seconds: float = 3.0) -> Path:
     rows = [i for i, row in enumerate(split.rows) if row["task"] == "qa" and {"audio", "face"} <= row.keys()]
     if not rows:
         raise ValueError(f"{split.directory} has no question asked aloud: give --audio FILE")
-    write_wav(path, split[min(rows, key=lambda i: abs(split.rows[i]["face"][1] / FPS - seconds))]["audio"], INPUT_RATE)
+    write_wav(path, split[min(rows, key=lambda i: abs(split.rows[i]["face"][1] / FPS - seconds))]["audio"], SAMPLE_RATE)
     return path
 
 
@@ -99,9 +99,9 @@ def write_wav(path: Path, sound, rate: int) -> None:
 def write_sounds(kept: list, out: Path) -> dict:
     """NNN.wav in generated/ and, where there are recordings, voice/ below `out`, with a list of each for any ASR
     ({"audio", "text"} in every line of SIDE.jsonl). Returns side -> [(path, text), ...]."""
-    files, sides = {}, {"generated": SAMPLE_RATE}
+    files, sides = {}, {"generated": OUTPUT_RATE}
     if all(voice["audio"] is not None for _, _, voice in kept):
-        sides["voice"] = INPUT_RATE
+        sides["voice"] = SAMPLE_RATE
     for side, rate in sides.items():
         (out / side).mkdir(parents=True, exist_ok=True)
         for old in (out / side).glob("*.wav"):
@@ -168,10 +168,10 @@ def generator_figures(model, data, count: int, max_new_tokens: int, seed: int) -
 
 
 def lip_lags(kept: list, head) -> dict:
-    """The generated lips against the generated sound, beside the teacher's against the voice."""
-    lags = [(sound_lag(answer.face.float().clamp(0, 1).numpy(), answer.waveform.float().numpy(), SAMPLE_RATE, head),
-             sound_lag(voice["face"], voice["audio"], INPUT_RATE, head)) for _, answer, voice in kept]
-    longer = [len(answer.face) / FPS - len(answer.waveform) / SAMPLE_RATE for _, answer, _ in kept]
+    """How late the generated lips follow the generated sound, and the teacher's the voice."""
+    lags = [(sound_lag(answer.face.float().clamp(0, 1).numpy(), answer.waveform.float().numpy(), OUTPUT_RATE, head),
+             sound_lag(voice["face"], voice["audio"], SAMPLE_RATE, head)) for _, answer, voice in kept]
+    longer = [len(answer.face) / FPS - len(answer.waveform) / OUTPUT_RATE for _, answer, _ in kept]
     return {"answers": len(kept),
             "lips' lag to the sound, ms (median)": average((ours for ours, _ in lags if ours is not None), np.median),
             "the teacher's lag to the voice, ms (median)": average(
