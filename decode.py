@@ -181,7 +181,7 @@ class Decoder:
         advance = self.advance if self.graph is None else self.graph.replay
         poll = POLL.get(self.device.type, POLL_DEFAULT)
         for step in range(1, self.steps + 1):
-            if step % poll == 0 or step == self.steps:
+            if step in (1, self.steps) or step % poll == 0:
                 if each is not None:
                     each(self)
                 if not self.unfinished.any():

@@ -146,17 +146,16 @@ class ExOmni(nn.Module):
         units, states = out.emitted()
         note("units")
         # How the face moves to it, all frames at once.
-        if self.config.face.ablate == "speech-context":
-            faces = self.animate(units, [row[keep] for row, keep in zip(context, context_mask)])
-        else:
-            faces = self.animate(units, states, release_quirks)
+        meaning = [row[keep] for row, keep in zip(context, context_mask)]
+        faces = self.animate(units, meaning if self.config.face.ablate == "speech-context" else states, release_quirks)
+        faces = [face.cpu() for face in faces]
         note("face")
         answers, (rows, text_states) = [], text.emitted()
         for b, row in enumerate(rows):
             waveform = None if self.speech_decoder is None else self.speech_decoder.decode(units[b]).cpu()
             note("waveform")
             own = [t.clone().cpu() for t in (text_states[b], units[b], states[b])]          # not the decoder's memory
-            answers.append(Answer(self.read(row.tolist()), row.tolist(), *own, faces[b].cpu(), waveform, seconds))
+            answers.append(Answer(self.read(row.tolist()), row.tolist(), *own, faces[b], waveform, seconds))
         return answers[0] if single else answers
 
     # ---------------------------------------------------------------- its pieces: sound and text in

@@ -85,7 +85,8 @@ class KVCache:
         if self.empty and tokens > self.capacity:
             raise ValueError(f"{tokens} tokens do not fit a cache of {self.capacity}: make a larger one")
         self.limit = min(self.limit + tokens, self.capacity)
-        self.slots = self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
+        slots = self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
+        self.slots = slots.clamp(max=self.capacity - 1)     # a sample that has ended may go on until the host looks
         self.lengths += tokens if lengths is None else lengths
         return self.slots
 

@@ -21,7 +21,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from tqdm import tqdm
 
 from face_decoder import FPS
@@ -278,6 +277,7 @@ def write_video(path, track, sound, head, size=512, yaw=0.0) -> None:
 
 
 def _seconds(sound) -> float:
+    import soundfile
     try:
         return soundfile.info(str(sound)).duration
     except soundfile.SoundFileError as error:
@@ -341,6 +341,7 @@ def _write_webp(path, track, sound, head, size, yaw) -> None:
                    duration=np.diff(times).astype(int).tolist())
     wav = path.with_suffix(".wav")
     if sound is not None and not (wav.exists() and wav.samefile(sound)):
+        import soundfile
         wave, rate = soundfile.read(str(sound), dtype="int16")
         with replacing(wav) as temporary:
             soundfile.write(temporary, wave, rate, format="WAV", subtype="PCM_16")

@@ -22,7 +22,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-import soundfile
 
 from face.arkit import ARKIT_NAMES
 from face.head import Head, make_head
@@ -144,6 +143,7 @@ def read_sound(path) -> tuple[bytes, np.ndarray, float]:
 
     Raises ValueError where soundfile cannot read it.
     """
+    import soundfile
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import decode
 from decode import GREEDY, WINDOW, Decoder, RepetitionAware, TextSampler, nucleus, sample_from, seed_from
 from qwen3 import Qwen3, Qwen3Config
 
@@ -296,3 +297,18 @@ def test_a_step_keeps_its_tensors_in_place(parts, name):
     decoder.cache.limit = decoder.cache.capacity
     decoder.advance()
     assert where() == before and len(before) >= 12
+
+
+def test_samples_that_ended_may_go_on_until_the_host_looks(monkeypatch):
+    """A GPU is asked every 16 steps only: what is decoded past the end fits the cache and changes nothing."""
+    torch.manual_seed(0)
+    llm = Qwen3(Qwen3Config(64, 32, 64, 2, 4, 2, 8, tie_word_embeddings=True))
+    llm.init_weights()
+    prompt, seen = llm.embed_tokens(torch.randint(0, 64, (1, 28))), []
+    for poll in (1, 16):
+        monkeypatch.setitem(decode.POLL, "cpu", poll)
+        decoder = Decoder(llm, llm.embed_tokens, lambda states: states @ llm.embed_tokens.weight.T, GREEDY, 1, 128, 128)
+        decoder.begin(prompt, torch.tensor([28]), torch.zeros(1), torch.full((1,), 100), 0)
+        decoder.run()
+        seen.append(decoder.emitted()[0][0].tolist())
+    assert len(seen[0]) == 100 and seen[0] == seen[1]
