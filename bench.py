@@ -64,15 +64,16 @@ def memory_peak() -> str:
 
 
 def in_turn(ways: dict, rounds: int, each=lambda: None) -> dict:
-    """name -> function that returns a Clock: each gets its turn in every round, after one to warm up. each() is called
-    in every round. Returns name -> the Clocks of all rounds."""
+    """name -> function that returns a Clock: each gets its turn in every round, after one to warm up, the first of one
+    round being the last of the next. each() is called in every round. Returns name -> the Clocks of all rounds."""
     for way in ways.values():
         way()
-    taken = {name: [] for name in ways}
+    taken, order = {name: [] for name in ways}, list(ways)
     for _ in range(rounds):
         each()
-        for name, way in ways.items():
-            taken[name].append(way())
+        for name in order:
+            taken[name].append(ways[name]())
+        order.reverse()
     return taken
 
 
@@ -97,8 +98,8 @@ def random_llm(size: str, dtype) -> Qwen3:
 
 
 def ours(model: Qwen3, ids):
-    """A function that reads the prompt ids (1, PROMPT), decodes NEW tokens greedily and returns the Clock per token (but the
-    first, which comes with the prompt)."""
+    """A function that reads the prompt ids (1, PROMPT), decodes NEW tokens greedily and returns the Clock per token
+    (but the first, which comes with the prompt)."""
     decoder = Decoder(model, model.embed_tokens, lambda states: F.linear(states, model.embed_tokens.weight), GREEDY, 1,
                       PROMPT + NEW, NEW)
 

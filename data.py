@@ -271,12 +271,12 @@ def chunks(split: Split, rows, size: int) -> list:
     return [rows[i:i + size] for i in range(0, len(rows), size)]
 
 
-def collate(samples: list, model, losses, device="cpu", speech: bool = False, augment=None) -> dict:
+def collate(samples: list, model, losses, device="cpu", always=(), augment=None) -> dict:
     """Samples of a Split -> the right-padded batch of `ExOmni.forward`, on the device.
 
-    losses decide which inputs there are: "units" brings units, "face" units and face, even if no sample has any
-    (several processes must run the same modules). speech=True does the same for the sound: a batch without a clip gets
-    one silent window. augment(log-mel (M, L), n): another log-mel for sample n.
+    It has units and face where the losses ask for them and a sample has them. always: of "mel", "units", "face" those
+    that it has in any case, of no length or as one silent window: several processes must run the same modules.
+    augment(log-mel (M, L), n): another log-mel for sample n.
 
     Raises ValueError for messages that do not ask for exactly the sound that is there."""
     ids, labels, mels = [], [], []
@@ -292,17 +292,18 @@ def collate(samples: list, model, losses, device="cpu", speech: bool = False, au
         labels.append(torch.tensor([IGNORE] * len(prompt) + answer))
         if sample["audio"] is not None:
             mels.append(mel_of(sample["audio"]) if augment is None else augment(mel_of(sample["audio"]), n))
-    if speech and not mels:
+    if "mel" in always and not mels:
         mels.append(mel_of(np.zeros(0, np.float32)))
     batch = {"input_ids": pad_sequence(ids, batch_first=True),
              "labels": pad_sequence(labels, batch_first=True, padding_value=IGNORE),
              "mask": pad_sequence([torch.ones(len(row), dtype=torch.bool) for row in ids], batch_first=True)}
     if mels:
         batch["mel"] = torch.stack(mels)
-    if {"units", "face"} & set(losses):
+    has = lambda name: name in always or any(sample[name] is not None for sample in samples)
+    if {"units", "face"} & set(losses) and has("units"):
         units = [torch.as_tensor([] if s["units"] is None else s["units"], dtype=torch.long) for s in samples]
         batch["units"] = pad_sequence(units, batch_first=True, padding_value=IGNORE)
-    if "face" in losses:
+    if "face" in losses and has("face"):
         none = np.zeros((0, ARRAYS["face"][2]), np.float32)
         tracks = [torch.from_numpy(none if s["face"] is None else s["face"]) for s in samples]
         batch["face"] = pad_sequence(tracks, batch_first=True)[..., :model.config.face.channels]

@@ -1,8 +1,8 @@
 """Autoregressive decoding: how an id is sampled, and the loop that samples one after another on the device.
 
-The loop serves the language model (text ids) and the speech generator (speech units; docs/spec/ex_omni.md 5.5). Its step
-reads and writes static tensors only and never asks the device anything, sampling included, so that one CUDA graph
-captures it on a GPU; a CPU executes the same step as it is.
+The loop serves the language model (text ids) and the speech generator (units; docs/spec/ex_omni.md 5.5). Its step reads
+and writes static tensors only and never asks the device anything, sampling included, so that one CUDA graph captures it
+on a GPU; a CPU executes the same step as it is.
 
 Shapes: B batch, N tokens, V vocabulary, D width.
 """
@@ -47,8 +47,8 @@ class TextSampler:
 
     def __post_init__(self):
         if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"temperature {self.temperature} and top_p {self.top_p}: expected at least 0, and above 0 up "
-                             "to 1")
+            raise ValueError(f"temperature {self.temperature} and top_p {self.top_p}: expected at least 0, and above 0 "
+                             "up to 1")
 
     def __call__(self, logits, recent=None, generator=None):
         if self.temperature == 0:
@@ -65,8 +65,8 @@ GREEDY = TextSampler()
 
 @dataclass(frozen=True)
 class RepetitionAware:
-    """logits (B, V), recent ids (B, WINDOW), -1 where there are none yet -> ids (B,): nucleus sampling, and where the id
-    was emitted lately another one, sampled from all (docs/spec/ex_omni.md 5.5, step 5)."""
+    """logits (B, V), recent ids (B, WINDOW), -1 where there are none yet -> ids (B,): nucleus sampling, and where the
+    id was emitted lately another one, sampled from all (docs/spec/ex_omni.md 5.5, step 5)."""
     top_p: float = 0.8
     top_k: int = 25
     tau: float = 0.1       # share of the window from which an id counts as repeated
@@ -88,8 +88,8 @@ class Decoder:
     """Decodes a batch on static tensors; its samples end at different times. Get one from `decoder_for`.
 
     llm: a Qwen3. embed: the nn.Embedding (V, D) of emitted ids. head(states (B, D)) -> logits (B, V).
-    sampler(logits (B, V) float32, recent ids (B, WINDOW), generator) -> ids (B,). Three tuples of ids: stop end a sample;
-    banned are never sampled; skipped are not emitted, and the last input is fed again.
+    sampler(logits (B, V) float32, recent ids (B, WINDOW), generator) -> ids (B,). Three tuples of ids: stop end a
+    sample; banned are never sampled; skipped are not emitted, and the last input is fed again.
 
     After `run`: `ids` (B, steps + 1), the first `count` (B,) of a row emitted; `states` (B, steps + 1, D), the first
     `state_count` (B,) those that its ids, skipped ones too, were chosen from. The next use overwrites them.
@@ -189,7 +189,7 @@ class Decoder:
             advance()
 
     def emitted(self) -> tuple:
-        """For each sample the ids (n,) emitted so far, and the states (m, D) they were chosen from: views, see above."""
+        """For each sample the ids (n,) emitted so far, and the states (m, D) they were chosen from; views."""
         return ([row[:n] for row, n in zip(self.ids, self.count.tolist())],
                 [row[:n] for row, n in zip(self.states, self.state_count.tolist())])
 

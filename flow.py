@@ -19,7 +19,7 @@ from torch import nn
 from face_decoder import UNIT_RATE
 from whisper import sinusoids
 
-OUTPUT_RATE = 22_050          # Hz, of the sound that is made; what is heard has 16 kHz (whisper.py)
+OUTPUT_RATE = 22_050          # Hz, of the sound that is made; the questions have 16 kHz (whisper.py)
 OUTPUT_HOP = 256              # samples per mel frame of it
 
 
@@ -72,9 +72,9 @@ class FlowConfig:
     input_size: int = 512           # width of the unit embedding
     output_size: int = 80           # M
     spk_embed_dim: int = 192
-    encoder: EncoderConfig = field(default_factory=EncoderConfig)
-    length_regulator: RegulatorConfig = field(default_factory=RegulatorConfig)
-    decoder: MatchingConfig = field(default_factory=MatchingConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)               # the transformer over units
+    length_regulator: RegulatorConfig = field(default_factory=RegulatorConfig)  # from units to mel frames
+    decoder: MatchingConfig = field(default_factory=MatchingConfig)             # flow matching and its U-Net
 
 
 def mel_frames(units: int) -> int:

@@ -21,17 +21,20 @@ from whisper import mel_filters
 
 @dataclass
 class F0Config:
+    """Predicts the pitch from the mel."""
     cond_channels: int = 512
 
 
 @dataclass
 class STFTConfig:
+    """Of the source and of the output, in samples."""
     n_fft: int = 16
     hop_len: int = 4
 
 
 @dataclass
 class HiFTConfig:
+    """Nested and named as the official yaml; the defaults are the published values."""
     in_channels: int = 80           # M
     base_channels: int = 512
     nb_harmonics: int = 8           # overtones; the fundamental comes on top

@@ -58,19 +58,6 @@ def announce(args, state: dict, model, parts: dict, splits, accumulate: int, dev
           + (f"; goes on after step {state['step']}" if state["step"] else ""))
 
 
-def conclude(out: Path, state: dict, stages: dict) -> None:
-    """The last lines: what there is, and how to go on. stages: those of the recipe."""
-    stage = state["stage"]
-    if state["step"] < state["steps"]:
-        again = f"python train.py --resume --out {out}" if state["step"] else "the same command, nothing is saved yet"
-        return print(f"stopped after step {state['step']} of {state['steps']}; go on with: {again}")
-    best = state["best"] and f"; best validation loss {state['best']['loss']:.4g} at step {state['best']['step']}"
-    print(f"stage {stage} is done, {state['steps']} steps{best or ''}; wrote {out}, log in {out / 'log.jsonl'}")
-    print(f"try it: python sample.py --checkpoint {out} --text 'Hello'" + (
-        f"; next: python train.py --stage {stage + 1} --init-from {out} --data {state['data']} --out ..."
-        if stage + 1 in stages else ""))
-
-
 class Log:
     """log.jsonl and the terminal, from rank 0. A row of training has the means over the steps since the last one. They
     are added up on the device, and nobody waits for it until the row is written."""
@@ -147,6 +134,24 @@ class Log:
                 file.write(json.dumps(row) + "\n")
             if line:
                 self.bar.write(line)
+
+
+def conclude(log: Log, state: dict, stages: dict) -> None:
+    """The last lines: what there is, and how to go on. stages: those of the recipe."""
+    log.bar.close()
+    out, stage, best = log.out, state["stage"], state["best"]
+    if rank_and_world()[0] == 0 and state["step"] < state["steps"]:
+        again = f"python train.py --resume --out {out}" if state["step"] else "the same command, nothing is saved yet"
+        print(f"stopped after step {state['step']} of {state['steps']}; go on with: {again}")
+    elif rank_and_world()[0] == 0:
+        print(f"stage {stage} is done, {state['steps']} steps" + (
+            f"; best validation loss {best['loss']:.4g} at step {best['step']}" if best else "")
+            + f"; wrote {out}, log in {out / 'log.jsonl'}")
+        print(f"try it: python sample.py --checkpoint {out} --text 'Hello'" + (
+            f"; next: python train.py --stage {stage + 1} --init-from {out} --data {state['data']} --out ..."
+            if stage + 1 in stages else ""))
+    if dist.is_initialized():
+        dist.barrier()                                              # nobody leaves while another still writes
 
 
 def show(figures: dict) -> str:

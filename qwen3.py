@@ -37,7 +37,8 @@ class Qwen3Config:
         odd = [name for name, value in asked.items() if value] + [
             "hidden_act" for act in [values.get("hidden_act", "silu")] if act != "silu"] + [
             "rope_type" for kind in [values.get("rope_type", "default")] if kind != "default"]
-        missing = [f.name for f in fields(cls) if f.name not in values and f.name not in ("tie_word_embeddings", "head_dim")]
+        optional = ("tie_word_embeddings", "head_dim")
+        missing = [f.name for f in fields(cls) if f.name not in values and f.name not in optional]
         if odd or missing:
             raise ValueError(f"{where} is not a plain Qwen3 config: " + "; ".join(
                 f"{what} {', '.join(names)}" for what, names in (("unsupported", odd), ("missing", missing)) if names))
@@ -98,35 +99,37 @@ class KVCache:
         values[self.rows, :, self.slots] = v.transpose(1, 2)
         return (k, v) if self.empty else (keys[:, :, :self.limit], values[:, :, :self.limit])
 
-    def visible(self):
-        """Mask (B, 1, N, limit), True where a new token may look; None where nothing was there before."""
+    def mask(self):
+        """Mask (B, 1, N, limit) of the new tokens, added to the logits: 0 where they may look, else -inf. None where
+        nothing was there before."""
         if self.empty:
             return None
-        return torch.arange(self.limit, device=self.slots.device) <= self.slots[:, None, :, None]
+        hidden = torch.arange(self.limit, device=self.slots.device) > self.slots[:, None, :, None]
+        return torch.zeros(hidden.shape, dtype=self.keys.dtype, device=hidden.device).masked_fill(hidden, -torch.inf)
 
 
 def rotary_tables(positions, dim: int, theta: float, dtype) -> tuple:
-    """positions (B, N) -> cos, sin (B, 1, N, d) for `rotate`."""
+    """positions (B, N) -> cos, sin (B, 1, N, d) for `rotate`; the first half of sin is negative."""
     frequencies = theta ** (-torch.arange(0, dim, 2, device=positions.device) / dim)
-    angles = (positions[:, None, :, None] * frequencies).repeat(1, 1, 1, 2)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    angles = positions[:, None, :, None] * frequencies
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x, cos, sin):
-    """x (B, H, N, d) turned by its position: element j and j + d/2 are one pair."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat([-second, first], dim=-1) * sin
+    """x (B, H, N, d) turned by its position: elements j and j + d/2 are one pair."""
+    return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
-def attend(q, k, v, visible=None):
+def attend(q, k, v, mask=None):
     """q (B, H, N, d) asks k, v (B, G, slots, d); each of the G heads serves H / G query heads. Returns (B, H, N, d).
 
-    visible (B, 1, N, slots): where it may look; None: token n sees k[:n + 1].
+    mask (B, 1, N, slots) is added to the logits; None: token n sees k[:n + 1].
     """
-    if q.shape[2] == 1 and visible is not None:         # one token: the query heads of a group are like so many tokens,
+    if q.shape[2] == 1 and mask is not None:            # one token: the query heads of a group are like so many tokens,
         groups = q.view(len(q), k.shape[1], -1, q.shape[-1])        # which every fused kernel takes with a mask
-        return F.scaled_dot_product_attention(groups, k, v, visible).view(q.shape)
-    return F.scaled_dot_product_attention(q, k, v, visible, is_causal=visible is None, enable_gqa=True)
+        return F.scaled_dot_product_attention(groups, k, v, mask).view(q.shape)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
 
 
 class Attention(nn.Module):
@@ -143,14 +146,14 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(d, config.rms_norm_eps)
         self.o_proj = nn.Linear(H * d, D, bias=False)
 
-    def forward(self, x, cos, sin, visible=None, cache: KVCache | None = None, layer: int = 0):
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x, cos, sin, mask=None, cache: KVCache | None = None, layer: int = 0):
+        q, k, v = (proj(x).view(*x.shape[:2], -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         q = rotate(self.q_norm(q).transpose(1, 2), cos, sin)                # (B, H, N, d)
         k = rotate(self.k_norm(k).transpose(1, 2), cos, sin)                # (B, G, N, d)
         v = v.transpose(1, 2)
         if cache is not None:
             k, v = cache.update(layer, k, v)
-        return self.o_proj(attend(q, k, v, visible).transpose(1, 2).flatten(2))
+        return self.o_proj(attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -203,11 +206,11 @@ class Qwen3(nn.Module):
     def forward(self, ids=None, embeds=None, cache: KVCache | None = None, lengths=None):
         x = self.embed_tokens(ids) if embeds is None else embeds
         if cache is None:
-            positions, visible = torch.arange(x.shape[1], device=x.device)[None], None
+            positions, mask = torch.arange(x.shape[1], device=x.device)[None], None
         else:
             positions = cache.extend(x.shape[1], lengths)
-            visible = cache.visible()
+            mask = cache.mask()
         cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
         for i, layer in enumerate(self.layers):
-            x = layer(x, cos, sin, visible, cache, i)
+            x = layer(x, cos, sin, mask, cache, i)
         return self.norm(x)

@@ -93,6 +93,7 @@ class SpeechDecoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.hift.conv_pre.weight.device
 
     def seeded(self, generator=None) -> torch.Generator:

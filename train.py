@@ -101,8 +101,7 @@ def freeze(model, trained) -> None:
 
 def shard(model, state: dict, device) -> None:
     """FSDP2: a group for each transformer block, then for what is left of each part, then of the model (the LLM's
-    embedding, last norm and head). Weights and gradients are kept and summed in float32; for the toy's sums in float64,
-    see Float64Sums."""
+    embedding, last norm and head). Gradients are summed in float32, the toy's in float64 (`Float64Sums`)."""
     mesh = init_device_mesh(device.type, (rank_and_world()[1],))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if state["dtype"] == "bfloat16" else None,
                                   reduce_dtype=torch.float64 if state["toy"] else torch.float32,
@@ -135,7 +134,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 # ---------------------------------------------------------------- batches
 
-def micro_batches(model, split, rows, state: dict, accumulate: int, speech: bool, device) -> list:
+def micro_batches(model, split, rows, state: dict, accumulate: int, always, device) -> list:
     """The step's micro-batches that are this rank's: [(number, batch), ...], `accumulate` of them."""
     seed, step, (rank, world) = state["seed"], state["step"], rank_and_world()
     chosen = sample_order(rows, seed, step * state["batch"], state["batch"])
@@ -143,23 +142,23 @@ def micro_batches(model, split, rows, state: dict, accumulate: int, speech: bool
     batches = []
     for number in range(rank, len(cut), world):
         altered = lambda mel, n: other_voice(mel.cpu(), hash((seed, step, int(cut[number][n])))).to(device)
-        batches.append((number, collate([split[i] for i in cut[number]], model, state["losses"], device, speech,
+        batches.append((number, collate([split[i] for i in cut[number]], model, state["losses"], device, always,
                                         altered if state["toy"] else None)))
     return batches
 
 
 def count(batches: list) -> dict:
-    """What the terms of `ExOmni.forward` are means over, in all these batches; and their tokens and units."""
-    counts = dict.fromkeys((*LOSSES, "text_accuracy", "units_accuracy", "tokens"), 0)
+    """What the terms of `ExOmni.forward` are means over, in all these batches; their clips; their tokens and units."""
+    counts = dict.fromkeys((*LOSSES, "text_accuracy", "units_accuracy", "clips", "tokens"), 0)
     for batch in batches:
-        own = {name: int(n) for name, n in loss_counts(batch).items()}
+        own = {name: int(n) for name, n in loss_counts(batch).items()} | {"clips": len(batch.get("mel", ()))}
         own["tokens"] = int(batch["mask"].sum()) + own.get("units_accuracy", 0)
         counts = {name: n + own.get(name, 0) for name, n in counts.items()}
     return counts
 
 
 @torch.no_grad()
-def validate(model, split, state: dict, size: int, speech: bool, device, autocast) -> dict:
+def validate(model, split, state: dict, size: int, always, device, autocast) -> dict:
     """Each loss and accuracy over all the split's samples, `size` at a time; the same on every rank. All ranks work
     through as many chunks: what is left over is repeated and not counted."""
     rank, world = rank_and_world()
@@ -168,11 +167,11 @@ def validate(model, split, state: dict, size: int, speech: bool, device, autocas
     parts = chunks(split, rows_of(split, state["tasks"]), size)
     model.eval()
     for n in range(rank, -(-len(parts) // world) * world, world):
-        batch = collate([split[i] for i in parts[n % len(parts)]], model, state["losses"], device, speech)
+        batch = collate([split[i] for i in parts[n % len(parts)]], model, state["losses"], device, always)
         with autocast():
             values = model(batch, dict.fromkeys(terms, 1))
         if n < len(parts):
-            sums = {name: sums[name] + values[name] for name in terms}
+            sums = {name: sums[name] + values.get(name, 0.0) for name in terms}
             counts = {name: counts[name] + value for name, value in count([batch]).items()}
     freeze(model, state["rates"])
     sums, counts = sum_over_ranks(sums, device), sum_over_ranks(counts, device)
@@ -195,18 +194,21 @@ def backward(model, batches: list, counts: dict, state: dict, sums: Float64Sums 
             terms = model(batch, means)
         with sums.micro_batch(last=number == batches[-1][0]) if sums else nullcontext():
             (rank_and_world()[1] * sum(terms.values())).backward()
-        losses = {name: loss + terms[name].detach() for name, loss in losses.items()}
+        losses |= {name: losses[name] + term.detach() for name, term in terms.items()}
     return losses
 
 
-def assert_trained(parts: dict, trained) -> None:
-    """Exactly the trained parts have gradients."""
+def assert_trained(parts: dict, trained) -> bool:
+    """Exactly the trained parts have gradients; True."""
     reached = {part for part, own in parts.items() if any(p.grad is not None for p in own.values())}
     assert reached == set(trained), f"gradients reached {sorted(reached)}, expected {sorted(trained)}"
+    return True
 
 
 def step_optimizers(trained: list, adamw, muons: list, sums: Float64Sums | None, state: dict) -> tuple:
     """Clip the gradients to norm 1 and change the weights -> the norm before clipping, part -> the rate."""
+    for p in trained:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # of a part that the batch has nothing for
     norm = sums.clip(trained) if sums else torch.nn.utils.clip_grad_norm_(trained, 1.0)
     factor = schedule(state["step"], state["steps"], state["warmup"])
     for group in adamw.param_groups:
@@ -241,25 +243,26 @@ def train(args) -> None:
     accumulate = -(-state["accumulate"] // world) if state["toy"] else state["accumulate"]
     accumulate = min(accumulate, state["batch"] // world)                       # each has a sample
     rows = mixed_rows(training, state["tasks"], state["replay"], state["seed"])
-    speech = any("audio" in training.rows[i] for i in rows)
+    needed = [*state["losses"], *["clips"] * any("audio" in training.rows[i] for i in rows)]
+    always = ("units", "face", *["mel"] * ("clips" in needed)) if world > 1 else ()     # the same modules on each rank
     if rank == 0:
         announce(args, state, model, parts, (training, validation), accumulate, device)
     tensors = optimizer_tensors(parts, adamw, muons, state)
     if resumed:
         load_optimizer(out, tensors)
-    log, first = Log(out, state, device, resumed), state["step"]
+    log, checked = Log(out, state, device, resumed), False
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16")
     steps, last = state["steps"], min(args.stop_at or state["steps"], state["steps"])
 
     with interrupts() as asked:
         while state["step"] < last:
-            batches = micro_batches(model, training, rows, state, accumulate, speech, device)
+            batches = micro_batches(model, training, rows, state, accumulate, always, device)
             counts = sum_over_ranks(count([batch for _, batch in batches]) | {"stop": len(asked)}, device)
             if counts["stop"]:
                 break
             losses = backward(model, batches, counts, state, sums, autocast)
-            if state["step"] == first:
-                assert_trained(parts, state["rates"])
+            if not checked and all(counts[name] for name in needed):
+                checked = assert_trained(parts, state["rates"])
             norm, rates = step_optimizers(trained, adamw, muons, sums, state)
             state["step"] = done = state["step"] + 1
             log.add(losses, norm, counts["tokens"])
@@ -269,16 +272,12 @@ def train(args) -> None:
             with log.pause():
                 if done % (args.val_every or -(-steps // 5)) == 0 or done == steps:
                     size = -(-state["batch"] // (world * accumulate))
-                    log.validation(done, validate(model, validation, state, size, speech, device, autocast))
+                    log.validation(done, validate(model, validation, state, size, always, device, autocast))
                 if done % (args.save_every or -(-steps // 10)) == 0 or done == last:
                     save(out, model, state, tensors, log, device)
         if log.saved < state["step"]:                               # interrupted
             save(out, model, state, tensors, log, device)
-    log.bar.close()
-    if rank == 0:
-        conclude(out, state, STAGES[state["recipe"]])
-    if dist.is_initialized():
-        dist.barrier()                                              # nobody leaves while another still writes
+    conclude(log, state, STAGES[state["recipe"]])
     if state["step"] < last:
         sys.exit(130)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-SAMPLE_RATE = 16_000                   # Hz, of the sound that is heard; what is made has 22,050 Hz (flow.py)
+SAMPLE_RATE = 16_000                   # Hz, of the questions; the sound that is made has 22,050 Hz (flow.py)
 HOP = 160                              # samples, so 100 mel frames per second
 N_FFT = 400                            # samples, 25 ms
 

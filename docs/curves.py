@@ -1,6 +1,6 @@
 """Loss curves of the four stages as a picture: `python docs/curves.py mini/log.jsonl docs/curves.png`, or out/stage2/log.jsonl.
 
-Lines are means over the logged steps, dots the validation. Needs matplotlib.
+Lines are means over the steps between two rows of the log, dots the validation. Needs matplotlib.
 """
 import argparse
 import json
@@ -37,7 +37,7 @@ def read(path) -> dict:
     return stages
 
 
-def draw(stages: dict, out) -> None:
+def plot(stages: dict, out) -> None:
     """One panel per stage. Raises OSError without matplotlib."""
     try:
         from matplotlib.figure import Figure
@@ -64,7 +64,7 @@ def main(argv=None) -> None:
     with one_line_errors():
         if Path(args.out).suffix.lower() not in (".png", ".svg"):
             raise ValueError(f"{args.out}: expected a path that ends in .png or .svg")
-        draw(read(args.log), args.out)
+        plot(read(args.log), args.out)
         print(f"wrote {args.out}")
 
 

@@ -167,23 +167,31 @@ def test_augment_changes_the_clips_and_nothing_else(model, tmp_path):
     assert all(torch.equal(plain[name], augmented[name]) for name in plain if name != "mel")
 
 
-def test_the_losses_alone_say_which_inputs_there_are(model, tmp_path):
-    """A batch of text alone has units and face too, of no length: several processes must run the same modules."""
+def test_only_what_the_losses_need_is_there(model, tmp_path):
     split = three(tmp_path)
     samples = [split[i] for i in range(3)]
     assert "units" not in collate(samples, model, ("text",)) and "face" not in collate(samples, model, ("units",))
     assert {"units", "face"} <= collate(samples, model, ("face",)).keys()
-    text = collate(samples[1:2], model, ("text", "units", "face"))
+    assert not {"mel", "units", "face"} & collate(samples[1:2], model, ("text", "units", "face")).keys()
+
+
+ALWAYS = ("mel", "units", "face")
+
+
+def test_several_processes_have_the_same_inputs_even_for_text_alone(model, tmp_path):
+    split = three(tmp_path)
+    samples = [split[i] for i in range(3)]
+    text = collate(samples[1:2], model, ("text", "units", "face"), always=ALWAYS)
     assert text["units"].shape == (1, 0) and text["face"].shape == (1, 0, 52) and text["frames"].tolist() == [0]
-    assert "mel" not in text
-    silent = collate(samples[1:2], model, ("text", "units", "face"), speech=True)["mel"]
-    assert silent.shape == (1, 80, 3000) and silent.unique().numel() == 1
-    assert torch.equal(collate(samples, model, ("text",), speech=True)["mel"], collate(samples, model, ("text",))["mel"])
+    assert text["mel"].shape == (1, 80, 3000) and text["mel"].unique().numel() == 1, "silence"
+    assert "units" not in collate(samples[1:2], model, ("text",), always=ALWAYS), "no loss asks for it"
+    both = [collate(samples, model, ("text", "units", "face"), always=always) for always in ((), ALWAYS)]
+    assert both[0].keys() == both[1].keys() and all(torch.equal(both[0][name], both[1][name]) for name in both[0])
 
 
 def test_a_text_only_batch_has_losses_of_weight_zero_and_gradients_for_every_part(checkpoint, tmp_path):
     model, split = ExOmni.from_pretrained(checkpoint), three(tmp_path)
-    text, spoken = (collate([split[i]], model, ("text", "units", "face"), speech=True) for i in (1, 0))
+    text, spoken = (collate([split[i]], model, ("text", "units", "face"), always=ALWAYS) for i in (1, 0))
     losses = model(text, {"text": 1, "units": 1, "face": 1})
     assert losses["units"] == losses["face"] == 0 < losses["text"]
     sum(losses.values()).backward()
