@@ -1,11 +1,11 @@
 """A checkpoint: the configuration that fixes all shapes, its presets, the names of its tensors, and the files.
 
-One directory holds it, in the layout of the official release (docs/spec/ex_omni.md 7): config.json, generation_config.json,
-model*.safetensors, tokenizer files, and beside them speech_tokenizer/ and speech_decoder/. Ours, the mini model and the
+One directory holds it, in the layout of the official release (docs/spec/ex_omni.md 7): config.json,
+generation_config.json, model*.safetensors, tokenizer files, and beside them speech_tokenizer/ and speech_decoder/. Ours, the mini model and the
 release are the same thing to `ExOmni.from_pretrained`; every tensor is accounted for (weights.py).
 """
 import shutil
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 import weights
@@ -16,6 +16,12 @@ from whisper import WhisperConfig
 
 SHARD_BYTES = 4 << 30          # of model-*.safetensors
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json")
+
+# What can be left out (docs/spec/paper.md, "The ablations, exactly"), and the part that it changes. Of the face decoder,
+# v1 Table 6: the velocity term; the generator's states as context (the LLM's instead); any context; TQGF (a
+# concatenation instead); v2 Table 6: the units as queries. Of the speech generator, v1 Table 8: TQGF, likewise.
+ABLATIONS = {"velocity": "face", "speech-context": "face", "context": "face", "tqgf": "face", "units": "face",
+             "generator-tqgf": "generator"}
 
 
 @dataclass
@@ -86,6 +92,15 @@ class ExOmniConfig:
                    values["speech_encoder_ds_rate"], values.get("speech_projector_hidden_size", 2048),
                    dtype=values.get("torch_dtype") or values.get("dtype") or "float32")
 
+    def ablated(self, name: str) -> "ExOmniConfig":
+        """This configuration without what ABLATIONS[name] says."""
+        if ABLATIONS[name] == "generator":
+            return replace(self, generator=replace(self.generator, ablate="tqgf"))
+        context = self.llm if name == "speech-context" else self.generator.llm
+        velocity = 0.0 if name == "velocity" else self.face.velocity_weight
+        return replace(self, face=replace(self.face, ablate=name, state_dim=context.hidden_size,
+                                          velocity_weight=velocity))
+
     def to_dict(self) -> dict:
         """config.json in the release's fields."""
         g, f = self.generator, self.face
@@ -101,7 +116,8 @@ class ExOmniConfig:
             "bs_decoder_dimension": f.dim, "nhead": f.heads, "num_bs_decoder_layers": f.layers,
             "dropout_rate": f.dropout, "out_dim": f.channels, "bs_tqgf_depth": f.tqgf_depth,
             "bs_tqgf_heads": f.tqgf_heads, "bs_tqgf_dim_head": f.tqgf_dim_head, "period": f.period,
-            "rope_scale": f.rope_scale, "velocity_weight": f.velocity_weight, "ctc_decoder_config": "(2,4096,32,11008)", "ctc_upsample_factor": 1}
+            "rope_scale": f.rope_scale, "velocity_weight": f.velocity_weight,
+            "ctc_decoder_config": "(2,4096,32,11008)", "ctc_upsample_factor": 1}
 
 
 # The paper uses Qwen3-8B; the published sizes of the face decoder are unknown, FaceConfig's are ours.

@@ -1,11 +1,11 @@
-"""The face decoder: speech units and the states that predicted them -> 52 ARKit blendshape weights, 30 frames per second.
+"""The face decoder: speech units and the states that predicted them -> 52 ARKit blendshape weights, 30 frames a second.
 
 arXiv 2602.07106; docs/spec/ex_omni.md 6. The units, stretched to the frames, ask the speech generator's states through
-TQGF; a rotation that repeats every 25 frames gives the frames their rhythm; a causal transformer smooths them. All frames
-at once: nothing here is autoregressive.
+TQGF; a rotation that repeats every 25 frames gives the frames their rhythm; a causal transformer smooths them. All
+frames at once: nothing here is autoregressive.
 
-Shapes: B batch, U units (12.5 per second), S states (U + 1: one per decoding step), T face frames (30 per second), D width,
-K = 52 blendshape weights.
+Shapes: B batch, U units (12.5 per second), S states (U + 1: one per decoding step), T face frames (30 per second),
+D width, K = 52 blendshape weights.
 """
 from dataclasses import dataclass
 
@@ -43,7 +43,7 @@ class FaceConfig:
     period: int = 25               # P, in frames: 25 in the paper, 30 is the release's default
     rope_scale: float = 1.0        # alpha in the paper
     velocity_weight: float = 0.5   # of the velocity term in the loss; 0 in the paper's v2 and in the release
-    ablate: str = ""               # Table 6, see model.ABLATIONS; the parts that it leaves out are not built
+    ablate: str = ""               # Table 6, see checkpoint.ABLATIONS; the parts that it leaves out are not built
 
 
 class PeriodicRoPE(nn.Module):
@@ -82,15 +82,15 @@ def stretch(x, lengths, frames):
 
 
 def release_frames(units) -> int:
-    """The release's count over a whole tensor (docs/spec/ex_omni.md 6.1): id 0 is not counted, and floating point loses a
-    frame here and there (205 units -> 491 frames, not 492)."""
+    """The release's count over a whole tensor (docs/spec/ex_omni.md 6.1): id 0 is not counted, and floating point loses
+    a frame here and there (205 units -> 491 frames, not 492)."""
     return int(int((units > 0).sum()) * (1 / UNIT_RATE) * FPS)
 
 
 def release_lengths(units, frames=None) -> tuple:
-    """What the release stretches to what, (B,) each: every row of the padded units (B, U) to the frames of the whole batch,
-    or to those of the longest label; and the frames (B, T) that attention does not see (docs/spec/ex_omni.md 6.2 and 8.2,
-    items 1, 2, 5 and 11)."""
+    """What the release stretches to what, (B,) each: every row of the padded units (B, U) to the frames of the whole
+    batch, or to those of the longest label; and the frames (B, T) that attention does not see (docs/spec/ex_omni.md 6.2
+    and 8.2, items 1, 2, 5 and 11)."""
     total = release_frames(units) if frames is None else int(frames.max())
     valid = ((units >= 0).sum(1) * total // max(1, units.shape[1])).clamp(1, max(1, total)) if frames is None else frames
     everywhere = (torch.full((len(units),), n, device=units.device) for n in (units.shape[1], total))
@@ -120,7 +120,7 @@ class FaceDecoder(nn.Module):
     def forward(self, units, states, states_mask=None, frames=None, release_quirks=False):
         """states_mask (B, S) bool, True = visible. frames (B,): how many to make of each row, by default
         frames_for_units of its units; the result is as long as the longest and means nothing past a row's own.
-        release_quirks: the release's frame counts, see `release_lengths`. Raises ValueError for units outside the table.
+        release_quirks: the release's frame counts, see `release_lengths`. Raises ValueError for units beyond the table.
         """
         lengths, hidden = (units >= 0).sum(1), None                                     # (B,)
         if release_quirks:
@@ -128,7 +128,7 @@ class FaceDecoder(nn.Module):
         elif frames is None:
             frames = frames_for_units(lengths)
         context = None if self.config.ablate == "context" else self.speech_gen_projection(states)     # (B, S, D)
-        # Query: what is said, on the units' clock, then on the frames' clock. Context: what it means, as the generator saw it.
+        # Query: what is said, on the units' clock, then on the frames'. Context: what it means, as the generator saw it.
         query = stretch(self.embed(units, context), lengths, frames)                    # (B, T, D)
         real = torch.arange(query.shape[1], device=query.device) < frames[:, None]
         x = self.rope(query if context is None else self.tqgf(query, context, states_mask, real))
@@ -150,8 +150,8 @@ class FaceDecoder(nn.Module):
 
 
 def face_loss(pred, target, lengths, velocity_weight: float = 0.5):
-    """Mean squared error of the weights plus velocity_weight times that of their frame-to-frame differences (v1; in v2 and
-    in the release the velocity term is off: docs/spec/ex_omni.md 6.3).
+    """Mean squared error of the weights plus velocity_weight times that of their frame-to-frame differences (v1; in v2
+    and in the release the velocity term is off: docs/spec/ex_omni.md 6.3).
 
     pred (B, T', K) is cut or zero-padded to target (B, T, K); lengths (B,) valid frames. Each term is averaged over the
     channels, then over a sample's valid frames (or pairs of them), then over the batch.

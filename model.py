@@ -13,11 +13,11 @@
 `ExOmni.forward` is the losses, `ExOmni.generate` the answer; both follow this figure from left to right.
 
 Shapes: B batch, W windows of sound, M mel bins, L mel frames, S speech rows after the projector (10 per second), N text
-tokens, U speech units (12.5 per second), T face frames (30 per second), D width of the module at that place, V vocabulary,
+tokens, U speech units (12.5 per second), T face frames (30 per second), D width of the module in question, V vocabulary,
 K = 52 blendshape weights.
 """
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +27,8 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 import weights
-from checkpoint import ExOmniConfig, copy_companions, has_tokenizer, official_name, our_name, write_checkpoint
+from checkpoint import (ABLATIONS, ExOmniConfig, copy_companions, has_tokenizer, official_name, our_name,
+                        write_checkpoint)
 from decode import GREEDY, Decoder, RepetitionAware, TextSampler, decoder_for, seed_from
 from face_decoder import CHANNELS, FaceDecoder, face_loss, frames_for_units
 from qwen3 import Qwen3
@@ -37,11 +38,6 @@ from tokenizer import SPEECH_ID, Tokenizer
 from whisper import WhisperEncoder, check_waveform, windows
 
 LOSSES = ("text", "units", "face")
-# What can be left out (docs/spec/paper.md, "The ablations, exactly"), and the part that it changes. Of the face decoder, v1
-# Table 6: the velocity term; the generator's states as context, with the LLM's in their place; any context; TQGF, with a
-# concatenation in its place; v2 Table 6: the units as queries. Of the speech generator, v1 Table 8: TQGF likewise.
-ABLATIONS = {"velocity": "face", "speech-context": "face", "context": "face", "tqgf": "face", "units": "face",
-             "generator-tqgf": "generator"}
 
 
 class ExOmni(nn.Module):
@@ -69,19 +65,19 @@ class ExOmni(nn.Module):
         input_ids (B, N), SPEECH_ID (-300) once per clip; mask (B, N) bool; labels (B, N), -100 = no loss;
         mel (W, M, L), one window per clip in reading order, or a single one where there is no clip;
         units (B, U) padded with -100; face (B, T, K) with frames (B,).
-        A part whose input is in the batch always runs, and a sample that has none of it counts with weight zero (text-only
-        samples do so in the paper; several processes must run the same modules).
+        A part whose input is in the batch always runs, and a sample that has none of it counts with weight zero
+        (text-only samples do so in the paper; several processes must run the same modules).
         counts: the losses wanted, and what to divide each by; by default all, by `loss_counts(batch)`.
         """
         if counts is None:
             counts = {name: n.clamp(min=1) for name, n in loss_counts(batch).items() if name in LOSSES}
         losses, labels, units = {}, batch["labels"], batch.get("units")
-        # What was heard, as vectors among the embedded text: (W, S, D) -> (B, N + S, D).
+        # The sound, as vectors among the embedded text: (W, S, D) -> (B, N + S, D).
         speech = None if batch.get("mel") is None else self.encode_speech(batch["mel"])
         embeds, labels, _ = self.splice(batch["input_ids"], batch["mask"], labels, speech)
         # What the LLM thinks at each position; it has seen this position and all before.
         states = self.llm(embeds=embeds)                                                    # (B, N + S, D)
-        # The crux: the state at a position *predicts* the next token, so the states of a reply start one position early.
+        # The crux: the state at a position *predicts* the next token: the states of a reply begin one position early.
         #     position       6      7        8      9      10
         #     token          user   <assist> The    sky    <|im_end|>
         #     next token     ...    The      sky    <|im_end|>
@@ -107,8 +103,8 @@ class ExOmni(nn.Module):
                 losses["units_accuracy"] = (out.correct * speaks).sum() / counts["units_accuracy"]
         # How the face moves to it: units and those states, (B, T, K).
         if batch.get("face") is not None and "face" in counts:
-            states, mask = (context, context_mask) if self.config.face.ablate == "speech-context" else (out.states, out.mask)
-            pred = self.face_decoder(units, states, mask, batch["frames"])
+            meaning = (context, context_mask) if self.config.face.ablate == "speech-context" else (out.states, out.mask)
+            pred = self.face_decoder(units, *meaning, batch["frames"])
             loss = face_loss(pred, batch["face"], batch["frames"], self.config.face.velocity_weight)
             losses["face"] = loss * len(units) / counts["face"]
         return losses
@@ -119,18 +115,18 @@ class ExOmni(nn.Module):
         """Answer one prompt or a batch of them: an `Answer`, or a list.
 
         messages: a chat, [{"role", "content"}], or its token ids (-300 for speech); a list of either is a batch.
-        speech: what each -300 stands for, a waveform (samples,) at 16 kHz of any length or a log-mel (W, M, L); one clip,
-        or for a batch one per prompt (None where it has none), or a list of several.
+        speech: what each -300 stands for, a waveform (samples,) at 16 kHz of any length or a log-mel (W, M, L); one
+        clip, or for a batch one per prompt (None where it has none), or a list of several.
         temperature 0 takes the likeliest text; unit_sampler: decode.RepetitionAware() or GREEDY, by default what the
-        checkpoint says, or else repetition-aware. generator: where the randomness comes from. release_quirks: the official
-        numbers instead of the right ones (docs/spec/ex_omni.md 8.2). on_text(b, piece) gets the text as it comes.
+        checkpoint says, or else repetition-aware. generator: where the randomness comes from. release_quirks: the
+        official numbers instead of the right ones (docs/spec/ex_omni.md 8.2). on_text(b, piece): the text as it comes.
 
         Raises ValueError for clips that do not match the prompts, broken waveforms, or prompts beyond the context.
         """
         begun, seconds = time.perf_counter(), {}
         note = lambda name: seconds.setdefault(name, time.perf_counter() - begun)
         single = isinstance(messages, torch.Tensor) or not messages or isinstance(messages[0], (dict, int))
-        # What was heard, as vectors among the embedded text.
+        # The sound, as vectors among the embedded text.
         ids, mask, clips = self.prompts([messages] if single else messages, [speech] if single else speech)
         embeds, _, lengths = self.splice(ids, mask, None, self.encode_clips(clips))
         # The reply, token by token, and the state that predicted each.
@@ -196,15 +192,15 @@ class ExOmni(nn.Module):
         if wanted != [len(clips) for clips in speech]:
             raise ValueError(f"the prompts ask for {wanted} clips of speech, given were {[len(c) for c in speech]}: "
                              "give one clip per speech part")
-        device, mask = self.llm.norm.weight.device, pad_sequence([torch.ones(len(r), dtype=torch.bool) for r in rows], True)
-        return pad_sequence(rows, batch_first=True).to(device), mask.to(device), sum(speech, [])
+        device, real = self.llm.norm.weight.device, [torch.ones(len(row), dtype=torch.bool) for row in rows]
+        return pad_sequence(rows, True).to(device), pad_sequence(real, True).to(device), sum(speech, [])
 
     def splice(self, ids, mask, labels, speech) -> tuple:
-        """Put the speech rows of each clip where ids (B, N) has SPEECH_ID, in reading order, and pad again on the right.
+        """Put the speech rows of each clip where ids (B, N) has SPEECH_ID, in reading order, and pad on the right.
 
         speech: tensors (S_i, D), as many as placeholders, or one more where there is none: it enters with weight zero.
         labels (B, N) or None. Returns embeds (B, N', D), labels (B, N'), -100 at speech and padding, and lengths (B,)
-        (docs/spec/ex_omni.md 4). Raises ValueError for a count that does not match, or a prompt longer than the context.
+        (docs/spec/ex_omni.md 4). Raises ValueError for a wrong count, or a prompt longer than the context.
         """
         embedded, clips = self.llm.embed_tokens(ids.clamp(min=0)), [] if speech is None else list(speech)
         placeholders = int((ids == SPEECH_ID).sum())
@@ -226,7 +222,8 @@ class ExOmni(nn.Module):
             targets.append(torch.cat([*target, labels[b, start:length]]))
         lengths, limit = [len(row) for row in embeds], self.config.llm.max_position_embeddings
         if max(lengths) > limit:
-            raise ValueError(f"a prompt has {max(lengths)} tokens with its speech, the context holds {limit}: shorten it")
+            raise ValueError(f"a prompt has {max(lengths)} tokens with its speech, the context holds {limit}: "
+                             "shorten it")
         return (pad_sequence(embeds, batch_first=True), pad_sequence(targets, batch_first=True, padding_value=IGNORE),
                 torch.tensor(lengths))
 
@@ -264,24 +261,25 @@ class ExOmni(nn.Module):
         """
         rows, states = text.emitted()
         spoken = [row[:-1] if release_quirks else row[~self.stops(row.device)[row]] for row in rows]
-        mask = pad_sequence([torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows], batch_first=True)
-        return pad_sequence(states, True), mask, pad_sequence(spoken, batch_first=True, padding_value=IGNORE)
+        real = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
+        return pad_sequence(states, True), pad_sequence(real, True), pad_sequence(spoken, True, padding_value=IGNORE)
 
     def animate(self, units: list, states: list, release_quirks=False) -> list:
-        """units (U_b,) and states (S_b, D) of each sample -> face (T_b, 52) of each. A model of 51 channels lacks tongueOut
-        (docs/spec/ex_omni.md 6.4)."""
+        """units (U_b,) and states (S_b, D) of each sample -> face (T_b, 52) of each. A model of 51 channels lacks
+        tongueOut (docs/spec/ex_omni.md 6.4)."""
         if release_quirks:                                  # one at a time: its frame counts are of the whole batch
             faces = [self.face_decoder(u[None], s[None], release_quirks=True)[0] for u, s in zip(units, states)]
         else:
             mask = [torch.ones(len(s), dtype=torch.bool, device=s.device) for s in states]
-            face = self.face_decoder(pad_sequence(units, batch_first=True, padding_value=IGNORE), pad_sequence(states, True),
-                                     pad_sequence(mask, batch_first=True) if len(units) > 1 else None)
+            face = self.face_decoder(pad_sequence(units, True, padding_value=IGNORE), pad_sequence(states, True),
+                                     pad_sequence(mask, True) if len(units) > 1 else None)
             faces = [row[:frames_for_units(len(u))] for row, u in zip(face, units)]
         return [F.pad(face, (0, CHANNELS - face.shape[-1])) for face in faces]
 
     def read(self, ids: list) -> str:
         """Token ids -> text, without what ends a reply."""
-        return "" if self.tokenizer is None else self.tokenizer.decode([i for i in ids if i not in self.config.stop_ids])
+        spoken = [i for i in ids if i not in self.config.stop_ids]
+        return "" if self.tokenizer is None else self.tokenizer.decode(spoken)
 
     def on_step(self, on_text, first):
         """A callback for Decoder.run that gives on_text(b, piece) what is new and complete: half a character waits."""
@@ -324,8 +322,8 @@ class ExOmni(nn.Module):
         return model
 
     def save_pretrained(self, directory, state: dict | None = None) -> None:
-        """Write a checkpoint that `from_pretrained` opens, with the tokenizer, speech tokenizer and speech decoder of the
-        directory this model came from. state: the weights, where this process does not hold them whole."""
+        """Write a checkpoint that `from_pretrained` opens, with the tokenizer, speech tokenizer and speech decoder of
+        the directory this model came from. state: the weights, where this process does not hold them whole."""
         state = self.state_dict() if state is None else state
         write_checkpoint(directory, self.config, {official_name(name): tensor for name, tensor in state.items()
                                                   if not name.startswith("speech_decoder.")})
@@ -333,18 +331,10 @@ class ExOmni(nn.Module):
             copy_companions(self.directory, directory)
 
     def ablate(self, name: str) -> None:
-        """Leave out what ABLATIONS says. The part is built anew; tensors of the same name and shape are kept."""
-        config, weight = self.config, self.llm.norm.weight
-        if ABLATIONS[name] == "generator":
-            part = "speech_generator"
-            self.config = replace(config, generator=replace(config.generator, ablate="tqgf"))
-            new = SpeechGenerator(self.config.generator, config.llm.hidden_size)
-        else:
-            part, llm = "face_decoder", config.llm if name == "speech-context" else config.generator.llm
-            velocity = 0.0 if name == "velocity" else config.face.velocity_weight
-            self.config = replace(config, face=replace(config.face, ablate=name, state_dim=llm.hidden_size,
-                                                       velocity_weight=velocity))
-            new = FaceDecoder(self.config.face)
+        """Leave out what ABLATIONS[name] says. The part is built anew; tensors of the same name and shape are kept."""
+        self.config, weight = self.config.ablated(name), self.llm.norm.weight
+        part, new = ("face_decoder", FaceDecoder(self.config.face)) if ABLATIONS[name] == "face" else (
+            "speech_generator", SpeechGenerator(self.config.generator, self.config.llm.hidden_size))
         old, tensors = getattr(self, part), new.state_dict()
         new.load_state_dict(tensors | {key: tensor for key, tensor in old.state_dict().items()
                                        if key in tensors and tensors[key].shape == tensor.shape})
@@ -380,8 +370,8 @@ class Answer:
 
 
 def loss_counts(batch: dict) -> dict:
-    """What each loss of `ExOmni.forward` is the mean over in this batch, integer tensors: "text" supervised tokens that a
-    state predicts, "units" samples with units, "face" samples with frames; "text_accuracy", "units_accuracy" targets."""
+    """What each loss of `ExOmni.forward` is the mean over in this batch, integer tensors: "text" supervised tokens that
+    a state predicts, "units" samples with units, "face" samples with frames; "text_accuracy", "units_accuracy" targets."""
     mask, predicted = batch["mask"], batch["mask"].cumsum(1) > 1
     text = ((batch["labels"] != IGNORE) & mask & predicted & (batch["input_ids"] != SPEECH_ID)).sum()
     counts = {"text": text, "text_accuracy": text}

@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 import weights
+from checkpoint import ABLATIONS
 from data import Split, check, mixed_rows
-from model import ABLATIONS, ExOmni
+from model import ExOmni
 
 # What a training keeps to the end; --resume refuses other values.
 FIXED = ("init_from", "recipe", "epochs", "steps", "batch", "accumulate", "lr", "seed", "dtype", "ablate")

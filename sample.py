@@ -13,29 +13,17 @@ import sys
 import time
 from pathlib import Path
 
-import soundfile
 import torch
 
-import weights
 from cli import one_line_errors
-from face import EXPORTS, NEEDS, export, gallery, load_template, make_head, write_json
+from face import EXPORTS, formats, gallery, load_template, make_head, write_answer
 from face_decoder import UNIT_RATE
 from flow import OUTPUT_RATE
-from model import Answer, ExOmni
+from model import ExOmni
 from tokenizer import past_turn, trim_history, with_system
 from whisper import load_audio
 
 MINI = Path(__file__).parent / "mini"              # the trained toy model that comes with the code
-EXTRA = [ending for ending in EXPORTS if ending not in ("json", "html")]       # what is not written anyway
-
-
-def endings(text: str) -> list:
-    """"glb,csv" -> ["glb", "csv"]."""
-    asked = [ending.strip().lower().removeprefix(".") for ending in text.split(",") if ending.strip()]
-    unknown = [ending for ending in asked if ending not in EXPORTS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"unknown format {', '.join(unknown)}: expected some of {', '.join(EXPORTS)}")
-    return asked
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -44,7 +32,7 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--audio", nargs="+", action="extend", default=[], help="questions; several make a batch")
     p.add_argument("--text", help="a question, or what is said to go with each --audio")
     p.add_argument("--out", default="answer", help="directory to write to")
-    p.add_argument("--export", type=endings, default=[], metavar="glb,csv,...", help=f"also write {', '.join(EXTRA)}")
+    p.add_argument("--export", default="", metavar="glb,csv,...", help=f"also write some of {', '.join(EXPORTS)}")
     p.add_argument("--template", help="another head: .glb with ARKit morph targets, .npz in the EmoTalk layout")
     p.add_argument("--interactive", action="store_true", help="keep asking: type text, or the path of a recording")
     p.add_argument("--max-new-tokens", type=int, default=128, help="text tokens at most")
@@ -61,26 +49,6 @@ def user_message(text: str | None, spoken: bool) -> dict:
     """One user turn; the text is data, whatever it contains."""
     parts = [{"type": "speech"}] * spoken + ([{"type": "text", "text": text}] if text else [])
     return {"role": "user", "content": parts}
-
-
-def write_answer(directory: Path, answer: Answer, head, more=()) -> list:
-    """answer.txt, .wav, .json, .html and the endings in `more` in `directory`, each under a temporary name first; their
-    paths. An answer without sound (no speech decoder) or without a face (an empty reply) has no such files: what an
-    earlier answer left there would not belong to it, and goes."""
-    track, sound = answer.face.float().clamp(0, 1).numpy(), answer.waveform      # the decoder's last layer is linear
-    present = ["txt", *["wav"] * (sound is not None), "json", *dict.fromkeys(["html", *more] if len(track) else [])]
-    files = {ending: directory / f"answer.{ending}" for ending in dict.fromkeys(["wav", "html", *more, *present])}
-    for ending in set(files) - set(present):
-        files[ending].unlink(missing_ok=True)
-    with weights.replacing(files["txt"]) as temporary:
-        temporary.write_text(answer.text + "\n", encoding="utf-8")
-    if sound is not None:
-        with weights.replacing(files["wav"]) as temporary:
-            soundfile.write(temporary, sound.float().numpy(), OUTPUT_RATE, format="WAV", subtype="PCM_16")
-    write_json(files["json"], track, "answer.wav")
-    for ending in present[present.index("json") + 1:]:
-        export(files[ending], track, files["wav"] if sound is not None else None, answer.text, head)
-    return [files[ending] for ending in present]
 
 
 def report(answers: list, elapsed: float, page: Path | None) -> str:
@@ -113,7 +81,7 @@ def load(args) -> tuple:
 def ask(model, sampling, chats, clips, folders, writing) -> list:
     """Answer a batch, print the texts (a single one as it comes), write the files, print the last line.
 
-    writing: what `write_answer` needs beside the answer."""
+    writing: the head and the formats for `write_answer`."""
     begun = time.perf_counter()
     single = len(chats) == 1
     answers = model.generate(chats, clips, **sampling,
@@ -121,7 +89,7 @@ def ask(model, sampling, chats, clips, folders, writing) -> list:
     elapsed = time.perf_counter() - begun
     print() if single else [print(f"{folder}: {answer.text}") for folder, answer in zip(folders, answers)]
     for folder, answer in zip(folders, answers):
-        print("wrote " + " ".join(map(str, write_answer(folder, answer, **writing))))
+        print("wrote " + " ".join(map(str, write_answer(folder, answer, OUTPUT_RATE, **writing))))
     page = None
     if any(len(answer.face) for answer in answers):
         page = folders[0] / "answer.html" if single else gallery(folders[0].parent, writing["head"])
@@ -132,11 +100,10 @@ def ask(model, sampling, chats, clips, folders, writing) -> list:
 def run(args) -> None:
     if not (args.audio or args.text or args.interactive):
         raise ValueError("nothing to answer: give --audio FILE, --text TEXT or --interactive")
-    for ending in NEEDS.keys() & set(args.export):                 # say so now, not when the answer is there
-        NEEDS[ending]()
+    more = formats(args.export)                                     # what is wrong is said now, not after the answer
     clips, out = [load_audio(path) for path in args.audio], Path(args.out)
     head = load_template(args.template) if args.template else make_head()
-    writing = {"head": head, "more": args.export}
+    writing = {"head": head, "more": more}
     model, sampling = load(args)
     if args.interactive:
         return converse(model, sampling, with_system([]), out, writing)

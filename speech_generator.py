@@ -31,7 +31,7 @@ class GeneratorConfig:
     tqgf_depth: int = 2            # sg_tqgf_depth
     tqgf_heads: int = 16           # sg_tqgf_heads
     tqgf_dim_head: int = 256       # sg_tqgf_dim_head
-    ablate: str = ""               # Table 8: "tqgf", see model.ABLATIONS
+    ablate: str = ""               # Table 8: "tqgf", see checkpoint.ABLATIONS
 
 
 @dataclass

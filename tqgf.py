@@ -3,8 +3,8 @@
 Fuse(Q, C) = Q + sigmoid(G(Q)) * Attention(Q, C)    (arXiv 2602.07106; docs/spec/ex_omni.md 5.3)
 
 The sequence with the right clock is always the query, the representation that has the meaning is only ever context: the
-output is as long as the query. Used twice. In the speech generator the embedded reply asks the LLM's hidden states; in the
-face decoder the speech units, at frame rate, ask the speech generator's hidden states.
+output is as long as the query. Used twice. In the speech generator the embedded reply asks the LLM's hidden states; in
+the face decoder the speech units, at frame rate, ask the speech generator's hidden states.
 
 Shapes: B batch, N query tokens, C context rows, D width, H heads, d head size.
 """
@@ -44,8 +44,8 @@ def feed_forward(dim: int) -> nn.Sequential:
 class TQGF(nn.Module):
     """query (B, N, D), context (B, C, D), context_mask (B, C) bool, True = visible -> (B, N, D).
 
-    The context itself is never updated. A sample whose context is wholly masked (an empty reply) sees all of it: attention
-    over nothing would be NaN. Queries never see each other, so that their padding (query_mask) does not matter.
+    The context itself is never updated. A sample whose context is wholly masked (an empty reply) sees all of it:
+    attention over nothing would be NaN. Queries never see each other, so their padding (query_mask) does not matter.
     """
 
     def __init__(self, dim: int, depth: int = 2, heads: int = 16, dim_head: int = 256):
@@ -64,8 +64,8 @@ class TQGF(nn.Module):
 
 
 class Concatenation(nn.Module):
-    """What takes TQGF's place in its ablations (v1 Tables 6 and 8, v2 Table 6): context and query are laid end to end and
-    fused by self-attention, without a gate. Arguments and shapes as for `TQGF`; the pre-norm layers are our reading."""
+    """What replaces TQGF in its ablations (v1 Tables 6 and 8, v2 Table 6): context and query are laid end to end and fused
+    by self-attention, without a gate. Arguments and shapes as for `TQGF`; the pre-norm layers are our reading."""
 
     def __init__(self, dim: int, depth: int = 2, heads: int = 16, dim_head: int = 256):
         super().__init__()

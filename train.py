@@ -30,9 +30,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from checkpoint import ABLATIONS
 from cli import one_line_errors
 from data import chunks, collate, mixed_rows, rows_of, sample_order
-from model import ABLATIONS, LOSSES, loss_counts
+from model import LOSSES, loss_counts
 from progress import Log, announce, conclude, interrupts, load_optimizer, optimizer_tensors, save
 from runs import join, open_training, parse, pick_device, rank_and_world, sum_over_ranks
 from toy.augment import other_voice

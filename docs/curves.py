@@ -1,4 +1,4 @@
-"""Loss curves of the four stages as a picture: `python docs/curves.py mini/log.jsonl docs/curves.png`, or out/stage2/log.jsonl.
+"""Loss curves of a training as a picture: `python docs/curves.py mini/log.jsonl docs/curves.png`.
 
 Lines are means over the steps between two rows of the log, dots the validation. Needs matplotlib.
 """

@@ -11,7 +11,7 @@
 The street uses what is imported below (sample.py), `measure` (evaluate.py), and `arkit`, `head` and `metrics` in its
 tests and in toy/.
 """
-from face.arkit import ARKIT_NAMES, write_json
-from face.export import EXPORTS, NEEDS, export, gallery
+from face.arkit import ARKIT_NAMES
+from face.export import EXPORTS, export, formats, gallery, write_answer
 from face.head import make_head
 from face.template import load_template

@@ -44,6 +44,41 @@ def export(path, track, audio=None, text: str = "", head: Head | None = None) ->
     EXPORTS[ending](path, tidy(track, str(path)), audio, text, head or make_head())
 
 
+def formats(text: str) -> list:
+    """"glb,csv" -> ["glb", "csv"]. Raises ValueError for another ending, or one whose package is missing."""
+    asked = [ending.strip().lower().removeprefix(".") for ending in text.split(",") if ending.strip()]
+    unknown = [ending for ending in asked if ending not in EXPORTS]
+    if unknown:
+        raise ValueError(f"unknown format {', '.join(unknown)}: expected some of {', '.join(EXPORTS)}")
+    for ending in NEEDS.keys() & set(asked):
+        NEEDS[ending]()
+    return asked
+
+
+def write_answer(directory: Path, answer, rate: int, head: Head, more=()) -> list:
+    """An answer (model.Answer; its sound at `rate` Hz) as answer.txt, .wav, .json, .html and the endings in `more`, each
+    under a temporary name first -> their paths.
+
+    Without sound (no speech decoder) or without a face (an empty reply) there are no such files; those that an earlier
+    answer left in the directory would not belong to this one and are removed.
+    """
+    import soundfile
+    track, sound = answer.face.float().clamp(0, 1).numpy(), answer.waveform      # the decoder's last layer is linear
+    present = ["txt", *["wav"] * (sound is not None), "json", *dict.fromkeys(["html", *more] if len(track) else [])]
+    files = {ending: directory / f"answer.{ending}" for ending in dict.fromkeys(["wav", "html", *more, *present])}
+    for ending in set(files) - set(present):
+        files[ending].unlink(missing_ok=True)
+    with weights.replacing(files["txt"]) as temporary:
+        temporary.write_text(answer.text + "\n", encoding="utf-8")
+    if sound is not None:
+        with weights.replacing(files["wav"]) as temporary:
+            soundfile.write(temporary, sound.float().numpy(), rate, format="WAV", subtype="PCM_16")
+    write_json(files["json"], track, "answer.wav")
+    for ending in present[present.index("json") + 1:]:
+        export(files[ending], track, files["wav"] if sound is not None else None, answer.text, head)
+    return [files[ending] for ending in present]
+
+
 def gallery(folder, head: Head) -> Path:
     """Write folder/gallery.html, one page of all answers in the folder and below it, and return its path.
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import train
-from checkpoint import PRESETS
+from checkpoint import ABLATIONS, PRESETS
 from data import Split, check, collate, rows_of
 from face.arkit import write_csv
-from model import ABLATIONS, ExOmni
+from model import ExOmni
 from weights import shapes_only
 
 ROOT = Path(__file__).parents[1]

@@ -3,8 +3,9 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from checkpoint import ABLATIONS
 from face_decoder import frames_for_units
-from model import ABLATIONS, ExOmni
+from model import ExOmni
 from tiny_model import (CLIPS, CLOSE, CONFIG, END, PROMPTS, RATE, STOP, answer_one, answers, fresh, model, near, noise,
                         same_answer, windows_of)
 from tokenizer import SPEECH_ID

@@ -19,10 +19,10 @@ import progress
 import sample
 import train
 import weights
-from checkpoint import official_name
+from checkpoint import ABLATIONS, official_name
 from data import Writer
 from face_decoder import FaceDecoder
-from model import ABLATIONS, ExOmni
+from model import ExOmni
 
 ROOT = Path(__file__).parent.parent
 WINDOW = 50                        # encoder states, 1 s: the tiny preset's own 30 s would be most of the work
