@@ -52,9 +52,9 @@ def remember(module) -> list:
 
 
 @torch.no_grad()
-def answer(model) -> tuple:
-    """Sound in; text, units, face and sound out. Returns units (U,) and face (T, K)."""
-    # ---- what was heard
+def understand(model) -> tuple:
+    """Sound in, text out: whisper.py to decode.py. Returns the reply's states, their mask, and its ids to be spoken."""
+    # ---- the sound
     sound = load_audio(QUESTION)
     mel = windows(sound, model.config.speech_encoder)
     states = model.speech_encoder(mel)
@@ -82,7 +82,12 @@ def answer(model) -> tuple:
     reply = text.emitted()[0][0].tolist()
     say("decode.py", f"reply, {len(reply)} ids: {' '.join(repr(model.tokenizer.decode([i], False)) for i in reply)}")
     say("model.py", f"states that predicted them (B, N, D) {shape(context)}; to be spoken (B, N) {shape(spoken)}")
+    return context, context_mask, spoken
 
+
+@torch.no_grad()
+def speak(model, context, context_mask, spoken) -> tuple:
+    """The reply's states in; units, face and sound out. Returns units (U,) and face (T, K)."""
     # ---- how it sounds
     generator = model.speech_generator
     gates = remember(generator.tqgf.layers[0][0].gate_proj)
@@ -190,7 +195,7 @@ def main(argv=None) -> None:
             p.error("expected nothing, or: exercises OUT, or: measure OUT DIR ...")
         else:
             model = ExOmni.from_pretrained(args.checkpoint)
-            losses(model, *answer(model))
+            losses(model, *speak(model, *understand(model)))
 
 
 if __name__ == "__main__":
