@@ -93,7 +93,11 @@ class ExOmniConfig:
                    dtype=values.get("torch_dtype") or values.get("dtype") or "float32")
 
     def ablated(self, name: str) -> "ExOmniConfig":
-        """This configuration without what ABLATIONS[name] says."""
+        """This configuration without what ABLATIONS[name] says. Raises ValueError where another thing is left out of the
+        same part already."""
+        before = self.generator.ablate if ABLATIONS[name] == "generator" else self.face.ablate
+        if before not in ("", name.removeprefix("generator-")):
+            raise ValueError(f"this checkpoint was trained without {before}: leave out {name} from one that was not")
         if ABLATIONS[name] == "generator":
             return replace(self, generator=replace(self.generator, ablate="tqgf"))
         context = self.llm if name == "speech-context" else self.generator.llm

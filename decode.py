@@ -182,9 +182,10 @@ class Decoder:
         poll = POLL.get(self.device.type, POLL_DEFAULT)
         for step in range(1, self.steps + 1):
             if step in (1, self.steps) or step % poll == 0:
+                ended = not self.unfinished.any()       # waits for the device: what `each` sees is there
                 if each is not None:
                     each(self)
-                if not self.unfinished.any():
+                if ended:
                     break
             advance()
 
@@ -199,7 +200,7 @@ def decoder_for(llm, embed, head, sampler, batch, capacity, steps, stop=(), bann
     than many a reply. Arguments as for `Decoder`; capacity and steps are rounded up."""
     capacity, steps = (-(-n // ROUND) * ROUND for n in (capacity, steps))
     arguments = (embed, head, sampler, batch, capacity, steps, stop, banned, skipped)
-    key = (*arguments, llm.norm.weight.device, llm.norm.weight.dtype)
+    key = (*arguments, llm.norm.weight.data_ptr(), llm.norm.weight.device, llm.norm.weight.dtype)
     if getattr(llm, "decoder_key", None) != key:
         llm.decoder_key, llm.decoder = key, Decoder(llm, *arguments)
     return llm.decoder

@@ -62,7 +62,8 @@ TABLE_8 = {"": ("full", 13.67, None, None), "generator-tqgf": ("w/o TQGF", 14.68
 ABOUT_TABLE_6 = """Table 6: the face decoder trained without parts of it (stage III), teacher-forced on held-out answers
 The paper's LVE is of another model, head, unit and test set, its Sync-D (less is better) and Sync-C (more is better)
 of rendered video: only the order compares. Its text says: w/o context is worse than full and better than w/o speech
-context; w/o TQGF is slightly better in English, worse in Chinese."""
+context; w/o TQGF is slightly better in English, worse in Chinese. v2 trained generator and face decoder together, without
+the velocity term; here only the face decoder is trained, with it."""
 ABOUT_TABLE_8 = """v1 Table 8: the speech generator trained without TQGF (stage II), on the sentences of val
 Loss and accuracy are teacher-forced. The paper's figures are error rates (%) of an ASR: only the order compares."""
 TABLE_10 = {"overall RTF": 2.158, "speech TTFT": 0.029, "face latency": 0.012}      # v1; s but for the first

@@ -42,8 +42,9 @@ class FaceConfig:
     tqgf_dim_head: int = 64        # bs_tqgf_dim_head
     period: int = 25               # P, in frames: 25 in the paper, 30 is the release's default
     rope_scale: float = 1.0        # alpha in the paper
-    velocity_weight: float = 0.5   # of the velocity term in the loss; 0 in the paper's v2 and in the release
-    ablate: str = ""               # Table 6, see checkpoint.ABLATIONS; the parts that it leaves out are not built
+    velocity_weight: float = 0.5   # of the velocity term in the loss (from the release's disabled code); 0 in v2
+    ablate: str = ""               # Table 6, see checkpoint.ABLATIONS. What it leaves out is not built; "context" leaves
+                                   # out all of TQGF: our reading
 
 
 class PeriodicRoPE(nn.Module):

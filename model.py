@@ -142,11 +142,12 @@ class ExOmni(nn.Module):
         units, states = out.emitted()
         note("units")
         # How the face moves to it, all frames at once.
-        meaning = [row[keep] for row, keep in zip(context, context_mask)]
-        faces = self.animate(units, meaning if self.config.face.ablate == "speech-context" else states, release_quirks)
+        rows, text_states = text.emitted()
+        meaning = text_states if self.config.face.ablate == "speech-context" else states
+        faces = self.animate(units, meaning, release_quirks)
         faces = [face.cpu() for face in faces]
         note("face")
-        answers, (rows, text_states) = [], text.emitted()
+        answers = []
         for b, row in enumerate(rows):
             waveform = None if self.speech_decoder is None else self.speech_decoder.decode(units[b]).cpu()
             note("waveform")

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import weights
 from data import mixed_rows
-from runs import rank_and_world, sibling, sum_over_ranks
+from runs import keep_rest, rank_and_world, sibling, sum_over_ranks
 
 
 def announce(args, state: dict, model, parts: dict, splits, accumulate: int, device) -> None:
@@ -275,7 +275,4 @@ def exchange(out: Path, new: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     os.replace(out, old)
     os.replace(new, out)
-    for path in old.iterdir():                                      # the log, and what a reader put there
-        if not (out / path.name).exists() and not path.match("model*.safetensors"):
-            os.replace(path, out / path.name)
-    shutil.rmtree(old)
+    keep_rest(old, out)

@@ -4,8 +4,10 @@ Everything that can be known to be wrong is said here, before the first step, in
 """
 import argparse
 import os
+import shutil
 import sys
 from dataclasses import asdict, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ import torch.distributed as dist
 import weights
 from checkpoint import ABLATIONS
 from data import Split, check, mixed_rows
+from face_decoder import FaceConfig
 from model import ExOmni
 
 # What a training keeps to the end; --resume refuses other values.
@@ -65,7 +68,8 @@ def join(device) -> None:
     store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     on_gpu = device.type == "cuda"
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world,
-                            device_id=device if on_gpu else None)
+                            device_id=device if on_gpu else None,
+                            timeout=timedelta(hours=1))             # rank 0 writes the weights while the others wait
 
 
 def rank_and_world() -> tuple:
@@ -105,8 +109,10 @@ def open_training(args, stages: dict, device) -> tuple:
             raise ValueError(f"a batch of {state['batch']} for {world} processes: each needs a sample")
         for split in splits:
             check(split, mixed_rows(split, state["tasks"], state["replay"], state["seed"]), model)
-    except (ValueError, OSError):
-        if rank:                                                    # what is wrong is the same everywhere: said once
+    except (ValueError, OSError) as error:
+        if rank:                                                    # a wrong value is wrong on all ranks: said once
+            if isinstance(error, OSError):
+                print(f"rank {rank}: {error}", file=sys.stderr)
             sys.exit(2)
         raise
     return state, model, splits, resumed
@@ -148,8 +154,8 @@ def start(args, stages: dict, device) -> tuple:
     if args.ablate:
         torch.manual_seed(state["seed"])                            # of what takes the place of the part
         model.ablate(args.ablate)
-    if state["plain_mse"]:
-        model.config.face.velocity_weight = 0.0
+    face = model.config.face
+    face.velocity_weight = 0.0 if state["plain_mse"] or face.ablate == "velocity" else FaceConfig.velocity_weight
     return state, model, splits
 
 
@@ -178,6 +184,8 @@ def choose_stage(args, stages: dict, training: Split) -> dict:
     if args.ablate and ABLATIONS[args.ablate] not in stage.rates:
         raise ValueError(f"--ablate {args.ablate} changes the {ABLATIONS[args.ablate]}, stage {args.stage} trains "
                          f"{', '.join(stage.rates)}: give it to the stage that trains it")
+    if args.ablate == "velocity" and stage.plain_mse:
+        raise ValueError(f"--ablate velocity: stage {args.stage} of v2 has no velocity term to leave out")
     tasks = sorted({row["task"] for row in training.rows})
     if not set(stage.tasks) & set(tasks):
         raise ValueError(f"{training.directory} has no samples of task {' or '.join(stage.tasks)}, which stage "
@@ -222,9 +230,18 @@ def sibling(out: Path, name: str) -> Path:
     return out.with_name(f".{out.name}.{name}")
 
 
+def keep_rest(old: Path, out: Path) -> None:
+    """Move what the old directory has beside its checkpoint, the log and what a reader put there, to the new one."""
+    for path in old.iterdir():
+        if not (out / path.name).exists() and not path.match("model*.safetensors"):
+            os.replace(path, out / path.name)
+    shutil.rmtree(old)
+
+
 def recover(out: Path) -> None:
-    """A training that was killed between the two renames of `save` left its last checkpoint next to `out`."""
-    if rank_and_world()[0] == 0 and not out.exists() and sibling(out, "old").exists():
-        os.replace(sibling(out, "old"), out)
+    """A training that was killed while `save` renamed left its last checkpoint, or its log, next to `out`."""
+    old = sibling(out, "old")
+    if rank_and_world()[0] == 0 and old.exists():
+        keep_rest(old, out) if out.exists() else os.replace(old, out)
     if dist.is_initialized():
         dist.barrier()

@@ -63,10 +63,10 @@ class SpeechGenerator(nn.Module):
     def prefixes(self, states, mask, text_ids) -> list:
         """states (B, C, D_llm) with mask (B, C), text_ids (B, N) padded with -100 -> for each sample the embeddings
         [start, fused reply, task], (N_b + 2, D)."""
+        text_ids = F.pad(text_ids, (0, int(text_ids.shape[1] == 0)), value=IGNORE)          # a batch without text runs too
         text = self.llm.embed_tokens(text_ids.clamp(min=0))                                 # (B, N, D) the query
         context = rearrange(self.input_proj(states), "b c (d j) -> b (c j) d", j=CONTEXT_VECTORS)
-        if text.shape[1]:
-            text = self.tqgf(text, context, mask.repeat_interleave(CONTEXT_VECTORS, dim=1), text_ids >= 0)
+        text = self.tqgf(text, context, mask.repeat_interleave(CONTEXT_VECTORS, dim=1), text_ids >= 0)
         start, task = self.llm_embedding.weight[:, None]
         return [torch.cat([start, row[:n], task]) for row, n in zip(text, (text_ids >= 0).sum(1).tolist())]
 
@@ -86,14 +86,10 @@ class SpeechGenerator(nn.Module):
         targets = F.pad(units, (0, 1), value=IGNORE)
         targets[torch.arange(len(units)), lengths] = self.config.unit_vocab                 # V: the end
         targets = targets[:, :states.shape[1]]                                              # (B, U + 1)
-        logits, mask = self.logits(states).float(), targets != IGNORE
+        logits, mask = self.llm_decoder(states).float(), targets != IGNORE
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORE)
         return GeneratorOutput(loss.view(targets.shape).sum(1) / mask.sum(1), states, mask,
                                (logits.argmax(-1) == targets).sum(1))
-
-    def logits(self, states):
-        """States (..., D) -> logits (..., V + 3)."""
-        return self.llm_decoder(states)
 
     def generate(self, states, mask, text_ids, sampler, generator=None, release_quirks=False, each=None) -> Decoder:
         """states (B, C, D_llm), mask (B, C), text_ids (B, N) -> the finished unit decoder: ids and states of each sample.
@@ -106,7 +102,7 @@ class SpeechGenerator(nn.Module):
         steps = max(1, MAX_UNITS * (int(lengths.max()) - 2))
         end, reserved = (V,), (V + 1, V + 2)
         banned, skipped = ((), end + reserved) if release_quirks else (reserved, end)
-        decoder = decoder_for(self.llm, self.speech_embedding, self.logits, sampler, len(prefixes),
+        decoder = decoder_for(self.llm, self.speech_embedding, self.llm_decoder, sampler, len(prefixes),
                               embeds.shape[1] + steps, steps, end, banned, skipped)
         decoder.begin(embeds, lengths, MIN_UNITS * (lengths - 2), MAX_UNITS * (lengths - 2), seed_from(generator))
         decoder.run(each)

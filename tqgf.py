@@ -65,7 +65,8 @@ class TQGF(nn.Module):
 
 class Concatenation(nn.Module):
     """What replaces TQGF in its ablations (v1 Tables 6 and 8, v2 Table 6): context and query are laid end to end and fused
-    by self-attention, without a gate. Arguments and shapes as for `TQGF`; the pre-norm layers are our reading."""
+    by self-attention, without a gate. Arguments and shapes as for `TQGF`, but heads of dim / heads; the pre-norm layers
+    are our reading."""
 
     def __init__(self, dim: int, depth: int = 2, heads: int = 16, dim_head: int = 256):
         super().__init__()

@@ -9,7 +9,8 @@ every stage (progress.py says what else is in it). A resumed training is the one
 one CPU: the order of the samples and the random numbers of each micro-batch follow from --seed and the step alone.
 
 Several processes: FSDP2. Each holds a shard of every weight, gradient and moment, and gathers a transformer block when
-it runs. --dtype bfloat16 computes in bfloat16 (autocast) and learns in float32, on one process too.
+it runs. --dtype bfloat16 computes in bfloat16 (autocast) and learns in float32, on one process too; only in float32 is
+the result the same on any number of processes.
 
 What the paper's table leaves open is decided here: AdamW's betas 0.9 and 0.95, no weight decay, gradients clipped at
 norm 1 (the paper saw them explode in stage I), a cosine to zero after the warm-up, and loss terms of equal weight.
@@ -230,7 +231,9 @@ def prepare(model, state: dict, device, recompute) -> tuple:
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     if rank_and_world()[1] > 1:
         shard(model, state, device)
-    model.float()                                       # what the optimizer changes; a step is too small for bfloat16
+    for module in (getattr(model, name) for part in state["rates"] for name in PARTS[part]):
+        if module is not None:
+            module.float()                              # a step of the optimizer is too small for bfloat16
     return {part: parameters(model, part) for part in PARTS}, *optimizers(model, state)
 
 
@@ -244,8 +247,12 @@ def train(args) -> None:
     accumulate = -(-state["accumulate"] // world) if state["toy"] else state["accumulate"]
     accumulate = min(accumulate, state["batch"] // world)                       # each has a sample
     rows = mixed_rows(training, state["tasks"], state["replay"], state["seed"])
-    needed = [*state["losses"], *["clips"] * any("audio" in training.rows[i] for i in rows)]
-    always = ("units", "face", *["mel"] * ("clips" in needed)) if world > 1 else ()     # the same modules on each rank
+    has_sound = lambda split, some: any("audio" in split.rows[i] for i in some)
+    needed = [*state["losses"], *["clips"] * has_sound(training, rows)]
+    always = ()
+    if world > 1:                                                               # the same modules on each rank
+        sound = "clips" in needed or has_sound(validation, rows_of(validation, state["tasks"]))
+        always = ("units", "face", *["mel"] * sound)
     if rank == 0:
         announce(args, state, model, parts, (training, validation), accumulate, device)
     tensors = optimizer_tensors(parts, adamw, muons, state)

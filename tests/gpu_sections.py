@@ -167,8 +167,8 @@ FIGURES = {
     "all": "s for the whole answer: text, units, face and waveform, one after the other",
     "first text token": "s: speech encoded, prompt read, first token chosen",
     "text": "s until the text is complete",
-    "speech TTFT": "s from the complete text to the first unit",
-    "first unit": "s from the question to the first unit",
+    "speech TTFT": "s from the question to the first unit, the text included",
+    "first unit, after the text": "s from the complete text to the first unit (the paper does not say from when it counts)",
     "units": "s for all units",
     "units per second": "of the unit decoder, after the first",
     "face latency": "s for all face frames once units are there",
@@ -261,7 +261,7 @@ def latencies(reply, spans: list, begun: float, ended: float, decoder, device: s
     first_block = median(seconds(lambda: next(iter(decoder.stream(reply.units[:block].tolist()))), device)
                          for _ in range(3))
     return {"RTF": (ended - begun) * 12.5 / U, "all": ended - begun, "first text token": first_text - begun,
-            "text": text - begun, "speech TTFT": first_unit - text, "first unit": first_unit - begun,
+            "text": text - begun, "speech TTFT": first_unit - begun, "first unit, after the text": first_unit - text,
             "units": took["generate"], "units per second": 1 / step, "face latency": took["animate"],
             "waveform": took["decode"], "first block": first_block,
             "first sound": first_unit - begun + (block - 1) * step + first_block}
