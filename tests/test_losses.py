@@ -134,6 +134,13 @@ def test_every_part_runs_with_weight_zero_where_a_batch_has_nothing_for_it(fresh
             assert p.grad is not None and not p.grad.any(), name
 
 
+def test_empty_replies_reach_all_of_the_generator(fresh):
+    """Only the stop token: nothing to be said, and still the same parameters have gradients on every process."""
+    fresh(training_batch([{"ids": [5, STOP], "n": 1}]))["units"].backward()
+    for name, p in fresh.speech_generator.named_parameters():
+        assert p.grad is not None and not p.grad.any(), name
+
+
 def test_a_batch_without_supervised_text_has_finite_losses(model):
     batch = training_batch([SHORT])
     batch["labels"][:] = -100
