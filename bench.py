@@ -217,6 +217,8 @@ def main(argv=None) -> None:
     with one_line_errors():
         if min(args.units, args.rounds, args.threads) < 1:
             raise ValueError("--units, --rounds and --threads: expected 1 or more")
+        if args.what == "flow" and args.against:
+            raise ValueError("--against is for decode: flow is compared with its own plain way")
         torch.set_num_threads(args.threads)
         print(f"{platform.processor() or platform.machine()}, {args.threads} threads, torch {torch.__version__}")
         print(json.dumps({args.what: {"decode": bench_decode, "flow": bench_flow}[args.what](args)}))

@@ -58,7 +58,7 @@ def plot(stages: dict, out) -> None:
 
 def main(argv=None) -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("log", help="log.jsonl of train.py, or of make_mini.py")
+    p.add_argument("log", help="log.jsonl of train.py, or of a mini model (mini/log.jsonl)")
     p.add_argument("out", help=".png or .svg")
     args = p.parse_args(argv)
     with one_line_errors():

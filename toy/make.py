@@ -139,6 +139,7 @@ def questions(data: Path, out: Path, each: int = 2) -> None:
 def parse(argv=None) -> argparse.Namespace:
     """The command line of `python -m toy`."""
     p = argparse.ArgumentParser(prog="python -m toy", description=__doc__.splitlines()[0],
+                                epilog="python -m toy pretrain --help: single parts, from scratch or from mini/",
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--work", default="runs/mini", help="directory for all that is made on the way")
     p.add_argument("--out", help="directory to write (default: mini in --work)")
