@@ -8,6 +8,7 @@ import shutil
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+import disk
 import weights
 from face_decoder import FaceConfig
 from qwen3 import SIZES, Qwen3Config
@@ -48,13 +49,13 @@ class ExOmniConfig:
             raise FileNotFoundError(f"{directory} is not a directory: expected a checkpoint, "
                                     "make one with `python prepare.py weights`")
         path = directory / "config.json"
-        values = weights.read_json(path) | given
+        values = disk.read_json(path) | given
         try:
             config = cls.from_fields(values, path)
         except KeyError as error:
             raise ValueError(f"{path} lacks the field {error}: is it an Ex-Omni checkpoint?") from None
         path = directory / "generation_config.json"
-        generation = weights.read_json(path) if path.is_file() else {}
+        generation = disk.read_json(path) if path.is_file() else {}
         stop = generation.get("eos_token_id", values.get("eos_token_id"))
         if stop is not None:
             config.stop_ids = tuple(stop) if isinstance(stop, list) else (stop,)
@@ -69,7 +70,7 @@ class ExOmniConfig:
             if ours in values:
                 return values[ours]
             if release in values:
-                return weights.read_json(path.parent / values[release] / "config.json")
+                return disk.read_json(path.parent / values[release] / "config.json")
             raise ValueError(f"{path} has neither {ours} nor {release}: is it an Ex-Omni checkpoint?")
 
         encoder = nested("speech_encoder_config", "pretrain_speech_encoder_weights")
@@ -202,9 +203,9 @@ def write_checkpoint(directory, config: ExOmniConfig, tensors: dict, read=lambda
         f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     for name, shard in zip(names, shards):
         weights.write_tensors(directory / name, read(shard))
-    weights.write_json(directory / "config.json", config.to_dict())
+    disk.write_json(directory / "config.json", config.to_dict())
     units = {"unit_do_sample": False} if config.greedy_units else {}
-    weights.write_json(directory / "generation_config.json",
+    disk.write_json(directory / "generation_config.json",
                        {"eos_token_id": list(config.stop_ids), "top_p": config.top_p} | units)
     for path in set(directory.glob("model*.safetensors")) - {directory / name for name in names}:
         path.unlink()

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-import weights
+import disk
 from face_decoder import frames_for_units
 from speech_generator import IGNORE
 from tokenizer import SPEECH_ID, with_system
@@ -131,7 +131,7 @@ class Writer:
         files = {name: {"bytes": (self.directory / name).stat().st_size, "crc32": checksum(self.directory / name)}
                  for name in names}
         manifest = {"format": 1, "samples": len(self.rows), **about, "files": files}
-        weights.write_json(self.directory / "manifest.json", manifest)
+        disk.write_json(self.directory / "manifest.json", manifest)
         return manifest
 
     def close(self) -> None:
@@ -158,7 +158,7 @@ class Split:
         if not (self.directory / "manifest.json").exists():
             raise FileNotFoundError(f"{directory} is not finished prepared data: it has no manifest.json; "
                                     "run prepare.py again")
-        self.manifest = weights.read_json(self.directory / "manifest.json")
+        self.manifest = disk.read_json(self.directory / "manifest.json")
         if self.manifest.get("format") != 1:
             raise ValueError(f"{directory}: format {self.manifest.get('format')}, expected 1: run prepare.py again")
         for name, file in self.manifest["files"].items():

@@ -35,8 +35,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import disk
 import sample
-import weights
 from cli import one_line_errors
 from data import Split
 from decode import GREEDY, RepetitionAware
@@ -295,11 +295,11 @@ def measure(args) -> None:
         raise ValueError("--ablations needs --init-from CHECKPOINT (after stage 2), and no other part")
     torch.set_num_threads(args.threads)
     head, parts, path = make_head(), set(args.parts or PARTS), Path(args.out) / "evaluation.json"
-    found = weights.read_json(path) if path.exists() else {}
+    found = disk.read_json(path) if path.exists() else {}
 
     def keep(part, figures, checkpoint):
         found[part] = {"checkpoint": checkpoint, "data": args.data, "seed": args.seed, **figures}
-        weights.write_json(path, found)
+        disk.write_json(path, found)
 
     if args.ablations or args.transcripts or "speech" in parts:
         load_jiwer()                                            # say so now, not when all else is measured

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
-import weights
+import disk
 from data import mixed_rows
 from runs import keep_rest, rank_and_world, sibling, sum_over_ranks
 
@@ -75,7 +75,7 @@ class Log:
             shutil.rmtree(sibling(out, "new"), ignore_errors=True)
             out.mkdir(parents=True, exist_ok=True)
             rows = self.path.read_text(encoding="utf-8").splitlines(True) if resumed and self.path.exists() else []
-            with weights.replacing(self.path) as temporary:
+            with disk.replacing(self.path) as temporary:
                 kept = "".join(row for row in rows if json.loads(row)["step"] <= state["step"])
                 temporary.write_text(kept, encoding="utf-8")
         self.write({"step": state["step"], "start": state})
@@ -265,8 +265,8 @@ def write(directory: Path, model, state: dict, whole: dict) -> None:
     done = {name: state[name] for name in ("step", "steps", "recipe", "rates", "batch", "seed", "ablate", "best")}
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(directory, whole)
-    weights.write_json(directory / "stages.json", state["earlier"] | {str(state["stage"]): done})
-    weights.write_json(directory / "trainer" / "state.json", state)
+    disk.write_json(directory / "stages.json", state["earlier"] | {str(state["stage"]): done})
+    disk.write_json(directory / "trainer" / "state.json", state)
 
 
 def exchange(out: Path, new: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-import weights
+import disk
 from checkpoint import ABLATIONS
 from data import Split, check, mixed_rows
 from face_decoder import FaceConfig
@@ -164,7 +164,7 @@ def resume(args, device) -> tuple:
     out = Path(args.out)
     if not (out / "trainer").is_dir():
         raise FileNotFoundError(f"{out} has no trainer/ to resume from: start it without --resume")
-    state = weights.read_json(out / "trainer" / "state.json")
+    state = disk.read_json(out / "trainer" / "state.json")
     given = [name for name in FIXED if getattr(args, name) is not None and getattr(args, name) != state.get(name)]
     if given or args.stage not in (None, state["stage"]):
         raise ValueError(f"{out} is resumed as it was started, stage {state['stage']}: leave out "
@@ -211,7 +211,7 @@ def earlier_stages(source: Path, stage: int, recipe: str, anyway: bool) -> dict:
     """The stages before this one in stages.json. Raises ValueError where one is missing or unfinished, or where one was
     v2's and this one is not, or the other way round: v2 cuts the work into other stages."""
     path = source / "stages.json"
-    record = weights.read_json(path) if path.is_file() else {}
+    record = disk.read_json(path) if path.is_file() else {}
     earlier = {n: record[n] for n in map(str, range(1, stage)) if n in record}
     missing = [str(n) for n in range(1, stage) if str(n) not in earlier]
     broken = [f"stage {n} stopped at step {done['step']} of {done['steps']}"

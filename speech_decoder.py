@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import disk
 import weights
 from flow import OUTPUT_HOP, OUTPUT_RATE, Flow, FlowConfig, mel_frames, random_tensor
 from hift import HiFT, HiFTConfig, load_hift
@@ -75,7 +76,7 @@ class SpeechDecoder(nn.Module):
     def from_pretrained(cls, directory, device="cpu", dtype=torch.float32) -> "SpeechDecoder":
         """Read config.json, flow.safetensors and hift.safetensors. Raises FileNotFoundError or ValueError."""
         directory = Path(directory)
-        values = weights.read_json(directory / "config.json")
+        values = disk.read_json(directory / "config.json")
         if not {"flow", "hift"} <= values.keys():
             raise ValueError(f"{directory / 'config.json'} has {sorted(values)}, expected at least flow and hift")
         decoder = weights.empty(lambda: cls(pick(SpeechDecoderConfig, values)), device, dtype)
@@ -87,7 +88,7 @@ class SpeechDecoder(nn.Module):
     def save_pretrained(self, directory) -> None:
         """Write config.json, flow.safetensors and hift.safetensors into the directory."""
         directory = Path(directory)
-        weights.write_json(directory / "config.json", asdict(self.config))
+        disk.write_json(directory / "config.json", asdict(self.config))
         weights.write_tensors(directory / "flow.safetensors", self.flow.state_dict())
         weights.write_tensors(directory / "hift.safetensors", self.hift.state_dict())
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import disk
 import weights
 from whisper import HOP, N_FFT, SAMPLE_RATE, EncoderLayer, check_waveform, log_mel, sinusoids
 
@@ -80,7 +81,7 @@ class SpeechTokenizer(nn.Module):
         Raises FileNotFoundError or ValueError for files that are missing or do not fit.
         """
         directory = Path(directory)
-        values, known = weights.read_json(directory / "config.json"), {f.name for f in fields(SpeechTokenizerConfig)}
+        values, known = disk.read_json(directory / "config.json"), {f.name for f in fields(SpeechTokenizerConfig)}
         config = SpeechTokenizerConfig(**{name: value for name, value in values.items() if name in known})
         check_features(directory / "preprocessor_config.json", config)
         tokenizer = weights.empty(lambda: cls(config), device, dtype)
@@ -89,7 +90,7 @@ class SpeechTokenizer(nn.Module):
 
     def save_pretrained(self, directory) -> None:
         """Write config.json and model.safetensors into the directory."""
-        weights.write_json(Path(directory) / "config.json", asdict(self.config))
+        disk.write_json(Path(directory) / "config.json", asdict(self.config))
         weights.write_tensors(Path(directory) / "model.safetensors", self.state_dict())
 
     def init_weights(self, scale=1.0) -> None:
@@ -202,7 +203,7 @@ def check_features(path: Path, config: SpeechTokenizerConfig) -> None:
     if not path.is_file():
         return
     expected = {"feature_size": config.num_mel_bins, "sampling_rate": SAMPLE_RATE, "hop_length": HOP, "n_fft": N_FFT}
-    seen = weights.read_json(path)
+    seen = disk.read_json(path)
     for name, value in expected.items():
         if seen.get(name, value) != value:
             raise ValueError(f"{path} says {name} = {seen[name]}, expected {value}: not the features of this model")

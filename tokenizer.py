@@ -313,7 +313,7 @@ def _merge_ranks(merges):
 def write_tiny(directory):
     """Write the smallest tokenizer.json that works into `directory`: id = byte value for the 256 bytes, no merges,
     the three control tokens as ids 256 to 258, and Qwen's pattern and normalizer. For tiny random checkpoints."""
-    from weights import write_json                      # here, as it imports torch
+    from disk import write_json                      # here, as it imports torch
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}

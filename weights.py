@@ -1,12 +1,9 @@
-"""Checkpoints on disk <-> modules: safetensors and json, strict and memory-mapped.
+"""Checkpoints on disk <-> modules: safetensors, strict and memory-mapped.
 
 A file is mapped, each tensor is copied once into its parameter, and the mapping is closed now and then, so that opening
 a checkpoint needs little more memory than the model itself. Every tensor is accounted for: one that is missing, left
 over or of another shape is an error.
 """
-import json
-import os
-import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,48 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.overrides import TorchFunctionMode
 
+import disk
+
 MAPPED_BYTES = 16 << 20  # pages of a mapped file count as ours until it is closed: do so after so many
-
-
-def read_json(path) -> dict:
-    """The object in a json file. Raises FileNotFoundError, or ValueError where it is not a json object."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: expected a checkpoint directory with a {path.name}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid json ({error}): fetch or write it again") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a json {type(value).__name__}, expected an object")
-    return value
-
-
-@contextmanager
-def replacing(path):
-    """Yield a temporary path in the directory of `path`, renamed to it at the end, or removed if anything fails."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def write_json(path, value) -> None:
-    """Write a value as indented json, under a temporary name first."""
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def write_tensors(path, tensors: dict) -> None:
@@ -64,7 +22,7 @@ def write_tensors(path, tensors: dict) -> None:
 
     Raises OSError where it cannot be written, for example on a full disk.
     """
-    with replacing(path) as temporary:
+    with disk.replacing(path) as temporary:
         try:
             save_file({name: t.detach().contiguous() for name, t in tensors.items()}, temporary, {"format": "pt"})
         except SafetensorError as error:

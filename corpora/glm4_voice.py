@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import disk
 import speech_tokenizer
 import weights
 from corpora.tally import Tally
@@ -49,7 +50,7 @@ def convert_decoder(source: Path, out: Path, tally: Tally) -> int:
             state, ignored = read_pt(source / f"{part}.pt")
             weights.write_tensors(out / f"{part}.safetensors", state)
             tally.ignored += ignored
-        weights.write_json(out / "config.json", {part: values[part] for part in ("flow", "hift")})
+        disk.write_json(out / "config.json", {part: values[part] for part in ("flow", "hift")})
     try:
         decoder = SpeechDecoder.from_pretrained(source if ours else out)
     except ValueError as error:                             # it may name a file in `out`, which is about to vanish

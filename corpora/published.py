@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import disk
 import weights
+from checkpoint import TOKENIZER_FILES, ExOmniConfig, official_name, our_name, preset, write_checkpoint
 from corpora.glm4_voice import convert_decoder, convert_tokenizer
 from corpora.tally import Tally
-from checkpoint import TOKENIZER_FILES, ExOmniConfig, official_name, our_name, preset, write_checkpoint
 from model import ExOmni
 from qwen3 import Qwen3Config
 from tokenizer import Tokenizer
@@ -120,17 +121,17 @@ def tensor_files(directory: Path) -> list:
 
 def published_config(base: ExOmniConfig, llm: Path, encoder: Path, generator: Path, units: int) -> ExOmniConfig:
     """The preset's own parts around the geometry of the published ones. Raises ValueError where they do not fit."""
-    values, encoder_values = weights.read_json(llm / "config.json"), weights.read_json(encoder / "config.json")
+    values, encoder_values = disk.read_json(llm / "config.json"), disk.read_json(encoder / "config.json")
     missing = [f.name for f in fields(WhisperConfig) if f.name not in encoder_values]
     if missing:
         raise ValueError(f"{encoder / 'config.json'} is not a Whisper config: missing {', '.join(missing)}")
     text = Qwen3Config.from_dict(values, str(llm / "config.json"))
-    backbone = Qwen3Config.from_dict(weights.read_json(generator / "config.json"), str(generator / "config.json"))
+    backbone = Qwen3Config.from_dict(disk.read_json(generator / "config.json"), str(generator / "config.json"))
     if text.vocab_size != backbone.vocab_size:
         raise ValueError(f"{llm} has {text.vocab_size} token ids, the speech generator's {generator} has "
                          f"{backbone.vocab_size}: expected the same, it reads the language model's ids")
     path = llm / "generation_config.json"
-    generation = weights.read_json(path) if path.is_file() else {}
+    generation = disk.read_json(path) if path.is_file() else {}
     stop = generation.get("eos_token_id", values.get("eos_token_id"))
     stop = base.stop_ids if stop is None else tuple(stop) if isinstance(stop, list) else (stop,)
     return replace(
@@ -145,11 +146,11 @@ def published_config(base: ExOmniConfig, llm: Path, encoder: Path, generator: Pa
 def release_config(release: Path, encoder: str, generator: str) -> ExOmniConfig:
     """The official config.json. It names directories for the geometry of Whisper and of the generator's backbone; where
     they did not come along, `encoder` and `generator` give it."""
-    values, given = weights.read_json(release / "config.json"), {}
+    values, given = disk.read_json(release / "config.json"), {}
     for ours, named, source in (("speech_encoder_config", "pretrain_speech_encoder_weights", encoder),
                                 ("speech_generator_config", "pretrain_speech_generator_weights", generator)):
         if ours not in values and not (release / str(values.get(named)) / "config.json").is_file():
-            given[ours] = weights.read_json(fetch(source, ["config.json"]) / "config.json")
+            given[ours] = disk.read_json(fetch(source, ["config.json"]) / "config.json")
     return ExOmniConfig.from_dir(release, given)
 
 

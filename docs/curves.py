@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))              # run as a script: the street lies one floor up
 
-import weights
+import disk
 from cli import one_line_errors
 from model import LOSSES
 
@@ -52,7 +52,7 @@ def plot(stages: dict, out) -> None:
         axes.set(title=stage, xlabel="step", yscale="log")
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
-    with weights.replacing(out) as temporary:
+    with disk.replacing(out) as temporary:
         figure.savefig(temporary, format=Path(out).suffix.lower().removeprefix(".") or "png", dpi=100)
 
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))                                   # run as a scrip
 
 import torch
 
-import weights
+import disk
 from cli import one_line_errors
 from data import Writer, collate
 from decode import GREEDY, TextSampler
@@ -167,8 +167,8 @@ def exercises(out: Path) -> None:
     torch.manual_seed(0)
     model.face_decoder = FaceDecoder(model.config.face)
     model.save_pretrained(out / "start")
-    stages = weights.read_json(ROOT / "mini" / "stages.json")
-    weights.write_json(out / "start" / "stages.json", {stage: stages[stage] for stage in ("1", "2")})
+    stages = disk.read_json(ROOT / "mini" / "stages.json")
+    disk.write_json(out / "start" / "stages.json", {stage: stages[stage] for stage in ("1", "2")})
     print(f"wrote {out / 'start'}: the mini model, its face decoder as before stage III")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-import weights
+import disk
 from face_decoder import FPS
 
 # Alphabetical with tongueOut last: the order of the release's output, of EmoTalk, and of this project
@@ -192,13 +192,13 @@ def audio2face(track, fps: int, audio: str) -> dict:
 
 def write_json(path, track, audio: str = "") -> None:
     """Write a track (T, K) as Audio2Face json. T may be 0: the answer of an empty reply."""
-    with weights.replacing(path) as temporary:
+    with disk.replacing(path) as temporary:
         temporary.write_text(json.dumps(audio2face(track, FPS, audio)), encoding="utf-8")
 
 
 def write_npy(path, track) -> None:
     """Write a track as a bare float32 array (T, K)."""
-    with weights.replacing(path) as temporary, open(temporary, "wb") as file:
+    with disk.replacing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, np.asarray(track, np.float32))
 
 
@@ -207,7 +207,7 @@ def write_csv(path, track) -> None:
 
     30 frames per second from 00:00:00:00, the nine rotations zero.
     """
-    with weights.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with disk.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         out.writerow(["Timecode", "BlendShapeCount", *CONVENTIONS["livelink"], *ROTATIONS])
         count, still = len(ARKIT_NAMES) + len(ROTATIONS), ["0.000000"] * len(ROTATIONS)
@@ -239,7 +239,7 @@ def read_track(path, fps: float | None = None) -> np.ndarray:
 
 def read_json(path: Path, fps) -> np.ndarray:
     """Audio2Face json -> (T, K) at 30 fps. fps replaces the file's exportFps. Raises ValueError for another file."""
-    values = weights.read_json(path)
+    values = disk.read_json(path)
     missing = [key for key in ("exportFps", "facsNames", "weightMat") if key not in values]
     if missing:
         raise ValueError(f"{path} is not Audio2Face json: it has no {', '.join(missing)}")

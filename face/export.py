@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-import weights
+import disk
 from face.arkit import ARKIT_NAMES, read_track, tidy, write_csv, write_json, write_npy
 from face.gltf import write_glb
 from face.head import Head, make_head
@@ -68,10 +68,10 @@ def write_answer(directory: Path, answer, rate: int, head: Head, more=()) -> lis
     files = {ending: directory / f"answer.{ending}" for ending in dict.fromkeys(["wav", "html", *more, *present])}
     for ending in set(files) - set(present):
         files[ending].unlink(missing_ok=True)
-    with weights.replacing(files["txt"]) as temporary:
+    with disk.replacing(files["txt"]) as temporary:
         temporary.write_text(answer.text + "\n", encoding="utf-8")
     if sound is not None:
-        with weights.replacing(files["wav"]) as temporary:
+        with disk.replacing(files["wav"]) as temporary:
             soundfile.write(temporary, sound.float().numpy(), rate, format="WAV", subtype="PCM_16")
     write_json(files["json"], track, "answer.wav")
     for ending in present[present.index("json") + 1:]:
@@ -87,7 +87,7 @@ def gallery(folder, head: Head) -> Path:
     """
     folder, answers = Path(folder), []
     for found in sorted(folder.rglob("answer.json")):
-        if weights.read_json(found).get("weightMat") == []:
+        if disk.read_json(found).get("weightMat") == []:
             continue
         sound, said = found.with_suffix(".wav"), found.with_suffix(".txt")
         text = said.read_text(encoding="utf-8").strip() if said.exists() else ""

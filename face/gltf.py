@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-import weights
+import disk
 from face.arkit import ARKIT_NAMES, tidy
 from face.head import Head
 from face.render import normals
@@ -54,7 +54,7 @@ def write_glb(path, head: Head, track=None, fps: int = 30) -> None:
     gltf["buffers"] = [{"byteLength": len(blob)}]
     text = json.dumps(gltf, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 4)
-    with weights.replacing(path) as temporary:
+    with disk.replacing(path) as temporary:
         temporary.write_bytes(struct.pack("<III", MAGIC, 2, 12 + 8 + len(text) + 8 + len(blob))
                               + struct.pack("<II", len(text), JSON_CHUNK) + text
                               + struct.pack("<II", len(blob), BIN_CHUNK) + blob)

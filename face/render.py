@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from disk import replacing
 from face_decoder import FPS
-from weights import replacing
 
 BACKGROUND = (232, 234, 238)        # sRGB
 SAMPLES = 2                         # a pixel is the mean of 2 x 2 samples: smooth edges

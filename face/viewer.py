@@ -23,9 +23,9 @@ from pathlib import Path
 
 import numpy as np
 
+from disk import replacing
 from face.arkit import ARKIT_NAMES
 from face.head import Head, make_head
-from weights import replacing
 
 LEVELS_PER_SECOND = 100         # of the waveform strip
 PAUSE_SECONDS = 0.2             # a silence of this length may be where a sentence begins

@@ -24,7 +24,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import weights
+import disk
 from cli import one_line_errors
 from gpu_sections import answer, decoding, table, training
 
@@ -147,7 +147,7 @@ def report(args) -> int:
     for name in args.only:
         done[name], reason = section(name, args)
         failed += reason is not None
-        with weights.replacing(args.out) as temporary:
+        with disk.replacing(args.out) as temporary:
             temporary.write_text("\n\n".join([*head, *done.values()]) + "\n", encoding="utf-8")
     print(f"wrote {args.out}; {failed} of {len(done)} sections failed")
     return 1 if failed else 0

@@ -7,8 +7,8 @@ import transformers
 import yaml
 from safetensors.torch import load_file, save_file
 
+import disk
 import prepare
-import weights
 from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 
 GOLDEN = Path(__file__).parent / "fixtures" / "glm4_voice"
@@ -56,7 +56,7 @@ def speech_tokenizer(directory, units=UNITS, prefixed=True):
 
 
 def golden_decoder_config(units=UNITS):
-    config = weights.read_json(GOLDEN / "glm4_voice.json")["config"]
+    config = disk.read_json(GOLDEN / "glm4_voice.json")["config"]
     return {"flow": config["flow"] | {"vocab_size": units}, "hift": config["hift"]}
 
 

@@ -5,14 +5,14 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import disk
 import prepare
-import weights
 from data import Split, Writer, check, fingerprint
 from face_decoder import frames_for_units
 from model import ExOmni
+from test_voices import have_espeak
 from toy import answers as answers_file
 from toy import demo, domain, voices
-from test_voices import have_espeak
 
 SIZE = {"espeak": 1, "flite": 1, "random_espeak": 2, "random_flite": 1, "strings": 3, "sentences": 3, "held": 1,
         "every": 2}
@@ -290,7 +290,7 @@ def test_a_set_made_with_flite_does_not_go_on_with_shipped_answers_nor_the_other
     for record, answers, message in ((about, shipped / "mini", "made with flite, not from --answers"),
                                      (about | {"answers": "0"}, None, "made from --answers, not with flite"),
                                      (about | {"answers": "0"}, shipped / "mini", "version of the domain or the answ")):
-        weights.write_json(tmp_path / "demo.json", record)
+        disk.write_json(tmp_path / "demo.json", record)
         with pytest.raises(ValueError, match=message):
             demo.make(tmp_path, size="small", answers=answers)
     assert list(tmp_path.iterdir()) == [tmp_path / "demo.json"]

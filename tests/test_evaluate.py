@@ -10,17 +10,17 @@ import pytest
 import soundfile
 import torch
 
+import disk
 import evaluate
 import train
-import weights
 from data import Split, Writer, collate
 from face import measure as face_measure
 from face.head import make_head
 from face_decoder import FPS, face_loss
 from model import Answer, ExOmni
+from test_train import change
 from toy import marking, speaking
 from toy.teacher import face_track
-from test_train import change
 
 PHONES = [["pau", 0, 0.41], ["b", 0.41, 0.5], ["aa", 0.5, 0.8], ["m", 0.8, 0.9], ["ae", 0.9, 1.2], ["f", 1.2, 1.3],
           ["aa", 1.3, 1.59], ["pau", 1.59, 2.01], ["p", 2.01, 2.1], ["ae", 2.1, 2.39], ["pau", 2.39, 2.8]]
@@ -143,7 +143,7 @@ def data(tiny, voice, tmp_path_factory):
 
 def measure(tiny, data, out, *more):
     evaluate.main([*more, "--checkpoint", str(tiny), "--data", str(data), "--out", str(out), *SHORT])
-    return weights.read_json(out / "evaluation.json")
+    return disk.read_json(out / "evaluation.json")
 
 
 def test_one_run_reports_all_parts(tiny, data, tmp_path, capsys, monkeypatch):
@@ -176,7 +176,7 @@ def test_one_run_reports_all_parts(tiny, data, tmp_path, capsys, monkeypatch):
 
 
 def test_parts_can_be_asked_for_and_earlier_ones_stay(tiny, data, tmp_path):
-    weights.write_json(tmp_path / "evaluation.json", {"latency": {"checkpoint": "other"}})
+    disk.write_json(tmp_path / "evaluation.json", {"latency": {"checkpoint": "other"}})
     found = measure(tiny, data, tmp_path, "answers")
     assert found.keys() == {"latency", "answers"} and found["latency"] == {"checkpoint": "other"}
     assert found["answers"]["checkpoint"] == str(tiny)
@@ -243,7 +243,7 @@ def test_every_ablation_of_the_paper_is_trained_and_measured(tiny, data, tmp_pat
 def test_a_finished_ablation_is_used_again_and_another_one_is_refused(tiny, data, tmp_path, monkeypatch, capsys):
     source, trainings = tmp_path / "stage2", []
     shutil.copytree(tiny, source)
-    weights.write_json(source / "stages.json", {stage: {"step": 1, "steps": 1} for stage in "12"})
+    disk.write_json(source / "stages.json", {stage: {"step": 1, "steps": 1} for stage in "12"})
 
     def script(name, args, *options):
         """train.py in this process."""
@@ -251,7 +251,7 @@ def test_a_finished_ablation_is_used_again_and_another_one_is_refused(tiny, data
             train.main([str(option) for option in options])
         except SystemExit:
             raise ValueError("train.py ended with code 2") from None
-        trainings.append(weights.read_json(tmp_path / "ablations" / "context" / "stages.json")["3"]["ablate"])
+        trainings.append(disk.read_json(tmp_path / "ablations" / "context" / "stages.json")["3"]["ablate"])
     monkeypatch.setattr(evaluate, "script", script)
     monkeypatch.setattr(evaluate, "TABLE_6", {"context": evaluate.TABLE_6["context"]})
     options = ["--ablations", "--init-from", str(source), "--steps"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import weights
+import disk
 from flow import OUTPUT_HOP, cosine_time, mel_frames
 from speech_decoder import OVERLAP, SpeechDecoder, Stream
 from speech_tokenizer import SpeechTokenizer
@@ -21,7 +21,7 @@ from whisper import SAMPLE_RATE, mel_filters
 
 ROOT = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "fixtures")) / "glm4_voice"
 DEVICE = os.environ.get("GOLDEN_DEVICE", "cpu")
-SPEC = weights.read_json(ROOT / "glm4_voice.json")
+SPEC = disk.read_json(ROOT / "glm4_voice.json")
 BLOCKS = SPEC["stream_blocks"]
 checked = set()                                         # "file/tensor": the last test asks for all of them
 
@@ -63,8 +63,8 @@ def same(seen, file, name, kind):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     directory, config = tmp_path_factory.mktemp("tokenizer"), dict(SPEC["config"]["tokenizer"])
-    weights.write_json(directory / "preprocessor_config.json", config.pop("feature_extractor"))
-    weights.write_json(directory / "config.json", config)
+    disk.write_json(directory / "preprocessor_config.json", config.pop("feature_extractor"))
+    disk.write_json(directory / "config.json", config)
     save_file(golden("tokenizer_weights"), directory / "model.safetensors")
     return SpeechTokenizer.from_pretrained(directory, DEVICE)
 
@@ -72,7 +72,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory):
     directory = tmp_path_factory.mktemp("decoder")
-    weights.write_json(directory / "config.json", {name: SPEC["config"][name] for name in ("flow", "hift")})
+    disk.write_json(directory / "config.json", {name: SPEC["config"][name] for name in ("flow", "hift")})
     for name in ("flow", "hift"):
         save_file(golden(f"{name}_weights"), directory / f"{name}.safetensors")
     return SpeechDecoder.from_pretrained(directory, DEVICE)

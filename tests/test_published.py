@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import checkpoint
+import disk
 import prepare
 import weights
 from checkpoint import PRESETS
@@ -54,7 +55,7 @@ def originals(tmp_path_factory):
               "speech_generator": qwen(root / "speech_generator", tied=True, width=40),
               "speech_tokenizer": speech_tokenizer(root / "speech_tokenizer")}
     write_tiny(root / "llm")
-    weights.write_json(root / "llm" / "generation_config.json", {"eos_token_id": [258, 256], "top_p": 0.8})
+    disk.write_json(root / "llm" / "generation_config.json", {"eos_token_id": [258, 256], "top_p": 0.8})
     speech_decoder(root / "speech_decoder")
     return root, models
 
@@ -93,7 +94,7 @@ def test_the_checkpoint_computes_what_its_sources_compute(originals, tmp_path, c
     assert torch.equal(seen, models["speech_tokenizer"].encode(wave))
 
     golden = tmp_path / "golden"
-    weights.write_json(golden / "config.json", golden_decoder_config())
+    disk.write_json(golden / "config.json", golden_decoder_config())
     for part, state in zip(("flow", "hift"), golden_decoder_weights()):
         save_file(state, golden / f"{part}.safetensors")
     golden, units = SpeechDecoder.from_pretrained(golden), torch.arange(0, UNITS, 12)

@@ -4,6 +4,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.utils.parametrizations import weight_norm
 
+import disk
 import weights
 from flow import OUTPUT_RATE, Flow, FlowConfig, cosine_time, mel_frames
 from hift import HiFT, HiFTConfig, fold_weight_norm, hift_losses, speech_mel
@@ -229,7 +230,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     flow = load_file(tmp_path / "flow.safetensors")
     with pytest.raises(ValueError, match=r"encoder_proj.bias is \[3\], expected \[16\]"):
         load("flow.safetensors", {**flow, "encoder_proj.bias": torch.zeros(3)})
-    weights.write_json(tmp_path / "config.json", {"flow": TINY["flow"]})
+    disk.write_json(tmp_path / "config.json", {"flow": TINY["flow"]})
     with pytest.raises(ValueError, match="expected at least flow and hift"):
         SpeechDecoder.from_pretrained(tmp_path)
 

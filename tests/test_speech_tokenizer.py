@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+import disk
 import weights
 from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 
@@ -110,7 +111,7 @@ def test_a_full_checkpoint_loads_by_its_encoder(tmp_path):
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
     build().save_pretrained(tmp_path)
-    weights.write_json(tmp_path / "preprocessor_config.json", {"feature_size": 128})
+    disk.write_json(tmp_path / "preprocessor_config.json", {"feature_size": 128})
     with pytest.raises(ValueError, match="feature_size = 128, expected 80"):
         SpeechTokenizer.from_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").unlink()

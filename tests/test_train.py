@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+import disk
 import progress
 import sample
 import train
-import weights
 from checkpoint import ABLATIONS, official_name
 from data import Writer
 from face_decoder import FaceDecoder
@@ -34,9 +34,9 @@ TRAINED = {1: {"projector"}, 2: {"generator"}, 3: {"face"}, 4: {"projector", "ll
 def change(checkpoint, out, window=WINDOW, **config):
     """A copy of a checkpoint with another encoder window, and other fields in config.json."""
     shutil.copytree(checkpoint, out)
-    values, tensors = weights.read_json(out / "config.json"), load_file(out / "model.safetensors")
+    values, tensors = disk.read_json(out / "config.json"), load_file(out / "model.safetensors")
     values["speech_encoder_config"]["max_source_positions"] = window
-    weights.write_json(out / "config.json", values | config)
+    disk.write_json(out / "config.json", values | config)
     table = official_name("speech_encoder.embed_positions.weight")
     save_file(tensors | {table: tensors[table][:window].clone()}, out / "model.safetensors", {"format": "pt"})
     return out
@@ -123,7 +123,7 @@ def test_sample_opens_what_a_stage_wrote(stages, stage, tmp_path, capsys):
 
 
 def test_a_checkpoint_knows_its_stages(stages):
-    record = weights.read_json(stages[4] / "stages.json")
+    record = disk.read_json(stages[4] / "stages.json")
     assert list(record) == ["1", "2", "3", "4"] and all(r["step"] == r["steps"] == 12 for r in record.values())
     assert record["2"]["rates"] == {"generator": 5e-3} and record["3"]["best"]["loss"] > 0
 
@@ -187,7 +187,7 @@ def v2(base, data, tmp_path_factory):
 
 
 def test_v2_trains_generator_and_face_together_without_velocity(v2, capsys):
-    values = [weights.read_json(v2[stage] / "config.json")["velocity_weight"] for stage in (0, 1, 2, 3)]
+    values = [disk.read_json(v2[stage] / "config.json")["velocity_weight"] for stage in (0, 1, 2, 3)]
     assert values == [0.5, 0.5, 0.0, 0.0]
     before, after = (load_file(v2[stage] / "model.safetensors") for stage in (1, 2))
     changed = {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
@@ -259,7 +259,7 @@ def test_four_steps_are_two_and_two_more_bit_for_bit(stages, data, tmp_path, sta
     options = ("--steps", 4, "--dtype", dtype, "--val-every", 2)
     train.main(command(data, stages[stage - 1], at_once, stage, *options))
     train.main(command(data, stages[stage - 1], twice, stage, *options, "--stop-at", 2))
-    assert weights.read_json(twice / "trainer" / "state.json")["step"] == 2
+    assert disk.read_json(twice / "trainer" / "state.json")["step"] == 2
     (twice / "notes.txt").write_text("mine")
     train.main(["--resume", "--out", str(twice), "--log-every", "1", "--val-every", "2"])
     assert not list(tmp_path.glob(".*")), "nothing is left over"
@@ -330,7 +330,7 @@ def test_a_run_killed_while_it_exchanged_checkpoints_is_found(stages, data, tmp_
     train.main(command(data, stages[1], out, 2, "--steps", 2, "--stop-at", 1))
     out.rename(tmp_path / ".out.old")
     train.main(["--resume", "--out", str(out)])
-    assert weights.read_json(out / "stages.json")["2"]["step"] == 2
+    assert disk.read_json(out / "stages.json")["2"]["step"] == 2
 
 
 def close_training(one, other):
@@ -446,9 +446,9 @@ def test_an_ablation_is_trained_saved_and_sampled(stages, data, tmp_path, name, 
     """What each leaves out: test_model.py."""
     out, stage, field = tmp_path / "out", *((2, "sg_ablate") if ABLATIONS[name] == "generator" else (3, "bs_ablate"))
     train.main(command(data, stages[stage - 1], out, stage, "--steps", 2, "--ablate", name))
-    assert weights.read_json(out / "config.json")[field] == name.removeprefix("generator-")
+    assert disk.read_json(out / "config.json")[field] == name.removeprefix("generator-")
     assert f"without {name.removeprefix('generator-')}" in capsys.readouterr().out
-    assert field not in weights.read_json(stages[stage] / "config.json"), "said only where it is so"
+    assert field not in disk.read_json(stages[stage] / "config.json"), "said only where it is so"
     sample.main(["--checkpoint", str(out), "--out", str(tmp_path), "--text", "Hi", "--max-new-tokens", "2"])
 
 
@@ -559,7 +559,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(stages, data, four, tmp_path, cap
     refuse(capsys, ["--resume", "--out", str(out), "--save-every", "1"], "step 3 could not be saved",
            "No space left on device", "the last checkpoint is untouched")
     monkeypatch.undo()
-    assert weights.read_json(out / "trainer" / "state.json")["step"] == 2 and not list(tmp_path.glob(".*"))
+    assert disk.read_json(out / "trainer" / "state.json")["step"] == 2 and not list(tmp_path.glob(".*"))
     train.main(["--resume", "--out", str(out), "--log-every", "1", "--val-every", "100"])
     same_training(four, out)
 

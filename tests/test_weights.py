@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import checkpoint
+import disk
 import weights
 from checkpoint import PRESETS
 from model import ExOmni
@@ -111,33 +112,33 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 def test_json_that_is_none_is_named(tmp_path, text, expected):
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(ValueError, match=expected) as error:
-        weights.read_json(tmp_path / "config.json")
+        disk.read_json(tmp_path / "config.json")
     assert "config.json" in str(error.value)
 
 
 def test_json_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="config.json not found"):
-        weights.read_json(tmp_path / "config.json")
+        disk.read_json(tmp_path / "config.json")
 
 
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "new" / "value.json"
-    weights.write_json(path, {"a": "ü"})
+    disk.write_json(path, {"a": "ü"})
     for failure in (OSError("the disk is full"), KeyboardInterrupt()):
-        with pytest.raises(type(failure)), weights.replacing(path) as temporary:
+        with pytest.raises(type(failure)), disk.replacing(path) as temporary:
             temporary.write_text("half of")
             raise failure
     with pytest.raises(TypeError):
-        weights.write_json(path, {"a": object()})
-    assert weights.read_json(path) == {"a": "ü"} and list(path.parent.iterdir()) == [path]
+        disk.write_json(path, {"a": object()})
+    assert disk.read_json(path) == {"a": "ü"} and list(path.parent.iterdir()) == [path]
 
 
 def test_files_are_readable_as_the_umask_says(tmp_path):
     before = os.umask(0o027)
     try:
-        weights.write_json(tmp_path / "value.json", {})
+        disk.write_json(tmp_path / "value.json", {})
     finally:
         os.umask(before)
     assert (tmp_path / "value.json").stat().st_mode & 0o777 == 0o640

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import weights
+import disk
 from data import Split, checksum
 from face_decoder import frames_for_units
 
@@ -66,10 +66,10 @@ def add_units(directory, units: dict, unit_vocab: int, speech_tokenizer: str) ->
     data = {"units.u16": np.concatenate([*arrays, np.zeros(0)]).astype("<u2").tobytes(),
             "samples.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()}
     for name, content in data.items():
-        with weights.replacing(directory / name) as temporary:
+        with disk.replacing(directory / name) as temporary:
             temporary.write_bytes(content)
         manifest["files"][name] = {"bytes": len(content), "crc32": checksum(directory / name)}
-    weights.write_json(directory / "manifest.json", manifest)
+    disk.write_json(directory / "manifest.json", manifest)
     return sum("units" in row for row in rows)
 
 
@@ -99,7 +99,7 @@ def ship_answers(data, folder) -> Path:
     steps = np.diff(faces.T, prepend=np.uint8(0))
     content = "".join(json.dumps(line) + "\n" for line in lines).encode() + units.tobytes() + steps.tobytes()
     path = Path(folder) / ANSWERS
-    with weights.replacing(path) as temporary:
+    with disk.replacing(path) as temporary:
         temporary.write_bytes(lzma.compress(content))
     return path
 

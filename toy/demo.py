@@ -35,7 +35,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import weights
+import disk
 from data import Split, Writer, checksum
 from face_decoder import UNIT_RATE, frames_for_units
 from toy import domain, voices
@@ -287,7 +287,7 @@ def begin(out: Path, about: dict) -> None:
     """Write out/demo.json, which says what demo set this is, or check the one that is there. Raises ValueError where it
     is another set, OSError where a synthesizer that is needed is missing; then nothing is begun."""
     if (out / "demo.json").exists():
-        before = weights.read_json(out / "demo.json")
+        before = disk.read_json(out / "demo.json")
         if before == about:
             return
         ways = ["from --answers" if "answers" in record else "with flite" for record in (before, about)]
@@ -301,7 +301,7 @@ def begin(out: Path, about: dict) -> None:
         except OSError as error:
             raise OSError(f"{error}; or, without them, --answers DIRECTORY with shipped answers (no {SHIPPED} "
                           "here)") from None
-    weights.write_json(out / "demo.json", about)
+    disk.write_json(out / "demo.json", about)
 
 
 def summary(out) -> str:
@@ -328,7 +328,7 @@ def command(args) -> None:
         return
     answers, record = args.answers, Path(args.out) / "demo.json"
     if answers is None and voices.shutil.which("flite") is None and SHIPPED.exists():
-        if not record.exists() or "answers" in weights.read_json(record):       # one made with flite stays as it is
+        if not record.exists() or "answers" in disk.read_json(record):       # one made with flite stays as it is
             print("flite is not installed")
             answers = SHIPPED
     if answers is not None:

@@ -26,6 +26,7 @@ from pathlib import Path
 import soundfile
 import torch
 
+import disk
 import weights
 from cli import one_line_errors
 from data import Split
@@ -102,7 +103,7 @@ def ship(work: Path, out: Path) -> None:
     logs += [(f"stage{n}", work / f"stage{n}" / "log.jsonl") for n in range(1, 5)]
     rows = [({"stage": stage} if stage else {}) | json.loads(row)
             for stage, path in logs if path.exists() for row in path.read_text().splitlines()]
-    with weights.replacing(out / "log.jsonl") as temporary:
+    with disk.replacing(out / "log.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"wrote {out} ({size / 1e6:.1f} MB); try it: python sample.py --checkpoint {out} --audio "
@@ -111,7 +112,7 @@ def ship(work: Path, out: Path) -> None:
 
 def copy(source: Path, target: Path) -> None:
     """Copy a file; `target` is the old one or the whole new one at any time."""
-    with weights.replacing(target) as temporary:
+    with disk.replacing(target) as temporary:
         temporary.write_bytes(source.read_bytes())
 
 
@@ -130,9 +131,9 @@ def questions(data: Path, out: Path, each: int = 2) -> None:
             if row["task"] == "qa" and row["kind"] not in kinds | {r["kind"] for r in rows} and len(kinds) < each:
                 kinds.add(row["kind"])
                 rows.append({key: row[key] for key in ("id", "kind", "text", "answer", "voice", "phrasing")})
-                with weights.replacing(out / f"{row['kind']}.wav") as temporary:
+                with disk.replacing(out / f"{row['kind']}.wav") as temporary:
                     soundfile.write(temporary, split[i]["audio"], SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    with weights.replacing(out / "questions.jsonl") as temporary:
+    with disk.replacing(out / "questions.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+import disk
 import weights
 from checkpoint import PREFIXES, ExOmniConfig, preset
 from cli import one_line_errors
@@ -79,7 +80,7 @@ def unpack(mini, parts) -> None:
     for part in ("speech_tokenizer", "speech_decoder"):
         shutil.copytree(mini / part, parts / part, dirs_exist_ok=True)
     listen.write_generator(config, parts)
-    weights.write_json(parts / "encoder" / "config.json", asdict(config.speech_encoder))
+    disk.write_json(parts / "encoder" / "config.json", asdict(config.speech_encoder))
     weights.write_tensors(parts / "encoder" / "model.safetensors", encoder)
 
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
+import disk
 import prepare
 import weights
 from checkpoint import ExOmniConfig
@@ -66,7 +67,7 @@ def make_vocabulary(texts, folder, merges: int = 700) -> Tokenizer:
         tokens.append(best[0] + best[1])
         pieces = {merged(piece, best): count for piece, count in pieces.items()}
     lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)]
-    with weights.replacing(Path(folder) / "mini.tiktoken") as temporary:
+    with disk.replacing(Path(folder) / "mini.tiktoken") as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
     return Tokenizer.from_pretrained(folder)
 
@@ -208,7 +209,7 @@ def write_generator(config: ExOmniConfig, folder, seed: int = 0) -> None:
 
 def write_part(folder: Path, config: dict, prefix: str, module: nn.Module) -> None:
     """A part as Hugging Face has it. The tensors come last: the file says that the part is done."""
-    weights.write_json(folder / "config.json", config)
+    disk.write_json(folder / "config.json", config)
     weights.write_tensors(folder / "model.safetensors", {f"{prefix}.{n}": t for n, t in module.state_dict().items()})
 
 

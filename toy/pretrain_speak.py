@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import disk
 import weights
 from data import Split
 from flow import (OUTPUT_HOP, CFMConfig, EncoderConfig, EstimatorConfig, Flow, FlowConfig, FlowMatching, MatchingConfig,
@@ -104,9 +105,9 @@ def train_tokenizer(voice: Split, folder, steps=1200, config=TOKENIZER, decoder=
     fit("speech_tokenizer", model, loss, steps, 2e-3, folder, warmup=min(100, steps // 10))
     with torch.no_grad():
         model.flow.input_embedding.weight.copy_(model.table())
-    weights.write_json(Path(folder) / "speech_tokenizer" / "config.json", asdict(config))
+    disk.write_json(Path(folder) / "speech_tokenizer" / "config.json", asdict(config))
     write_half(Path(folder) / "speech_tokenizer" / "model.safetensors", model.tokenizer)
-    weights.write_json(Path(folder) / "speech_decoder" / "config.json", asdict(decoder))
+    disk.write_json(Path(folder) / "speech_decoder" / "config.json", asdict(decoder))
     weights.write_tensors(Path(folder) / "speech_decoder" / "flow.safetensors", model.flow.state_dict())
 
 

@@ -12,7 +12,7 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-import weights
+import disk
 from data import Split, chunks, collate, rows_of
 from face.measure import average, own_voice, sound_lag
 from face_decoder import FPS, UNIT_RATE
@@ -92,7 +92,7 @@ def by_duration(seconds: list, pairs: dict) -> dict:
 
 
 def write_wav(path: Path, sound, rate: int) -> None:
-    with weights.replacing(path) as temporary:
+    with disk.replacing(path) as temporary:
         soundfile.write(temporary, sound, rate, format="WAV", subtype="PCM_16")
 
 
@@ -109,7 +109,7 @@ def write_sounds(kept: list, out: Path) -> dict:
         files[side] = [(out / side / f"{n:03}.wav", s["answer"]) for n, (s, _, _) in enumerate(kept)]
         for (path, _), (_, answer, voice) in zip(files[side], kept):
             write_wav(path, answer.waveform.float().numpy() if side == "generated" else voice["audio"], rate)
-        with weights.replacing(out / f"{side}.jsonl") as temporary:
+        with disk.replacing(out / f"{side}.jsonl") as temporary:
             temporary.write_text("".join(json.dumps({"audio": str(path), "text": text}) + "\n"
                                          for path, text in files[side]), encoding="utf-8")
     return files
