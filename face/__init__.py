@@ -1,6 +1,7 @@
 """The face outside the model. For people its front door is `python -m face` (see __main__.py).
 
-    arkit.py                    the 52 ARKit names, what other systems call them, and tracks in json, csv and npy files
+    arkit.py                    the 52 ARKit names, what other systems call them, and tracks written to json, csv, npy
+    captures.py, timing.py      captures of other tools read, and the times of their rows found
     metrics.py, measure.py      metrics that compare two tracks, and those that evaluate.py prints of a checkpoint
     head.py, head_mesh.py, mesh.py      our head: a mesh made by numpy with the 52 shapes
     gltf.py, template.py        the .glb format, and other people's heads from .glb and .npz files

@@ -1,6 +1,7 @@
 """Faces to watch, to use in other programs, and to measure.
 
     python -m face convert answer.json answer.glb         # from .json .csv .npy to any of these, .glb .html .mp4 .webp
+    python -m face convert webcam.npy take.csv --order mediapipe --fps 25
     python -m face convert take_60fps.csv take.html --audio take.wav --text "What is said."
     python -m face head --out head.glb                    # our head alone, with the 52 ARKit shapes
     python -m face sheet --out sheet.png                  # a picture of each shape
@@ -8,35 +9,44 @@
     python -m face measure mine.json reference.json       # lip vertex error, velocity error; with --audio the lag
 
 Another head: --template head.glb (ARKit morph targets) or head.npz (EmoTalk's layout). What is read of a .json, .csv
-or .npy: `arkit.read_track`.
+or .npy: captures.py.
 """
 import argparse
+import sys
 from pathlib import Path
 
-from cli import one_line_errors
-from face.arkit import read_track
+import cli
+from face.arkit import ORDERS, ROTATIONS, few, write_csv
+from face.captures import Capture, read_capture
 from face.export import EXPORTS, contact_sheet, export, gallery
 from face.gltf import write_glb
 from face.head import Head, make_head
 from face.metrics import comparison
 from face.render import write_png
 from face.template import load_template
+from face.timing import MAX_FPS, MIN_FPS
 from face_decoder import FPS
 from whisper import SAMPLE_RATE, load_audio
 
-TRACK = ".json (Audio2Face), .csv (Live Link Face, Audio2Face) or .npy"
+TRACK = (".csv .tsv .txt (Live Link Face, Audio2Face, MediaPipe recorders, ...), .json (Audio2Face, BEAT, LAM, ...) or "
+         ".npy .npz (a bare array)")
+ORDER = (f"of the columns of a bare array, one of {', '.join(ORDERS)}; without it 52 columns are arkit. unitalker: 52 "
+         "columns as arkit, 51 with the eyes first")
 
 
 def parse(argv=None) -> argparse.Namespace:
     """The arguments of the subcommand; see --help of each."""
-    p = argparse.ArgumentParser(prog="python -m face", description=__doc__.splitlines()[0])
+    p = cli.Parser(prog="python -m face", description=__doc__.splitlines()[0])
     commands = p.add_subparsers(dest="command", required=True)
     one = commands.add_parser("convert", help="write a face track in another format")
     one.add_argument("track", help=TRACK)
     one.add_argument("out", help="." + ", .".join(EXPORTS))
     one.add_argument("--audio", help="the sound that belongs to it")
     one.add_argument("--text", default="", help="what is said (.html)")
-    one.add_argument("--fps", type=float, help="frames per second of the track, where its file has none or a wrong one")
+    one.add_argument("--fps", type=cli.number(MIN_FPS, MAX_FPS),
+                     help="frames per second of the track, whatever its file says")
+    one.add_argument("--order", help=ORDER)
+    one.add_argument("--ignore-timecodes", action="store_true", help="take its rows at an even rate")
     one = commands.add_parser("head", help="write the head alone")
     one.add_argument("--out", default="head.glb")
     one = commands.add_parser("sheet", help="write a picture of all 52 shapes")
@@ -52,13 +62,37 @@ def parse(argv=None) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
+def say(path, capture: Capture) -> None:
+    """Print to stderr how the rate of a capture was found, and what else there is to know of it."""
+    found = f"{capture.length:.2f} s, {capture.rate:.6g} frames per second: {capture.how}"
+    for line in (found, *capture.notes):
+        print(f"{path}: {line}", file=sys.stderr)
+
+
+def convert(args, head: Head) -> None:
+    """Write the capture args.track as args.out. Rotations of head and eyes are kept from .csv to .csv only."""
+    capture = read_capture(args.track, args.fps, args.order, args.ignore_timecodes)
+    if capture.rotations is not None and Path(args.out).suffix.lower() == ".csv":
+        write_csv(args.out, capture.track, capture.rotations)
+    else:
+        export(args.out, capture.track, args.audio, args.text, head)
+        if capture.rotations is not None:
+            capture.notes.append(f"left out, as only .csv has them: {few(ROTATIONS, 9)}")
+    say(args.track, capture)
+    frames = len(capture.track)
+    print(f"{args.track}: {frames} frames, {frames / FPS:.2f} s at {FPS} frames per second")
+
+
 def measure(args, head: Head) -> None:
     """Print a table of the metrics that compare args.track with args.reference."""
-    track, reference = read_track(args.track), read_track(args.reference)
+    captures = [read_capture(args.track), read_capture(args.reference)]
+    track, reference = (capture.track for capture in captures)
     sound = load_audio(args.audio).numpy() if args.audio else None
     figures = comparison(track, reference, head, sound, SAMPLE_RATE)
     figures = {"frames compared": min(len(track), len(reference)), "frames of the track": len(track),
                "frames of the reference": len(reference)} | figures
+    for path, capture in zip((args.track, args.reference), captures):
+        say(path, capture)
     width = max(map(len, figures))
     print(f"{args.track} against {args.reference}; % of the distance between the eyes")
     for name, value in figures.items():
@@ -82,15 +116,13 @@ def run(args) -> None:
     elif args.command == "sheet":
         write_png(args.out, contact_sheet(head))
     else:
-        track = read_track(args.track, args.fps)
-        export(args.out, track, args.audio, args.text, head)
-        print(f"{args.track}: {len(track)} frames, {len(track) / FPS:.2f} s at {FPS} frames per second")
+        convert(args, head)
     print(f"wrote {args.out}")
 
 
 def main(argv=None) -> None:
     args = parse(argv)
-    with one_line_errors():
+    with cli.one_line_errors(debug=args.debug):
         run(args)
 
 

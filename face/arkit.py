@@ -1,15 +1,18 @@
-"""The 52 ARKit names, what other systems call them, and face tracks in files: json, csv, npy (docs/spec/face.md 2, 3).
+"""The 52 ARKit names, what other systems call them, and face tracks written to json, csv, npy (docs/spec/face.md 2, 3).
 
 A face track is a float32 array (T, K) of weights in [0, 1]: T face frames at 30 per second, frame t shown at t / 30 s;
 K = 52 blendshapes in the order of ARKIT_NAMES. Left and right are the face's own. Columns are mapped by name, never by
-position: Live Link Face's file has JawRight before JawLeft, Apple's list JawLeft before JawRight.
+position: Live Link Face's file has JawRight before JawLeft, Apple's list JawLeft before JawRight. Tracks are read by
+captures.py.
 
 Other letters: R rows of a file at any rate, C columns of a file.
 """
 import csv
 import json
 import re
-from pathlib import Path
+import reprlib
+from collections import Counter
+from functools import lru_cache
 
 import numpy as np
 
@@ -54,10 +57,7 @@ RELEASE_NAMES = [
     "mouthRight", "mouthShrugLower", "mouthShrugUpper", "noseSneerLeft", "noseSneerRight", "cheekPuff",
     "cheekSquintLeft", "cheekSquintRight"]
 
-# Columns that files hold beyond the 52: Audio2Face's tongue shapes and Live Link Face's rotations.
-TONGUES = ["TongueTipUp", "TongueTipDown", "TongueTipLeft", "TongueTipRight", "TongueRollUp", "TongueRollDown",
-           "TongueRollLeft", "TongueRollRight", "TongueUp", "TongueDown", "TongueLeft", "TongueRight", "TongueIn",
-           "TongueStretch", "TongueWide", "TongueNarrow"]
+# Rotations in radians that Live Link Face's file holds beyond the 52.
 ROTATIONS = [part + axis for part in ("Head", "LeftEye", "RightEye") for axis in ("Yaw", "Pitch", "Roll")]
 
 
@@ -83,54 +83,130 @@ CONVENTIONS = {
     "mediapipe": ["_neutral", *ARKIT_NAMES[:51]],
 }
 
-PLAIN = {name.lower(): name for name in ARKIT_NAMES}
-IGNORED = {name.lower() for name in ["_neutral", *TONGUES, *ROTATIONS]}       # known, and not among the 52
+# --order -> what the columns of a bare array are, one list for each width. Two names may be missing in all of them:
+# tongueOut and _neutral. UniTalker has 52 weights in EmoTalk's order, and 51 whose order it does not publish: the list
+# with as many in Ex-Omni's code is taken.
+ORDERS = {
+    "arkit": [ARKIT_NAMES],
+    "apple": [APPLE_NAMES, APPLE_NAMES + ROTATIONS],
+    "livelink": [CONVENTIONS["livelink"], CONVENTIONS["livelink"] + ROTATIONS],
+    "mediapipe": [CONVENTIONS["mediapipe"]],
+    "unitalker": [ARKIT_NAMES, RELEASE_NAMES],
+}
+
+# Half -> the shape that some rigs split into two.
+HALVES = {name + side: name for name in ("browInnerUp", "cheekPuff") for side in ("Left", "Right")}
+LONGEST = 200               # letters of a name at most: whatever is longer is none
 
 
-def bare(name: str) -> str:
-    return name.lower().removeprefix("blendshapes.")
+@lru_cache(4096)                # json repeats its keys in every frame
+def folded(name: str) -> str:
+    """The letters and digits of a name, in lower case: `Mouth_Smile.L` -> mouthsmilel."""
+    return re.sub("[^a-z0-9]", "", name.lower())
+
+
+def spellings(name: str) -> list:
+    """How a name is written, folded: mouthSmileLeft, mouthSmile_L, left_mouthSmile, L_mouthSmile."""
+    base, side = re.fullmatch("(.+?)(Left|Right)?", name).groups()
+    return [folded(name)] + [folded(both) for s in ([side, side[0]] if side else []) for both in (base + s, s + base)]
+
+
+# Folded spelling -> the name. Names are found as a whole: mouthLeft is a name, the r of mouthRollLower no side.
+KNOWN = {spelling: name for name in [*ARKIT_NAMES, *ROTATIONS, *HALVES] for spelling in spellings(name)}
+
+
+def readings(name: str, separators: str) -> dict:
+    """Prefix (its digits as #) -> the known name that the rest stands for; a prefix ends in one of the separators."""
+    starts = [0] + [found.end() for found in re.finditer(f"[{separators}]", name)] if len(name) <= LONGEST else []
+    rests = {re.sub(r"\d+", "#", name[:start]).lower(): KNOWN.get(folded(name[start:])) for start in starts}
+    return {prefix: known for prefix, known in rests.items() if known}
 
 
 def match(name: str) -> str | None:
-    """The ARKit name that the name of a column or a morph target stands for, or None.
+    """The ARKit name that one name, of a morph target say, stands for, or None.
 
-    Upper and lower case are the same, `_L` and `_R` stand for Left and Right, a prefix `blendShapes.` is dropped:
-    jawOpen, JawOpen, mouthSmile_L, blendShapes.MouthSmileLeft. No other spelling is known.
+    Case, spaces and punctuation do not count; `Left`, `_L`, `.L` and a plain `L` at the end or in front are the same:
+    JawOpen, jaw_open, mouthSmile_L, Left_mouthSmile. What stands before a dot, a colon, a slash or a bar is dropped:
+    blendShapes.JawOpen. Nothing is guessed.
     """
-    plain = bare(name)
-    for ending, side in (("_l", "left"), ("_r", "right")):
-        plain = plain.removesuffix(ending) + side if plain.endswith(ending) else plain
-    return PLAIN.get(plain)
+    known = next(iter(readings(name, ".:/|").values()), None)
+    return known if known in ARKIT_NAMES else None
 
 
-def first_few(names, most: int = 5) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def matches(names: list, where: str = "the track") -> list:
+    """For each of many names the one of KNOWN that it stands for, or None.
+
+    As `match`, and the names may share one prefix that ends in a space, an underscore or a hyphen as well, and that may
+    count: ARKit_jawOpen, A25_Jaw_Open. Raises ValueError where two prefixes lead to two whole sets of names.
+    """
+    read = [readings(name, "-.:/|_ ") for name in names]
+    counts = Counter(prefix for prefixes in read for prefix, known in prefixes.items() if known in ARKIT_NAMES)
+    counts[""] += 1                                                         # of equal ones, no prefix
+    best = max(counts, key=lambda prefix: (counts[prefix], prefix == ""))
+    rival = next((p for p in counts if p != best and counts[p] >= 51
+                  and not any(p in prefixes and best in prefixes for prefixes in read)), None)
+    if best and rival:
+        raise ValueError(f"{where} holds two tracks, named {best}... and {rival}...: take one out")
+    return [prefixes.get(best, prefixes.get("")) for prefixes in read]
+
+
+def few(names, most: int = 5) -> str:
+    """The first names, in print: what cannot be shown is left out, long ones are cut."""
+    texts = [name if isinstance(name, str) else reprlib.repr(name) for name in names]
+    shown = ["".join(filter(str.isprintable, text[:80]))[:40] for text in texts]
+    return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
+
+
+def sources(names: list, where: str = "the track") -> list:
+    """For each of the K shapes the columns among `names` that it is the mean of: one, two where it is split into
+    halves, none for tongueOut where it is missing.
+
+    Raises ValueError with the names that are missing, or there twice, as a shape next to its own halves is.
+    """
+    ours = matches(names, where)
+    split = {HALVES[half] for half in HALVES} - {HALVES[half] for half in HALVES if half not in ours}
+    missing = [name for name in ARKIT_NAMES[:51] if name not in ours and name not in split]
+    twice = [name for name, our in zip(names, ours) if our and (ours.count(our) > 1 or HALVES.get(our, "") in ours)]
+    unknown = [name for name, our in zip(names, ours) if our is None and folded(name)]
+    if missing or twice:
+        wrong = {"missing": missing, "not understood": unknown if missing else [], "twice": twice}
+        raise ValueError(f"{where} is not a track of the 52 ARKit shapes: "
+                         + "; ".join(f"{what}: {few(these)}" for what, these in wrong.items() if these))
+    wholes = [HALVES.get(our, our) for our in ours]
+    return [[i for i, whole in enumerate(wholes) if whole == name] for name in ARKIT_NAMES]
 
 
 def from_names(values, names: list, where: str = "the track") -> np.ndarray:
     """Values (R, C) of the columns called `names` -> (R, K) in the order of ARKIT_NAMES.
 
-    tongueOut may be missing: then it is zero. Head and eye rotations, Audio2Face's tongue shapes and MediaPipe's
-    _neutral are left out. `where` names the source in errors. Raises ValueError with the names that are missing,
-    unknown or there twice.
+    tongueOut may be missing: then it is zero. Columns of anything else are left out. `where` names the source in
+    errors. Raises ValueError as `sources` does, or for another number of columns.
     """
-    values, ours = np.asarray(values, np.float32), [match(name) for name in names]
+    values = np.asarray(values, np.float32)
     if values.ndim != 2 or values.shape[1] != len(names):
         raise ValueError(f"{where} has shape {values.shape}, expected (frames, {len(names)}): one column for each name")
-    unknown = [name for name, our in zip(names, ours) if our is None and bare(name) not in IGNORED]
-    missing = [name for name in ARKIT_NAMES[:51] if name not in ours]
-    twice = sorted({name for name in ours if name and ours.count(name) > 1})
-    if unknown or missing or twice:
-        wrong = {"unknown": unknown, "missing": missing, "twice": twice}
-        raise ValueError(f"{where} is not a track of the 52 ARKit shapes: "
-                         + "; ".join(f"{what}: {first_few(these)}" for what, these in wrong.items() if these))
-    column = {our: i for i, our in enumerate(ours) if our}
     track = np.zeros((len(values), len(ARKIT_NAMES)), np.float32)
-    for i, name in enumerate(ARKIT_NAMES):
-        if name in column:
-            track[:, i] = values[:, column[name]]
+    for k, columns in enumerate(sources(names, where)):
+        if columns:
+            track[:, k] = values[:, columns].mean(axis=1)
     return track
+
+
+def ordered(width: int, order: str | None, where: str) -> tuple[list, list]:
+    """The names of `width` columns without names in an order of ORDERS, and notes to print.
+
+    52 columns without an order are taken as "arkit", which is said; other widths must name it. Raises ValueError where
+    the order has no such width. `where` names the source.
+    """
+    fits = {key: names for key, lists in ORDERS.items() for full in lists
+            for names in ([name for name in full if folded(name) not in ("tongueout", "neutral")], full)
+            if len(names) == width}
+    if order is None and width == len(ARKIT_NAMES):
+        return ARKIT_NAMES, [f"52 columns without names: taken in the order arkit (--order: {', '.join(fits)})"]
+    if order in fits:
+        return fits[order], []
+    raise ValueError(f"{where} has {width} columns without names{f', not of the order {order}' if order else ''}: "
+                     + (f"expected --order {' or '.join(fits)}" if fits else "expected 52, or 51 with --order"))
 
 
 def to_names(track, convention: str) -> np.ndarray:
@@ -173,12 +249,7 @@ def resample(track, times, length: float) -> np.ndarray:
     return np.stack([np.interp(now, times, column) for column in np.asarray(track).T], axis=1).astype(np.float32)
 
 
-def at_rate(track, fps: float) -> np.ndarray:
-    """Rows (R, K) at `fps` per second -> (T, K) at 30 frames per second, of the same length in seconds."""
-    return track if fps == FPS else resample(track, np.arange(len(track)) / fps, len(track) / fps)
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
+# --- written ---------------------------------------------------------------------------------------------------------
 
 def audio2face(track, fps: int, audio: str) -> dict:
     """A track (T, K) -> the json object that Audio2Face writes and its readers expect (docs/spec/face.md 3.1).
@@ -202,133 +273,16 @@ def write_npy(path, track) -> None:
         np.save(file, np.asarray(track, np.float32))
 
 
-def write_csv(path, track) -> None:
-    """Write a track (T, K) as Live Link Face csv (docs/spec/face.md 3.2).
+def write_csv(path, track, rotations=None) -> None:
+    """Write a track (T, K) as Live Link Face csv (docs/spec/face.md 3.2): 30 frames per second from 00:00:00:00.
 
-    30 frames per second from 00:00:00:00, the nine rotations zero.
+    rotations: (T, 9) in the order of ROTATIONS, as they stood in the file that they were read from; zero without them.
     """
+    rotations = np.zeros((len(track), len(ROTATIONS))) if rotations is None else rotations
     with disk.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
         out.writerow(["Timecode", "BlendShapeCount", *CONVENTIONS["livelink"], *ROTATIONS])
-        count, still = len(ARKIT_NAMES) + len(ROTATIONS), ["0.000000"] * len(ROTATIONS)
-        for t, row in enumerate(to_names(track, "livelink")):
+        for t, row in enumerate(np.concatenate([to_names(track, "livelink"), rotations], axis=1)):
             seconds, frame = divmod(t, FPS)
             code = f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}:{frame:02}.000"
-            out.writerow([code, count, *(f"{value:.6f}" for value in row), *still])
-
-
-def read_track(path, fps: float | None = None) -> np.ndarray:
-    """A face track in a file -> (T, K) at 30 frames per second.
-
-    Read are .json as Audio2Face writes it, .csv as Live Link Face or Audio2Face's client writes it (column Timecode,
-    the names of the 52 shapes in the spellings of `match`), and .npy with a bare array in the order of ARKIT_NAMES.
-    fps: the rate of the file, where the file's own is missing or wrong. Without it a json has exportFps; a csv has its
-    name (`take_60fps.csv`) or the highest frame number in its timecodes, else 30; an array counts as 30.
-    Raises ValueError for any other file.
-    """
-    path = Path(path)
-    readers = {".json": read_json, ".csv": read_csv, ".npy": read_npy}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"{path}: unknown ending, expected a face track: {', '.join(readers)}")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    if fps is not None and not 0 < fps < float("inf"):
-        raise ValueError(f"{fps} frames per second: expected a positive rate")
-    return readers[path.suffix.lower()](path, fps)
-
-
-def read_json(path: Path, fps) -> np.ndarray:
-    """Audio2Face json -> (T, K) at 30 fps. fps replaces the file's exportFps. Raises ValueError for another file."""
-    values = disk.read_json(path)
-    missing = [key for key in ("exportFps", "facsNames", "weightMat") if key not in values]
-    if missing:
-        raise ValueError(f"{path} is not Audio2Face json: it has no {', '.join(missing)}")
-    rate, names = fps or values["exportFps"], values["facsNames"]
-    if not isinstance(rate, (int, float)) or not 0 < rate < float("inf"):
-        raise ValueError(f"{path}: exportFps is {rate!r}, expected a positive number of frames per second")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: facsNames is not a list of names")
-    return at_rate(tidy(from_names(table(values["weightMat"], path, len(names)), names, str(path)), str(path)), rate)
-
-
-def read_npy(path: Path, fps) -> np.ndarray:
-    """A bare array (R, 52 or 51), 30 rows per second unless `fps` is given -> (T, K). Raises ValueError otherwise."""
-    try:
-        track = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is not a bare .npy array: {error}") from None
-    return at_rate(tidy(track, str(path)), fps or FPS)
-
-
-def table(rows, path, width: int) -> np.ndarray:
-    """A list of rows of numbers -> (R, width), or a ValueError that names the row at fault."""
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: the weights are not a list of rows")
-    for i, row in enumerate(rows):
-        size = len(row) if isinstance(row, list) else "no"
-        if size != width:
-            raise ValueError(f"{path}: row {i} has {size} values, expected {width}")
-    try:
-        return np.array(rows, np.float32).reshape(len(rows), width)
-    except (TypeError, ValueError):
-        raise ValueError(f"{path}: the weights are not all numbers") from None
-
-
-def read_csv(path: Path, fps) -> np.ndarray:
-    """Live Link Face csv -> (T, K) at 30 fps, each row at the time of its timecode.
-
-    fps: how many frames the timecodes count per second, else `rate_of`. Raises ValueError for another file.
-    """
-    try:
-        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a csv file: {error}") from None
-    header, rows = ([name.strip() for name in rows[0]], [row for row in rows[1:] if row]) if rows else ([], [])
-    known = {name.lower(): i for i, name in enumerate(header)}
-    if "timecode" not in known:
-        raise ValueError(f"{path} is not a Live Link Face csv: its first line has no column Timecode")
-    count = known.get("blendshapecount")
-    rows = [row for row in rows if count is None or row[min(count, len(row) - 1)] != "0"]    # 0: no face in that frame
-    extra = {known["timecode"], count}
-    columns = [i for i in range(len(header)) if i not in extra]
-    short = next((i for i, row in enumerate(rows) if len(row) != len(header)), None)
-    if short is not None:
-        raise ValueError(f"{path}: row {short} has {len(rows[short])} values, expected {len(header)}")
-    values = table([[row[i] for i in columns] for row in rows], path, len(columns))
-    track = tidy(from_names(values, [header[i] for i in columns], str(path)), str(path))
-    codes = [row[known["timecode"]] for row in rows]
-    rate = fps or rate_of(path, codes)
-    times = np.array([seconds(code, rate, path) for code in codes])
-    times -= times[0]
-    if len(times) > 1 and (np.diff(times) <= 0).any():              # midnight, or codes that repeat: by row then
-        times = np.arange(len(times)) / rate
-    step = float(np.median(np.diff(times))) if len(times) > 1 else 1 / rate
-    return resample(track, times, times[-1] + step)
-
-
-def rate_of(path: Path, codes: list) -> float:
-    """Frames per second of a Live Link Face csv: from its name, or from the highest frame number of its timecodes.
-
-    The latter only if the timecodes pass a full second, as a shorter file may not reach its highest number; else 30.
-    """
-    named = re.search(r"(\d+(?:\.\d+)?)_?fps", path.stem, re.IGNORECASE)
-    if named:
-        return float(named[1])
-    parts = [code.split(":") for code in codes]
-    if any(len(part) != 4 for part in parts) or len({part[2] for part in parts}) < 2:
-        return FPS
-    highest = max(int(float(part[3])) for part in parts if part[3].replace(".", "", 1).isdigit())
-    return next((rate for rate in (24, 25, 30, 50, 60, 100, 120) if rate > highest), FPS)
-
-
-def seconds(code: str, rate: float, path) -> float:
-    """A timecode -> seconds: `HH:MM:SS:FF.sss` with FF counting `rate` frames per second, or plain seconds."""
-    try:
-        *clock, frame = map(float, code.split(":"))
-    except ValueError:
-        clock = None
-    if clock == []:
-        return frame
-    if clock is None or len(clock) != 3:
-        raise ValueError(f"{path}: timecode {code!r}, expected HH:MM:SS:FF.sss or seconds")
-    return clock[0] * 3600 + clock[1] * 60 + clock[2] + frame / rate
+            out.writerow([code, len(row), *(f"{value:.6f}" for value in row)])

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from face import arkit
-from face.arkit import (APPLE_NAMES, ARKIT_NAMES, CONVENTIONS, ROTATIONS, at_rate, from_names, match, read_track, tidy,
-                        to_names, write_csv, write_json, write_npy)
+from face.arkit import (APPLE_NAMES, ARKIT_NAMES, CONVENTIONS, KNOWN, ORDERS, ROTATIONS, from_names, match, matches,
+                        ordered, resample, spellings, tidy, to_names, write_csv, write_json, write_npy)
+from face.captures import read_track
 
 
 def a_track(frames=95, seed=0):
@@ -50,22 +50,80 @@ def test_live_links_file_has_right_before_left_for_jaw_and_mouth():
     assert to_names(track, "livelink")[0, 21] == 0.75 and to_names(track, "livelink")[0, 22] == 0
 
 
-@pytest.mark.parametrize("spelling, name", [("MouthSmile_L", "mouthSmileLeft"), ("mouthSmile_R", "mouthSmileRight"),
-                                            ("blendShapes.JawOpen", "jawOpen"), ("TONGUEOUT", "tongueOut"),
-                                            ("HeadYaw", None), ("smile", None), ("mouthSmile", None)])
+@pytest.mark.parametrize("spelling, name", [
+    ("MouthSmile_L", "mouthSmileLeft"), ("mouthSmile_R", "mouthSmileRight"), ("blendShapes.JawOpen", "jawOpen"),
+    ("TONGUEOUT", "tongueOut"), ("mouthSmile.L", "mouthSmileLeft"), ("eyeBlinkR", "eyeBlinkRight"),
+    ("left_eye_blink", "eyeBlinkLeft"), ("R_browDown", "browDownRight"), ("Eye Look-In (Left)", "eyeLookInLeft"),
+    ("mouth_left", "mouthLeft"), ("jaw_R", "jawRight"), ("mouth_roll_lower", "mouthRollLower"),
+    ("mesh:head|jawOpen", "jawOpen"), ("blendShape1.jawOpen", "jawOpen"),
+    ("HeadYaw", None), ("smile", None), ("mouthSmile", None), ("eyeBlink", None), ("jawOpen_mouthClose", None),
+    ("mouthRollLeft", None), ("browInnerUp_L", None), ("", None),
+    ("CTRL_L_eye_blink", None), ("x." * 1000 + "jawOpen", None)])
 def test_a_name_matches_in_each_spelling_that_is_known(spelling, name):
     assert match(spelling) == name
 
 
-def test_missing_unknown_and_doubled_names_are_listed():
-    with pytest.raises(ValueError, match="unknown: wink, grin; missing: jawOpen"):
+def test_no_spelling_stands_for_two_names():
+    names = set(KNOWN.values())
+    assert len(KNOWN) == len({spelling for name in names for spelling in spellings(name)})
+    assert all(KNOWN[spelling] == name for name in names for spelling in spellings(name))
+
+
+@pytest.mark.parametrize("spell", [lambda name: "ARKit_" + name, lambda name: f"A{len(name)}_{name}",
+                                   lambda name: "head_geo|" + name, lambda name: "Face_BS." + name,
+                                   lambda name: "my head/" + name.replace("Left", "_L").replace("Right", "_R")])
+def test_a_prefix_that_all_names_share_is_dropped(spell):
+    assert matches([*map(spell, ARKIT_NAMES), "Timecode", "Happy"]) == [*ARKIT_NAMES, None, None]
+
+
+def test_of_two_sets_of_names_the_plain_one_is_taken_or_none():
+    plain, other, third = ([start + name for name in ARKIT_NAMES] for start in ("", "speed_", "ref."))
+    assert matches([*other, *plain]) == [None] * 52 + ARKIT_NAMES
+    with pytest.raises(ValueError, match="holds two tracks, named speed_... and ref...."):
+        matches([*other, *third])
+
+
+def test_missing_and_doubled_names_are_listed_and_others_left_out():
+    with pytest.raises(ValueError, match="missing: jawOpen; not understood: wink, grin"):
         from_names(np.zeros((1, 53)), ["wink", "grin", *(n for n in ARKIT_NAMES if n != "jawOpen")])
-    with pytest.raises(ValueError, match="twice: jawOpen"):
-        from_names(np.zeros((1, 53)), [*ARKIT_NAMES, "JawOpen"])
+    with pytest.raises(ValueError, match="twice: jawOpen, Jaw_Open"):
+        from_names(np.zeros((1, 53)), [*ARKIT_NAMES, "Jaw_Open"])
     with pytest.raises(ValueError, match=r"shape \(1, 3\), expected \(frames, 2\)"):
         from_names(np.zeros((1, 3)), ["jawOpen", "jawLeft"])
     with pytest.raises(ValueError, match="missing: browDownLeft, .* and 45 more"):
         from_names(np.zeros((1, 1)), ["jawOpen"])
+    track = a_track(3)
+    np.testing.assert_array_equal(from_names(np.pad(track, ((0, 0), (1, 0))), ["happy", *ARKIT_NAMES]), track)
+
+
+def test_halves_of_a_shape_are_averaged_and_half_a_shape_is_missing():
+    names = ["browInnerUp_L", "browInnerUp_R", *(n for n in ARKIT_NAMES if n != "browInnerUp")]
+    track = from_names(np.arange(53)[None], names)
+    assert track[0, ARKIT_NAMES.index("browInnerUp")] == 0.5
+    with pytest.raises(ValueError, match="missing: browInnerUp"):
+        from_names(np.zeros((1, 52)), names[1:])
+    with pytest.raises(ValueError, match="twice: browInnerUp_L"):
+        from_names(np.zeros((1, 54)), [*names, "browInnerUp"])
+
+
+@pytest.mark.parametrize("order, width, first, last", [
+    (None, 52, "browDownLeft", "tongueOut"), ("arkit", 51, "browDownLeft", "noseSneerRight"),
+    ("apple", 52, "eyeBlinkLeft", "tongueOut"), ("livelink", 61, "EyeBlinkLeft", "RightEyeRoll"),
+    ("mediapipe", 52, "_neutral", "noseSneerRight"), ("mediapipe", 51, "browDownLeft", "noseSneerRight"),
+    ("unitalker", 51, "eyeBlinkLeft", "cheekSquintRight"), ("unitalker", 52, "browDownLeft", "tongueOut")])
+def test_columns_without_names_are_in_an_order(order, width, first, last):
+    names, notes = ordered(width, order, "a.npy")
+    assert (len(names), names[0], names[-1]) == (width, first, last)
+    assert bool(notes) == (order is None) and all(order in notes[0] for order in [*ORDERS] if notes)
+
+
+@pytest.mark.parametrize("order, width, says", [
+    (None, 51, "expected --order arkit or apple or livelink or mediapipe or unitalker"),
+    (None, 61, "expected --order apple or livelink"), (None, 60_000, "expected 52, or 51 with --order"),
+    ("arkit", 61, "not of the order arkit: expected --order apple")])
+def test_columns_of_another_number_are_refused(order, width, says):
+    with pytest.raises(ValueError, match=says):
+        ordered(width, order, "a.npy")
 
 
 @pytest.mark.parametrize("frames", [1, 7, 95, 3700])
@@ -132,22 +190,14 @@ def test_rows_without_a_face_are_bridged(tmp_path):
     np.testing.assert_allclose(read_track(tmp_path / "take.csv")[:, 24], times / 4, atol=1e-4)
 
 
-def test_audio2faces_table_is_read(tmp_path):
-    names = [f"blendShapes.{name}" for name in CONVENTIONS["audio2face"] + arkit.TONGUES]
-    rows = [[t / 30, *(t / 100 if name.endswith(".JawOpen") else 0 for name in names)] for t in range(40)]
-    with open(tmp_path / "a.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["timeCode", *names], *rows])
-    np.testing.assert_allclose(read_track(tmp_path / "a.csv")[:, 24], np.arange(40) / 100, atol=1e-5)
-
-
 def test_51_columns_get_a_still_tongue_and_small_overshoot_is_clipped():
     track = tidy(np.full((3, 51), 1.25))
     assert track.shape == (3, 52) and (track[:, :51] == 1).all() and (track[:, 51] == 0).all()
 
 
 def test_resampling_keeps_the_length_in_time():
-    assert len(at_rate(a_track(250), 25)) == 300 and len(at_rate(a_track(61), 60)) == 30
-    np.testing.assert_array_equal(at_rate(a_track(), 30), a_track())
+    assert len(resample(a_track(250), np.arange(250) / 25, 10)) == 300
+    np.testing.assert_array_equal(resample(a_track(), np.arange(95) / 30, 95 / 30), a_track())
 
 
 @pytest.mark.parametrize("track, says", [
@@ -157,24 +207,3 @@ def test_resampling_keeps_the_length_in_time():
 def test_what_is_no_track_is_refused(track, says):
     with pytest.raises(ValueError, match=says):
         tidy(track)
-
-
-@pytest.mark.parametrize("name, content, says", [
-    ("a.json", "{}", "no exportFps, facsNames, weightMat"), ("a.json", "{", "not valid json"),
-    ("a.json", '{"exportFps": 0, "facsNames": [], "weightMat": []}', "exportFps is 0"),
-    ("a.json", '{"exportFps": 30, "facsNames": ["jawOpen"], "weightMat": [[1, 2]]}', "row 0 has 2 values, expected 1"),
-    ("a.csv", "", "no column Timecode"), ("a.csv", "Timecode,JawOpen\n1,2,3", "row 0 has 3 values, expected 2"),
-    ("a.csv", "Timecode,JawOpen\n1,x", "not all numbers"), ("a.npy", "nonsense", "not a bare .npy"),
-    ("a.txt", "", "unknown ending"), ("b.json", None, "no such file")])
-def test_what_is_no_track_file_is_refused(tmp_path, name, content, says):
-    if content is not None:
-        (tmp_path / name).write_text(content)
-    with pytest.raises(ValueError, match=says):
-        read_track(tmp_path / name)
-
-
-def test_a_timecode_that_is_none_is_refused(tmp_path):
-    write_csv(tmp_path / "a.csv", a_track(3))
-    (tmp_path / "a.csv").write_text((tmp_path / "a.csv").read_text().replace("00:00:00:01.000", "soon"))
-    with pytest.raises(ValueError, match="timecode 'soon', expected HH:MM:SS:FF"):
-        read_track(tmp_path / "a.csv")

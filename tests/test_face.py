@@ -8,8 +8,10 @@ import soundfile
 
 from face import __main__ as command
 from face import export, metrics
-from face.arkit import ARKIT_NAMES, read_track, write_csv, write_json
+from face.arkit import ARKIT_NAMES, write_csv, write_json
+from face.captures import read_track
 from face.head import Head, make_head
+from face.measure import face_figures
 from face_decoder import FPS
 
 JAW, CLOSE, SMILE = (ARKIT_NAMES.index(name) for name in ("jawOpen", "mouthClose", "mouthSmileLeft"))
@@ -85,6 +87,25 @@ def test_the_lag_is_how_many_frames_the_lips_come_after_the_sound(shift):
     assert lag == pytest.approx(1000 * shift / FPS) and agreement > 0.95
     with pytest.raises(ValueError, match="never changes"):
         metrics.lip_sync_lag(track(frames), sound, rate, a_head())
+
+
+@pytest.mark.parametrize("pred, ref, says", [
+    (track(0), track(5), "the track has no frames"), (track(5), track(0), "the reference has no frames"),
+    (track(5), track(3, jawOpen=np.nan), "the reference has nan at frame 0, jawOpen"),
+    (track(5)[:, :50], track(5), r"the track has shape \(5, 50\)"),
+    (track(5), track(5)[0], r"reference has shape \(52")])
+def test_a_track_that_cannot_be_compared_is_named(pred, ref, says):
+    with pytest.raises(ValueError, match=says):
+        metrics.comparison(pred, ref, a_head())
+
+
+def test_figures_of_faces_that_do_not_move_are_none_not_nan():
+    with np.errstate(divide="raise", invalid="raise"):
+        found = face_figures([track(1), track(7)], [track(3), track(5)], [None, None], make_head())
+    assert found["jitter"] is None and found["jaw lag to the teacher, ms"] is None
+    json.dumps(found, allow_nan=False)
+    with pytest.raises(ValueError, match="1 tracks, 0 references, 1 voices"):
+        face_figures([track(3)], [], [None], make_head())
 
 
 @pytest.fixture
@@ -173,15 +194,15 @@ def test_measure_with_sound_adds_the_lag_and_takes_another_head(tmp_path, capsys
 
 
 @pytest.mark.parametrize("args, says", [
-    (["convert", "none.json", "out.csv"], "none.json: no such file"),
+    (["convert", "none.json", "out.csv"], "none.json not found"),
     (["convert", "in.csv", "out.fbx"], "unknown ending"),
     (["convert", "in.csv", "out.html", "--audio", "none.wav"], "none.wav: no such sound file"),
     (["convert", "in.csv", "out.html", "--audio", "in.csv"], "in.csv"),
-    (["convert", "in.csv", "out.csv", "--fps", "0"], "expected a positive rate"),
+    (["convert", "in.csv", "out.csv", "--fps", "0"], "expected a number from 1 to 1000"),
     (["convert", "in.csv", "out.glb", "--template", "in.csv"], "in.csv"),
     (["head", "--out", "out.obj"], "ends in .glb"), (["sheet", "--out", "out.jpg"], "ends in .png"),
     (["gallery", "empty"], "no answer.json"),
-    (["measure", "in.csv", "none.csv"], "none.csv: no such file"),
+    (["measure", "in.csv", "none.csv"], "none.csv not found"),
     (["measure", "in.csv", "in.csv", "--audio", "none.wav"], "none.wav not found"),
     (["measure", "in.csv", "in.csv", "--audio", "in.csv"], "in.csv is not audio"),
     (["measure", "in.csv", "in.csv", "--audio", "a.wav"], "the mouth or the sound never changes"),

@@ -1,0 +1,249 @@
+"""When each row of a face capture is shown: its times and rate, from all that the file says about them.
+
+The times are taken from the first of these that moves forward: a column of seconds, the timecodes, a column of frame
+numbers, the rows themselves at an even rate. Single faults in a clock are repaired, gaps are kept. How many frames the
+timecodes count in a second is read from the step over the end of a second (`..:29` to `..:00`: 30). Takes too short
+for that, frame numbers and bare rows get the rate that the file states, else the one in its name (`take_29_97fps`),
+else 30, or 60, 120, 240 if a frame number is higher. A stated or named 29.97 (59.94, 23.976) also tells that a count
+of 30 is 29.97 frames long, so that the timecodes run 0.1 % slow; drop-frame timecodes always do. What contradicts the
+choice is noted. --fps overrules: the clock is stretched until its frames come at that rate. R: rows of a file.
+"""
+import re
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from face_decoder import FPS
+
+MIN_FPS, MAX_FPS = 1, 1000              # frames per second
+MAX_SECONDS = 4 * 3600
+COUNTS = (5, 10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 72, 75, 90, 100, 120, 240, 1000)    # a second, as clocks count it
+CODE = re.compile(r"(?:(\d{1,3}):)?(\d{1,3}):(\d{1,3})(?:([:;.,])(\d{1,9})\d*(?:[.,](\d{1,9})\d*)?)?", re.ASCII)
+IN_NAME = re.compile(r"(?:(\d{1,9})([._]))?(\d{1,9})[ _-]?fps", re.ASCII | re.IGNORECASE)
+middle = partial(np.quantile, q=0.5, method="lower")    # the median; of an even number of values the lower
+ADVICE = "give the rate with --fps, and --ignore-timecodes for rows at even times"
+
+
+class Timing(NamedTuple):
+    times: np.ndarray       # (R,) float64, seconds from 0, increasing
+    length: float           # seconds: the last time and one frame
+    rate: float             # rows per second
+    how: str                # where the times come from, in a phrase
+    notes: tuple            # contradictions and repairs
+
+
+class Clock(NamedTuple):
+    seconds: np.ndarray     # (R,) float64: as written at first, from 0 and increasing after `in_order`
+    count: float | None     # the frames that it counts in a second, None: it counts none
+    how: str
+
+
+def frame_times(rows: int, codes=None, stamps=None, numbers=None, name: str = "", stated: float | None = None,
+                fps: float | None = None, ignore_timecodes: bool = False) -> Timing:
+    """The times of the rows of a capture, by the order of evidence at the top of this file.
+
+    codes: R strings, the timecodes: HH:MM:SS with :FF or ;FF (frames; .sss of a frame may follow), .mmm ,mmm or :mmm
+    (parts of a second) or nothing. stamps, numbers: (R,) columns of seconds and of frame numbers. name: the file's.
+    stated: the rate that the file states. fps: the user's, which overrules. ignore_timecodes: rows at even times,
+    whatever the columns say. What is absent is None.
+    Raises ValueError for a timecode that is none, a rate outside MIN_FPS to MAX_FPS, or more than MAX_SECONDS.
+    """
+    if rows < 1:
+        raise ValueError("no rows: expected at least one")
+    notes = []
+    hints = rates_said(name, stated, fps, notes)
+    rate, who = hints[0] if hints else (FPS, "assumed")
+    if ignore_timecodes and not hints:
+        try:
+            rate, who = frame_times(rows, codes, stamps, numbers).rate, "as by the file's clock"
+        except ValueError:                                              # no usable clock: the assumed rate stays
+            pass
+    times, frame, how = np.arange(rows) / rate, 1 / rate, f"rows at an even {rate:.6g} per second ({who})"
+    found = [] if ignore_timecodes or rows == 1 else clocks(codes, stamps, numbers, hints, notes)
+    if found:
+        times, how = found[0].seconds * stretch(found[0], hints, fps, notes), found[0].how
+        frame = typical(np.diff(times))
+        notes += [f"{other.how} the take lasts {other.seconds[-1]:.4g} s, {how} {times[-1]:.4g} s: these are taken"
+                  for other in found[1:] if abs(other.seconds[-1] / times[-1] - 1) > 0.02]
+    length = float(times[-1] + frame)
+    if not 0.999 * MIN_FPS <= 1 / frame <= 1.001 * MAX_FPS or length > MAX_SECONDS:
+        raise ValueError(f"{length:.6g} s with {1 / frame:.4g} rows per second ({how}), expected {MAX_SECONDS} s at "
+                         f"most with {MIN_FPS} to {MAX_FPS} rows per second: {ADVICE}")
+    return Timing(times, length, 1 / frame, how, tuple(notes))
+
+
+def rates_said(name: str, stated, fps, notes: list) -> list:
+    """[(rate, who says it)], the best first: --fps alone, else what the file states, then what its name says."""
+    said = [(fps, "--fps")] if fps is not None else [(stated, "the file")] if stated is not None else []
+    for rate, who in said:
+        if not MIN_FPS <= rate <= MAX_FPS:
+            raise ValueError(f"{who} says {rate:g} frames per second, expected {MIN_FPS} to {MAX_FPS}: {ADVICE}")
+    for whole, point, part in IN_NAME.findall(name) if fps is None else []:
+        rate = float(f"{whole}.{part}") if point else float(part)
+        rate = float(part) if point == "_" and not ntsc(rate) else rate     # take_2_60fps is the second take
+        if MIN_FPS <= rate <= MAX_FPS:
+            said.append((rate, "the name"))
+        else:
+            notes.append(f"the name says {rate:g} frames/s: ignored, as no rate")
+    return said
+
+
+def clocks(codes, stamps, numbers, hints: list, notes: list) -> list:
+    """The clocks of a file that can be used, the best first, in order. Raises ValueError as `clock_of_codes`."""
+    found = [] if stamps is None else [Clock(np.asarray(stamps, np.float64), None, "by the column of seconds")]
+    found += [] if codes is None else [clock_of_codes(codes, hints, notes)]
+    usable = [clock for clock in (in_order(clock, notes) for clock in found) if clock]
+    if not usable and numbers is not None:
+        rate, who = hints[0] if hints else (FPS, "assumed")
+        how = f"by the frame numbers, {rate:.6g} per second ({who})"
+        usable = [in_order(Clock(np.asarray(numbers, np.float64) / rate, rate, how), notes)]
+    return [clock for clock in usable if clock]
+
+
+def clock_of_codes(codes: list, hints: list, notes: list) -> Clock:
+    """The clock of timecodes. Raises ValueError for one that is none."""
+    found = [CODE.fullmatch(code.strip()) for code in codes]
+    if None in found:
+        row = found.index(None)
+        raise ValueError(f"row {row}: timecode {codes[row]!r}, expected HH:MM:SS:FF or HH:MM:SS.mmm; or "
+                         "--ignore-timecodes for rows at even times")
+    hours, minutes, whole, marks, parts, subs = zip(*(match.groups() for match in found))
+    second = np.array([int(h or 0) * 3600 + int(m) * 60 + int(s) for h, m, s in zip(hours, minutes, whole)])
+    second = np.unwrap(second, discont=23 * 3600, period=24 * 3600)     # midnight
+    point = not {":", ";"} & set(marks)                                 # 1.5 is half a second, 1:05 the frame 5
+    width = max(len(part or "") for part in parts)
+    frame = np.array([int((part or "").ljust(width, "0") or 0) if point else int(part or 0) for part in parts])
+    count = frames_in_a_second(second, frame, width, point, hints, notes)
+    if count == 10 ** width and (point or width > 2):
+        return Clock(second + frame / count, None, "by the timecodes, in seconds")
+    lost = frames_left_out(second, frame, count, ";" in marks, hints)
+    ticks = second * count + frame - lost * (second // 60 - second // 600)
+    # Sub-frames of some recorders only count up: they count where they make the steps more even.
+    ticks = min(ticks, ticks + np.array([float(f"0.{sub or 0}") for sub in subs]), key=lambda t: np.diff(t).std())
+    rate = count / 1.001 if lost else count
+    return Clock(ticks / rate, rate, f"by the timecodes, {count} frames in each second{', drop-frame' * bool(lost)}")
+
+
+def frames_in_a_second(second, frame, width: int, point: bool, hints: list, notes: list) -> int:
+    """How many frames (or parts) the timecodes count in a second. second, frame: (R,); width: digits of a frame.
+    Each row that is one second further than the row before says it: from `:29` to `:00`, with steps of 1, 30."""
+    passed, steps, top = np.diff(second), np.diff(frame), int(frame.max())
+    inside = steps[(passed == 0) & (steps > 0)]
+    step = typical(inside) if len(inside) else 1
+    ends = np.sort(step - steps[passed == 1])
+    if not width or width > 2 and (point or top >= 240 or not len(ends) and step > 1) or point and not len(ends):
+        return 10 ** width
+    repeats = middle(run_lengths(second + frame / 1e9))                 # rows that have the same code
+    said = [round(rate / share) for rate, _ in hints for share in (repeats, 1)]
+    if not len(ends):
+        count = next((count for count in (*said, FPS, 60, 120, 240) if count > top), top + 1)
+        if count not in said and len(inside) and count > top + step:
+            notes.append(f"no timecode passes the end of a second: {count} frames/s are a guess, as the highest frame "
+                         f"number is {top}; --fps sets another rate")
+        return count
+    count = ends[int(0.75 * (len(ends) - 1) + 0.5)]                     # lost frames make some of them too small
+    if len(ends) < 3:
+        count = max(count, top + 1)
+        likely = said if (inside == step).all() else [*said, *COUNTS]   # uneven: frames were lost, here too perhaps
+        near = [each for each in likely if top < each and 0.98 * count <= each <= 1.1 * count + 1]
+        if near:
+            return near[0]
+    nearest = min(COUNTS, key=lambda each: abs(each - count))
+    return nearest if abs(nearest - count) <= 0.04 * nearest and nearest > top else round(count)
+
+
+def frames_left_out(second, frame, count: int, marked: bool, hints: list) -> int:
+    """How many frame numbers drop-frame timecodes skip in each minute that ten does not divide: 0 if they are none.
+    Without their mark, the semicolon, two minutes must show it, or one and a rate such as 29.97 be said."""
+    lost = count // 15
+    opens = (second % 60 == 0) & (second // 60 % 10 != 0)
+    if count not in (30, 60, 120) or (frame[opens] < lost).any():
+        return 0
+    skips = opens[1:] & (np.diff(second) == 1) & (frame[1:] == lost) & (frame[:-1] == count - 1)
+    return lost if marked or skips.sum() + any(ntsc(rate) for rate, _ in hints) >= 2 else 0
+
+
+def in_order(clock: Clock, notes: list) -> Clock | None:
+    """The clock from 0, increasing, gaps kept; None, and a note, if it cannot be trusted.
+
+    One or two rows off the line of their neighbours are put on it; where the clock is set back, the rows go on; rows of
+    one time get times up to the next one, a frame apart at most.
+    """
+    seconds, rows, lengths = clock.seconds, len(clock.seconds), run_lengths(clock.seconds)
+    if not (abs(seconds) < 1e12).all() or len(lengths) < 3 and max(lengths) > 3 or seconds.max() == seconds[0]:
+        notes.append(f"the times {clock.how} stand still or are no numbers: they are not used")
+        return None
+    steps, usual = np.diff(seconds), middle(lengths)
+    row = typical(steps[steps > 0]) / usual
+    line = np.arange(rows) * row
+    near = line + np.median(sliding_window_view(np.pad(seconds - line, 2, mode="edge"), 5), axis=1)
+    back = np.convolve(np.r_[False, steps < 0], np.ones(5))[2:-2] > 0   # two rows around each step back
+    stray = back & (abs(seconds - near) > 0.99 * row)
+    steps = np.diff(np.where(stray, near, seconds))
+    back = np.flatnonzero(steps < -0.01 * row)
+    if stray.sum() + len(back) > rows / 5:
+        notes.append(f"the times {clock.how} run backwards again and again: they are not used")
+        return None
+    if stray.any():
+        notes.append(f"rows out of order: {stray.sum()}, the first is row {stray.argmax()}; they get times between")
+    if len(back):
+        notes.append(f"the clock goes back {-steps[back[0]]:.3g} s after row {back[0]}: the rows go on without a gap")
+    steps[back] = row
+    if steps.max() > max(0.5, 2.5 * row * usual):
+        notes.append(f"a gap of {steps.max():.3g} s after row {steps.argmax()}: kept")
+    seconds = np.r_[0, np.cumsum(np.maximum(steps, 0))]
+    lengths = run_lengths(seconds)
+    if len(lengths) < rows:
+        notes.append(f"{rows} rows have {len(lengths)} times: rows of the same time get times up to the next")
+    first = np.cumsum(lengths) - lengths                                # the row that begins each run of one time
+    room = np.diff(np.r_[seconds[first], np.inf])
+    apart = np.minimum(room / lengths, row)
+    start = seconds[first]
+    if lengths[0] < usual and room[0] < 1.5 * usual * row:              # the take begins in the middle of a code
+        start[0] = start[1] - lengths[0] * apart[0]
+    within = np.arange(rows) - np.repeat(first, lengths)
+    return clock._replace(seconds=np.repeat(start, lengths) + within * np.repeat(apart, lengths) - start[0])
+
+
+def stretch(clock: Clock, hints: list, fps, notes: list) -> float:
+    """How much longer than by its clock the take is, as --fps or a rate such as 29.97 says; others are noted."""
+    steps = np.diff(clock.seconds)
+    row = typical(steps)
+    average = len(steps) / clock.seconds[-1]
+    own = [1 / row]
+    if clock.count:                                                     # a frame in whole rows, or a row in frames
+        share = row * clock.count
+        own = [clock.count, clock.count / round(share) if share > 1 else clock.count * round(1 / share)]
+    for rate, who in hints:
+        if not clock.count and abs(row * rate - 1) < 0.15:              # a coarse clock: frames in each of its steps
+            own = [np.maximum(1, np.round(steps * rate)).sum() / clock.seconds[-1]]
+        near = [mine for mine in (*own, average) if abs(mine / rate - 1) < 0.04]
+        mine = near[0] if near else min(own, key=lambda mine: abs(np.log(mine / rate)))
+        if fps is not None or near and clock.count and ntsc(rate) and abs(mine / rate - 1) < 0.002:
+            if not clock.count and abs(mine / rate - 1) < 0.01:
+                return 1.0                                              # measured times agree with it: they stay
+            if abs(mine / rate - 1) > 5e-4:
+                notes.append(f"{who} says {rate:g} frames/s, the clock {mine:.4g}: the take lasts {mine / rate:.4g} "
+                             "times as long as by the clock")
+            return mine / rate
+        if not near:
+            notes.append(f"{who} says {rate:g} frames/s, the times {clock.how} {1 / row:.4g}: these are taken; "
+                         f"--fps {rate:g} takes the other")
+    return 1.0
+
+
+def ntsc(rate: float) -> bool:
+    """Whether a rate is one of television's, 0.1 % below a whole number: 29.97, 59.94, 23.976, 23.98, ..."""
+    return any(abs(rate * 1.001 - count) < 0.006 for count in (24, 30, 48, 60, 120))
+
+
+def typical(steps) -> float:
+    """The mean of the steps that are about as long as the middle one: rounding is evened out, gaps do not count."""
+    return float(steps[abs(steps / middle(steps) - 1) < 0.6].mean())
+
+
+def run_lengths(values):
+    """(R,) -> how many equal values stand in each run."""
+    return np.diff(np.r_[0, np.flatnonzero(np.diff(values)) + 1, len(values)])
