@@ -5,11 +5,13 @@ generation_config.json, model*.safetensors, tokenizer files, and beside them spe
 release are the same thing to `ExOmni.from_pretrained`; every tensor is accounted for (weights.py).
 """
 import shutil
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Annotated, Literal
 
 import disk
 import weights
+from disk import Layers, Positive, Scale, Share, Size
 from face_decoder import FaceConfig
 from qwen3 import SIZES, Qwen3Config
 from speech_generator import GeneratorConfig
@@ -23,6 +25,67 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_conf
 # concatenation instead); v2 Table 6: the units as queries. Of the speech generator, v1 Table 8: TQGF, likewise.
 ABLATIONS = {"velocity": "face", "speech-context": "face", "context": "face", "tqgf": "face", "units": "face",
              "generator-tqgf": "generator"}
+
+DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16", "half": "float16",
+          "float32": "float32", "fp32": "float32", "float": "float32"}      # as configs write them -> of the weights
+
+
+@dataclass
+class ReleaseConfig:
+    """The fields of the release's config.json that are neither the LLM's nor those of nested configs."""
+    unit_vocab_size: Size
+    speech_vocab_size: Size
+    speech_embed_dim: Size
+    bs_decoder_dimension: Size
+    nhead: Size
+    num_bs_decoder_layers: Layers
+    dropout_rate: Share
+    out_dim: Size
+    speech_encoder_ds_rate: Size
+    speech_projector_hidden_size: Size = 2048
+    sg_tqgf_depth: Layers = 2
+    sg_tqgf_heads: Size = 16
+    sg_tqgf_dim_head: Size = 256
+    sg_ablate: Literal["", "tqgf"] = ""
+    bs_tqgf_depth: Layers | None = None
+    bs_tqgf_heads: Size | None = None
+    bs_tqgf_dim_head: Size | None = None
+    bs_ablate: Literal[("", *(name for name, part in ABLATIONS.items() if part == "face"))] = ""
+    period: Size = 30
+    rope_scale: Positive = 1.0
+    velocity_weight: Scale = 0.5
+
+    def __post_init__(self):
+        if self.bs_decoder_dimension % self.nhead or self.bs_decoder_dimension % 2:
+            raise ValueError(f"bs_decoder_dimension is {self.bs_decoder_dimension}, expected an even number that "
+                             f"nhead ({self.nhead}) divides")
+
+
+def generation_fields(directory, values: dict, vocab_size: int) -> dict:
+    """What generation_config.json says, ours or Hugging Face's, as fields of ExOmniConfig. values: config.json, which
+    may hold eos_token_id instead. Raises ValueError."""
+    path = Path(directory) / "generation_config.json"
+    given, found = disk.read_json(path) if path.is_file() else {}, {}
+    source, where = (given, path) if "eos_token_id" in given else (values, path.with_name("config.json"))
+    stop = source.get("eos_token_id")
+    if stop is not None:
+        kind = Annotated[list[Annotated[int, 0, vocab_size - 1]], 1, 64]
+        stop = stop if isinstance(stop, list) else [stop]
+        found["stop_ids"] = tuple(disk.typed({"eos_token_id": stop}, "eos_token_id", kind, where))
+    if "unit_do_sample" in given:
+        found["greedy_units"] = not disk.typed(given, "unit_do_sample", bool, path)
+    return found | {"top_p": disk.typed(given, "top_p", Share | None, path, None) or 1.0}
+
+
+def dtype_of(values: dict, path) -> str:
+    """The type of the weights, by the config.json at `path`: "bfloat16", "float16" or "float32". "auto" is that of the
+    first tensor on disk. Raises ValueError."""
+    name = "dtype" if values.get("torch_dtype") is None else "torch_dtype"
+    asked = (disk.typed(values, name, str | None, path, None) or "float32").removeprefix("torch.")
+    if asked == "auto":
+        first = next(iter(weights.shapes(weights.files(Path(path).parent)[0]).values()), ((), "F32"))
+        return {"BF16": "bfloat16", "F16": "float16"}.get(first[1], "float32")
+    return DTYPES[disk.typed({name: asked}, name, Literal[(*DTYPES, "auto")], path)]
 
 
 @dataclass
@@ -48,50 +111,41 @@ class ExOmniConfig:
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory} is not a directory: expected a checkpoint, "
                                     "make one with `python prepare.py weights`")
+        if (directory / ".saved").is_dir():
+            raise ValueError(f"{directory} is being saved, or a save was killed: try again, or run the command "
+                             "that wrote it again: it completes the save")
         path = directory / "config.json"
+        if (directory / "adapter_config.json").is_file() and not path.is_file():
+            raise ValueError(f"{directory} is {weights.FOREIGN['lora_A']}")
         values = disk.read_json(path) | given
-        try:
-            config = cls.from_fields(values, path)
-        except KeyError as error:
-            raise ValueError(f"{path} lacks the field {error}: is it an Ex-Omni checkpoint?") from None
-        path = directory / "generation_config.json"
-        generation = disk.read_json(path) if path.is_file() else {}
-        stop = generation.get("eos_token_id", values.get("eos_token_id"))
-        if stop is not None:
-            config.stop_ids = tuple(stop) if isinstance(stop, list) else (stop,)
-        config.top_p = generation.get("top_p") or 1.0
-        config.greedy_units = not generation.get("unit_do_sample", True)
-        return config
+        config = cls.from_fields(values, path)
+        return replace(config, **generation_fields(directory, values, config.llm.vocab_size))
 
     @classmethod
     def from_fields(cls, values: dict, path: Path) -> "ExOmniConfig":
-        """The fields of config.json -> the configuration. Raises KeyError for a field that is missing."""
-        def nested(ours, release):
+        """The fields of config.json -> the configuration. Raises ValueError for one that is missing or wrong."""
+        def nested(config, ours, release):
             if ours in values:
-                return values[ours]
+                return config.from_dict(disk.typed(values, ours, dict, path), f"{path}: {ours}")
             if release in values:
-                return disk.read_json(path.parent / values[release] / "config.json")
+                file = path.parent / disk.typed(values, release, str, path) / "config.json"
+                return config.from_dict(disk.read_json(file), file)
             raise ValueError(f"{path} has neither {ours} nor {release}: is it an Ex-Omni checkpoint?")
 
-        encoder = nested("speech_encoder_config", "pretrain_speech_encoder_weights")
-        backbone = nested("speech_generator_config", "pretrain_speech_generator_weights")
-        llm = Qwen3Config.from_dict(values, path)
-        generator = GeneratorConfig(
-            Qwen3Config.from_dict(backbone, f"{path}: the speech generator"), values["unit_vocab_size"],
-            values.get("sg_tqgf_depth", 2), values.get("sg_tqgf_heads", 16), values.get("sg_tqgf_dim_head", 256),
-            values.get("sg_ablate", ""))
-        ablate = values.get("bs_ablate", "")
-        context = llm if ablate == "speech-context" else generator.llm
+        encoder = nested(WhisperConfig, "speech_encoder_config", "pretrain_speech_encoder_weights")
+        backbone = nested(Qwen3Config, "speech_generator_config", "pretrain_speech_generator_weights")
+        llm, r = Qwen3Config.from_dict(values, path), disk.checked(ReleaseConfig, values, path)
+        generator = GeneratorConfig(backbone, r.unit_vocab_size, r.sg_tqgf_depth, r.sg_tqgf_heads, r.sg_tqgf_dim_head,
+                                    r.sg_ablate)
+        context = llm if r.bs_ablate == "speech-context" else backbone
         face = FaceConfig(
-            state_dim=context.hidden_size, unit_vocab=values["speech_vocab_size"],
-            unit_dim=values["speech_embed_dim"], dim=values["bs_decoder_dimension"], heads=values["nhead"],
-            layers=values["num_bs_decoder_layers"], dropout=values["dropout_rate"], channels=values["out_dim"],
-            tqgf_depth=values.get("bs_tqgf_depth") or 2, tqgf_heads=values.get("bs_tqgf_heads") or 8,
-            tqgf_dim_head=values.get("bs_tqgf_dim_head") or 64, period=values.get("period", 30),
-            rope_scale=values.get("rope_scale", 1.0), velocity_weight=values.get("velocity_weight", 0.5), ablate=ablate)
-        return cls(llm, WhisperConfig(**{f.name: encoder[f.name] for f in fields(WhisperConfig)}), generator, face,
-                   values["speech_encoder_ds_rate"], values.get("speech_projector_hidden_size", 2048),
-                   dtype=values.get("torch_dtype") or values.get("dtype") or "float32")
+            state_dim=context.hidden_size, unit_vocab=r.speech_vocab_size, unit_dim=r.speech_embed_dim,
+            dim=r.bs_decoder_dimension, heads=r.nhead, layers=r.num_bs_decoder_layers, dropout=r.dropout_rate,
+            channels=r.out_dim, tqgf_depth=r.bs_tqgf_depth or 2, tqgf_heads=r.bs_tqgf_heads or 8,
+            tqgf_dim_head=r.bs_tqgf_dim_head or 64, period=r.period, rope_scale=r.rope_scale,
+            velocity_weight=r.velocity_weight, ablate=r.bs_ablate)
+        return cls(llm, encoder, generator, face, r.speech_encoder_ds_rate, r.speech_projector_hidden_size,
+                   dtype=dtype_of(values, path))
 
     def ablated(self, name: str) -> "ExOmniConfig":
         """This configuration without what ABLATIONS[name] says. Raises ValueError where another thing is left out of the

@@ -10,12 +10,14 @@ encoder, C that of the U-Net.
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from disk import Layers, Scale, Share, Size, Sizes
 from face_decoder import UNIT_RATE
 from whisper import sinusoids
 
@@ -25,38 +27,39 @@ OUTPUT_HOP = 256              # samples per mel frame of it
 
 @dataclass
 class EncoderConfig:
-    output_size: int = 512          # D
-    attention_heads: int = 8
-    linear_units: int = 2048        # feed-forward width
-    num_blocks: int = 6             # layers
-    block_size: int = 10            # units that see each other, 0.8 s; also the default block of stream()
-    dropout_rate: float = 0.1       # in training
+    output_size: Size = 512         # D
+    attention_heads: Size = 8
+    linear_units: Size = 2048       # feed-forward width
+    num_blocks: Layers = 6          # layers
+    block_size: Size = 10           # units that see each other, 0.8 s; also the default block of stream()
+    dropout_rate: Share = 0.1       # in training
+
+    def __post_init__(self):
+        if self.output_size % self.attention_heads:
+            raise ValueError(f"output_size is {self.output_size}, expected a multiple of attention_heads "
+                             f"({self.attention_heads})")
 
 
 @dataclass
 class RegulatorConfig:
-    sampling_ratios: list = field(default_factory=lambda: [1, 1, 1, 1])     # one convolution each
+    sampling_ratios: Sizes = field(default_factory=lambda: [1, 1, 1, 1])    # one convolution each
 
 
 @dataclass
 class EstimatorConfig:
-    channels: list = field(default_factory=lambda: [256, 256])              # C of each level, halving the rate
-    n_blocks: int = 4               # transformer blocks after each Resnet
-    num_mid_blocks: int = 12
-    num_heads: int = 8
-    attention_head_dim: int = 64
+    channels: Sizes = field(default_factory=lambda: [256, 256])             # C of each level, halving the rate
+    n_blocks: Layers = 4            # transformer blocks after each Resnet
+    num_mid_blocks: Layers = 12
+    num_heads: Size = 8
+    attention_head_dim: Size = 64
 
 
 @dataclass
 class CFMConfig:
-    sigma_min: float = 1e-6
-    training_cfg_rate: float = 0.2  # how often training drops all conditions
-    inference_cfg_rate: float = 0.7     # guidance
-    t_scheduler: str = "cosine"     # the only one known here
-
-    def __post_init__(self):
-        if self.t_scheduler != "cosine":
-            raise ValueError(f"t_scheduler is {self.t_scheduler!r}, expected 'cosine'")
+    sigma_min: Share = 1e-6
+    training_cfg_rate: Share = 0.2  # how often training drops all conditions
+    inference_cfg_rate: Scale = 0.7     # guidance
+    t_scheduler: Literal["cosine"] = "cosine"
 
 
 @dataclass
@@ -68,10 +71,10 @@ class MatchingConfig:
 @dataclass
 class FlowConfig:
     """Nested and named as the official yaml; the defaults are the published values."""
-    vocab_size: int = 16384
-    input_size: int = 512           # width of the unit embedding
-    output_size: int = 80           # M
-    spk_embed_dim: int = 192
+    vocab_size: Size = 16384
+    input_size: Size = 512          # width of the unit embedding
+    output_size: Size = 80          # M
+    spk_embed_dim: Size = 192
     encoder: EncoderConfig = field(default_factory=EncoderConfig)               # the transformer over units
     length_regulator: RegulatorConfig = field(default_factory=RegulatorConfig)  # from units to mel frames
     decoder: MatchingConfig = field(default_factory=MatchingConfig)             # flow matching and its U-Net

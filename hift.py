@@ -9,54 +9,58 @@ Shapes: B batch, L mel frames (256 samples each), M mel bins, C channels, R posi
 import math
 from dataclasses import dataclass, field
 from itertools import chain
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import weights
+from disk import Layers, Scale, Share, Size, Sizes
 from flow import OUTPUT_HOP, OUTPUT_RATE, random_tensor
 from whisper import mel_filters
+
+Dilations = Annotated[list[Layers], 1, 64]
 
 
 @dataclass
 class F0Config:
     """Predicts the pitch from the mel."""
-    cond_channels: int = 512
+    cond_channels: Size = 512
 
 
 @dataclass
 class STFTConfig:
     """Of the source and of the output, in samples."""
-    n_fft: int = 16
-    hop_len: int = 4
+    n_fft: Size = 16
+    hop_len: Size = 4
 
 
 @dataclass
 class HiFTConfig:
     """Nested and named as the official yaml; the defaults are the published values."""
-    in_channels: int = 80           # M
-    base_channels: int = 512
-    nb_harmonics: int = 8           # overtones; the fundamental comes on top
-    sampling_rate: int = OUTPUT_RATE
-    nsf_alpha: float = 0.1          # amplitude of each sine
-    nsf_sigma: float = 0.003        # noise on voiced frames
-    nsf_voiced_threshold: float = 10.0      # Hz; below it a frame is unvoiced
-    upsample_rates: list = field(default_factory=lambda: [8, 8])
-    upsample_kernel_sizes: list = field(default_factory=lambda: [16, 16])
+    in_channels: Size = 80          # M
+    base_channels: Size = 512
+    nb_harmonics: Layers = 8        # overtones; the fundamental comes on top
+    sampling_rate: Size = OUTPUT_RATE
+    nsf_alpha: Scale = 0.1          # amplitude of each sine
+    nsf_sigma: Scale = 0.003        # noise on voiced frames
+    nsf_voiced_threshold: Scale = 10.0      # Hz; below it a frame is unvoiced
+    upsample_rates: Sizes = field(default_factory=lambda: [8, 8])
+    upsample_kernel_sizes: Sizes = field(default_factory=lambda: [16, 16])
     istft_params: STFTConfig = field(default_factory=STFTConfig)
-    resblock_kernel_sizes: list = field(default_factory=lambda: [3, 7, 11])
-    resblock_dilation_sizes: list = field(default_factory=lambda: [[1, 3, 5]] * 3)
-    source_resblock_kernel_sizes: list = field(default_factory=lambda: [7, 11])
-    source_resblock_dilation_sizes: list = field(default_factory=lambda: [[1, 3, 5]] * 2)
-    lrelu_slope: float = 0.1
-    audio_limit: float = 0.99
+    resblock_kernel_sizes: Sizes = field(default_factory=lambda: [3, 7, 11])
+    resblock_dilation_sizes: list[Dilations] = field(default_factory=lambda: [[1, 3, 5]] * 3)
+    source_resblock_kernel_sizes: Sizes = field(default_factory=lambda: [7, 11])
+    source_resblock_dilation_sizes: list[Dilations] = field(default_factory=lambda: [[1, 3, 5]] * 2)
+    lrelu_slope: Share = 0.1
+    audio_limit: Share = 0.99
     f0_predictor: F0Config = field(default_factory=F0Config)
 
     def __post_init__(self):
         hop = math.prod(self.upsample_rates) * self.istft_params.hop_len
         if (hop, self.sampling_rate) != (OUTPUT_HOP, OUTPUT_RATE):
-            raise ValueError(f"the vocoder makes {hop} samples per frame at {self.sampling_rate} Hz, "
+            raise ValueError(f"upsample_rates make {hop} samples per frame at {self.sampling_rate} Hz, "
                              f"expected {OUTPUT_HOP} at {OUTPUT_RATE}")
 
 
@@ -179,19 +183,21 @@ def fold_weight_norm(gain, direction):
     return gain * direction / direction.flatten(1).norm(dim=1).view_as(gain)
 
 
-def load_hift(hift: HiFT, path) -> None:
+def load_hift(hift: HiFT, path, device="cpu") -> None:
     """`weights.load` for a vocoder file: official ones hold weight_g and weight_v, ours plain weights
     (docs/spec/glm4_voice.md 3.2). Raises ValueError where a tensor is missing, left over or of another shape."""
-    shapes, target = weights.shapes(path), hift.state_dict()
-    for name, shape in shapes.items():
+    shapes = weights.shapes(path)
+    for name, (shape, kind) in shapes.items():
         gain = name[:-1] + "g"
-        if name.endswith(".weight_v") and shapes.get(gain) != (shape[0], 1, 1):
-            raise ValueError(f"{path}: {gain} is {shapes.get(gain, 'missing')}, expected {(shape[0], 1, 1)} for {name}")
+        fits, seen = ((*shape[:1], 1, 1), kind), shapes.get(gain, "missing")
+        if name.endswith(".weight_v") and seen != fits:
+            raise ValueError(f"{path}: {gain} is {seen}, expected {fits} for {name}")
 
     def rename(name):
         return None if name.endswith(".weight_g") else name.removesuffix("_v")
 
-    matched, gains = weights.plan(target, {path: shapes}, rename, str(path))
+    matched, gains = weights.plan(hift.state_dict(), {path: shapes}, rename, str(path))
+    target = weights.allocate(hift, device).state_dict()
     gains = {name: tensor.clone() for name, tensor in weights.stream(path, gains)}
     with torch.no_grad():
         for name, tensor in weights.stream(path, matched[path]):

@@ -12,26 +12,40 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from disk import Layers, Positive, Share, Size, checked, typed
+
 
 @dataclass
 class Qwen3Config:
     """Field names are those of Hugging Face's config.json; the defaults are Qwen3-8B's, the paper's language model."""
-    vocab_size: int = 151936
-    hidden_size: int = 4096
-    intermediate_size: int = 12288
-    num_hidden_layers: int = 36
-    num_attention_heads: int = 32
-    num_key_value_heads: int = 8           # each serves heads / kv query heads
-    head_dim: int = 128                    # heads * head_dim need not equal hidden_size
-    rope_theta: float = 1e6
-    rms_norm_eps: float = 1e-6
-    max_position_embeddings: int = 40960   # tokens, the longest context
+    vocab_size: Size = 151936
+    hidden_size: Size = 4096
+    intermediate_size: Size = 12288
+    num_hidden_layers: Layers = 36
+    num_attention_heads: Size = 32
+    num_key_value_heads: Size = 8          # each serves heads / kv query heads
+    head_dim: Size = 128                   # heads * head_dim need not equal hidden_size
+    rope_theta: Positive = 1e6
+    rms_norm_eps: Share = 1e-6
+    max_position_embeddings: Size = 40960  # tokens, the longest context
     tie_word_embeddings: bool = False      # True: the output matrix is the embedding (0.6B, 1.7B, 4B)
+
+    def __post_init__(self):
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(f"num_attention_heads is {self.num_attention_heads}, expected a multiple of "
+                             f"num_key_value_heads ({self.num_key_value_heads})")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}, expected an even number")
 
     @classmethod
     def from_dict(cls, values: dict, where="config.json") -> "Qwen3Config":
-        """From a Hugging Face config. Raises ValueError for a field that is missing or for what Qwen3 does not have."""
-        values = values | (values.get("rope_parameters") or {})     # transformers 5 nests rope_theta in there
+        """From a Hugging Face config. Raises ValueError for a field that is missing or wrong, or for what Qwen3 does
+        not have."""
+        if values.get("quantization_config"):
+            method = typed(values, "quantization_config", dict, where).get("quant_method", "by an unknown method")
+            raise ValueError(f"{where}: the model is quantised ({method}), expected weights in bfloat16, float16 or "
+                             "float32: use the checkpoint that it was made from")
+        values = values | (typed(values, "rope_parameters", dict | None, where, None) or {})    # of transformers 5
         asked = {"attention_bias": values.get("attention_bias"), "use_sliding_window": values.get("use_sliding_window"),
                  "rope_scaling": values.get("rope_scaling")}
         odd = [name for name, value in asked.items() if value] + [
@@ -42,7 +56,7 @@ class Qwen3Config:
         if odd or missing:
             raise ValueError(f"{where} is not a plain Qwen3 config: " + "; ".join(
                 f"{what} {', '.join(names)}" for what, names in (("unsupported", odd), ("missing", missing)) if names))
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        return checked(cls, values, where)
 
 
 # The published sizes (docs/spec/ex_omni.md 3).

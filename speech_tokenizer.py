@@ -7,8 +7,9 @@ A Whisper encoder made causal, cut off after `quantize_position` layers, pooled 
 Shapes: B batch, M mel bins, L mel frames, N states (L/2, then U), U units, D width, H heads, V codes.
 """
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from torch import nn
 
 import disk
 import weights
+from audio import check_finite
+from disk import Layers, Size
 from whisper import HOP, N_FFT, SAMPLE_RATE, EncoderLayer, check_waveform, log_mel, sinusoids
 
 MAX_SECONDS = 30                              # a longer recording is cut into pieces of this length
@@ -26,27 +29,29 @@ CHUNK = 16                                    # pieces computed together: bounds
 @dataclass
 class SpeechTokenizerConfig:
     """Field names are those of the checkpoint's config.json; the defaults are the published values."""
-    num_mel_bins: int = 128
-    d_model: int = 1280
-    encoder_attention_heads: int = 20
-    encoder_ffn_dim: int = 5120
-    max_source_positions: int = 1500          # states per piece, 50 per second
-    quantize_position: int = 16               # layers before the quantiser; Whisper's later ones are not built
-    pooling_position: int = 16                # layers before pooling, at most quantize_position
-    pooling_kernel_size: int = 4              # states per unit
-    pooling_type: str = "avg"                 # or "max"
-    quantize_vocab_size: int = 16384          # codes
-    quantize_causal_block_size: int = 200     # states that see each other (4 s); None: every state sees every other
-    encoder_causal_convolution: bool = True   # only True is known here
+    num_mel_bins: Size = 128
+    d_model: Size = 1280
+    encoder_attention_heads: Size = 20
+    encoder_ffn_dim: Size = 5120
+    max_source_positions: Size = 1500         # states per piece, 50 per second
+    quantize_position: Layers = 16            # layers before the quantiser; Whisper's later ones are not built
+    pooling_position: Layers = 16             # layers before pooling, at most quantize_position
+    pooling_kernel_size: Size = 4             # states per unit
+    pooling_type: Literal["avg", "max"] = "avg"
+    quantize_vocab_size: Size = 16384         # codes
+    quantize_causal_block_size: Size | None = 200   # states that see each other (4 s); None: each sees every other
+    encoder_causal_convolution: Literal[True] = True
 
     def __post_init__(self):
-        if self.pooling_type not in ("avg", "max"):
-            raise ValueError(f"pooling_type is {self.pooling_type!r}, expected 'avg' or 'max'")
+        if self.d_model % self.encoder_attention_heads:
+            raise ValueError(f"d_model is {self.d_model}, expected a multiple of encoder_attention_heads "
+                             f"({self.encoder_attention_heads})")
+        if (self.quantize_causal_block_size or self.pooling_kernel_size) < self.pooling_kernel_size:
+            raise ValueError(f"quantize_causal_block_size is {self.quantize_causal_block_size}, expected at least "
+                             f"pooling_kernel_size ({self.pooling_kernel_size})")
         if not 0 < self.pooling_position <= self.quantize_position:
             raise ValueError(f"pooling_position is {self.pooling_position}, expected 1 to quantize_position "
                              f"({self.quantize_position})")
-        if not self.encoder_causal_convolution:
-            raise ValueError("encoder_causal_convolution is false, expected true: another kind of tokenizer")
 
     @property
     def samples_per_unit(self) -> int:
@@ -81,11 +86,11 @@ class SpeechTokenizer(nn.Module):
         Raises FileNotFoundError or ValueError for files that are missing or do not fit.
         """
         directory = Path(directory)
-        values, known = disk.read_json(directory / "config.json"), {f.name for f in fields(SpeechTokenizerConfig)}
-        config = SpeechTokenizerConfig(**{name: value for name, value in values.items() if name in known})
+        path = directory / "config.json"
+        config = disk.checked(SpeechTokenizerConfig, disk.read_json(path), path)
         check_features(directory / "preprocessor_config.json", config)
-        tokenizer = weights.empty(lambda: cls(config), device, dtype)
-        weights.load(tokenizer, [directory / "model.safetensors"], lambda name: rename(name, config))
+        tokenizer = weights.skeleton(lambda: cls(config), dtype, path)
+        weights.load(tokenizer, [directory / "model.safetensors"], lambda name: rename(name, config), device)
         return tokenizer
 
     def save_pretrained(self, directory) -> None:
@@ -155,7 +160,7 @@ class SpeechTokenizer(nn.Module):
 
         As in the reference, every 30 s become a piece of their own and all pieces share batches of 128 padded to
         the longest, so that the last unit of a recording can depend on the others in its batch. Raises ValueError
-        for a waveform that is empty, not (samples,) or not finite.
+        for a waveform that is empty, not (samples,) or not finite, or where the states are not.
         """
         waveforms = [check_waveform(w, f"waveform {i}") for i, w in enumerate(waveforms)]
         pieces = [(i, piece) for i, w in enumerate(waveforms) for piece in w.split(self.config.max_samples)]
@@ -163,7 +168,8 @@ class SpeechTokenizer(nn.Module):
         for start in range(0, len(pieces), BATCH):
             batch = pieces[start:start + BATCH]
             mel, mask = self.features([piece for _, piece in batch])
-            units = torch.cat([self.quantise(self.hidden(*part)) for part in zip(mel.split(CHUNK), mask.split(CHUNK))])
+            states = [self.hidden(*part) for part in zip(mel.split(CHUNK), mask.split(CHUNK))]
+            units = torch.cat([self.quantise(check_finite(part, "the speech tokenizer")) for part in states])
             for (i, piece), own in zip(batch, units):
                 ids[i].append(own[:-(-len(piece) // self.config.samples_per_unit)])
         return [torch.cat(parts) for parts in ids]

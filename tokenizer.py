@@ -17,10 +17,15 @@ import base64
 import itertools
 import json
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import tiktoken
 
+import disk
+
+Id = Annotated[int, 0, (1 << 31) - 1]
 SPEECH_ID = -300        # stands for one speech clip in a prompt; never embedded, so not a row of the vocabulary
 SYSTEM_PROMPT = ("You are a multimodal assistant that understands both speech and text, "
                  "and can respond using natural language or synthesized speech.")
@@ -51,7 +56,13 @@ class Tokenizer:
         """vocab: token bytes -> id. ranks: token bytes -> priority, low merges first, of each token that text may
         become; all 256 bytes among them. added: id -> (text, special) of the tokens that text never becomes.
         pattern: regex that cuts text into pieces. nfc: whether text is normalized to NFC first.
-        Raises ValueError if a byte or a chat token is missing, or if text could become an added token."""
+        Raises ValueError if a byte or a chat token is missing, if an id or a priority is none or stands twice, or if
+        text could become an added token."""
+        for what, numbers in (("id", vocab), ("priority", ranks)):
+            odd = [i for i in numbers.values() if type(i) is not int or not 0 <= i < 1 << 31]
+            if odd or len(set(numbers.values())) < len(numbers):
+                raise ValueError(f"a token has the {what} {odd[0]!r}, expected a whole number from 0" if odd else
+                                 f"two tokens have the same {what}: fetch it again")
         id_of = {text: i for i, (text, special) in added.items()}
         missing = [name for name in ("<|im_start|>", "<|im_end|>") if name not in id_of]
         if missing:
@@ -68,7 +79,11 @@ class Tokenizer:
         if clash:
             raise ValueError(f"id {min(clash)} is both the added token {added[min(clash)][0]!r} and a token of plain "
                              "text, so text could forge it: give the added token an id of its own")
-        self._bpe = tiktoken.Encoding("nanoExOmni", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        try:
+            self._bpe = tiktoken.Encoding("nanoExOmni", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+        except ValueError as error:
+            problem = " ".join(str(error).split())
+            raise ValueError(f"its split pattern is no regular expression ({problem}): fetch it again") from None
         self._nfc = nfc
         self._bytes_of_id = {i: token for token, i in vocab.items()}
         self._bytes_of_id |= {i: text.encode() for i, (text, special) in added.items()}
@@ -124,7 +139,7 @@ class Tokenizer:
         left out. No system message is added. Raises ValueError for anything else."""
         pieces = []                                     # int: a control token or SPEECH_ID, str: text
         for message in messages:
-            parts = _parts(message)
+            parts = message_parts(message)
             content = [piece for part in parts for piece in ("\n", part)][1:]
             pieces += [self.im_start_id, message["role"] + "\n", *content, self.im_end_id, "\n"]
         if add_generation_prompt:
@@ -136,7 +151,7 @@ class Tokenizer:
         return ids
 
 
-def _parts(message):
+def message_parts(message):
     """A message's content as a list of texts and SPEECH_IDs. Raises ValueError if the message is malformed."""
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         raise ValueError(f"message is {message!r}, expected a dict whose role is one of {', '.join(ROLES)}")
@@ -159,7 +174,7 @@ def _parts(message):
 def past_turn(message):
     """A finished turn as the history keeps it: a message with speech becomes the text `[Speech input]`, or
     `[Speech] ` + its text, because past audio is not sent again. A message without speech is returned as it is."""
-    parts = _parts(message)
+    parts = message_parts(message)
     if SPEECH_ID not in parts:
         return message
     text = "\n".join(part for part in parts if part != SPEECH_ID)
@@ -178,30 +193,38 @@ def trim_history(messages, keep=40):
     return messages[:first] + messages[max(first, len(messages) - keep):]
 
 
-def _read_json(path):
+@dataclass
+class AddedToken:
+    """One of added_tokens."""
+    id: Id
+    content: str
+    special: bool = False
+
+
+def _read_lines(path):
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:                         # also UnicodeDecodeError
-        raise ValueError(f"{path.name} is not JSON ({error}): fetch it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds a {type(content).__name__}, expected an object: fetch it again")
-    return content
+        return disk.read_bytes(path, "a text file").decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path.name} is not UTF-8 ({error}): fetch it again") from None
 
 
 def _read_tokenizer_json(path):
     """The arguments of Tokenizer.__init__; the next two readers likewise."""
-    spec = _read_json(path)
-    model, normalizer = spec.get("model") or {}, spec.get("normalizer")
-    if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
-        raise ValueError(f"its model is of type {model.get('type')}, expected BPE with a vocab and merges")
+    spec, name = disk.read_json(path), path.name
+    model, normalizer = disk.typed(spec, "model", dict, name), spec.get("normalizer")
+    disk.typed(model, "type", Literal["BPE"], name, prefix="model.")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"):
         if model.get(key):
             raise ValueError(f"its model has {key} = {model[key]!r}, expected none: tiktoken has no such setting")
     if normalizer not in (None, {"type": "NFC"}):
         raise ValueError(f"its normalizer is {json.dumps(normalizer)}, expected null or NFC: add it to encode")
-    added = {token["id"]: (token["content"], token["special"]) for token in spec.get("added_tokens") or []}
-    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges", [])]
-    vocab, ranks = _byte_level(model["vocab"], merges, added)
+    tokens = disk.typed(spec, "added_tokens", list[AddedToken] | None, name, None) or []
+    added = {token.id: (token.content, token.special) for token in tokens}
+    if len(added) < len(tokens):
+        raise ValueError(f"{name}: two of the added_tokens have the same id: fetch it again")
+    merges = disk.typed(model, "merges", list, name, [], prefix="model.")
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    vocab, ranks = _byte_level(disk.typed(model, "vocab", dict, name, prefix="model."), merges, added)
     return vocab, ranks, added, _split_pattern(spec.get("pre_tokenizer")), normalizer is not None
 
 
@@ -209,7 +232,7 @@ def _split_pattern(pre_tokenizer):
     """The regex that cuts text into pieces, from the `pre_tokenizer` of a tokenizer.json."""
     match pre_tokenizer:
         case {"type": "Sequence", "pretokenizers": [
-                {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
+                {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
                 {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}:
             # Text between matches is a piece too ("Isolated"); tiktoken would drop it.
             return rf"{pattern}|(?:(?!{pattern})[\s\S])+"
@@ -220,15 +243,14 @@ def _split_pattern(pre_tokenizer):
 
 
 def _read_vocab_and_merges(directory):
-    text = (directory / "merges.txt").read_text(encoding="utf-8")
-    lines = [line for line in text.split("\n") if line and not line.startswith("#version")]
+    lines = [line for line in _read_lines(directory / "merges.txt") if line and not line.startswith("#version")]
     added = _added_tokens(directory)
-    return *_byte_level(_read_json(directory / "vocab.json"), [line.split(" ") for line in lines], added), added
+    return *_byte_level(disk.read_json(directory / "vocab.json"), [line.split(" ") for line in lines], added), added
 
 
 def _read_tiktoken(path):
     ranks = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_read_lines(path), start=1):
         try:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
@@ -244,11 +266,18 @@ def _added_tokens(directory):
     """id -> (text, special) from added_tokens.json and tokenizer_config.json; {} without them.
     added_tokens.json does not say which are special; all count as special unless tokenizer_config.json knows."""
     added = {}
-    if (directory / "added_tokens.json").is_file():
-        added |= {i: (text, True) for text, i in _read_json(directory / "added_tokens.json").items()}
-    if (directory / "tokenizer_config.json").is_file():
-        tokens = _read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
-        added |= {int(i): (token["content"], token.get("special", False)) for i, token in tokens.items()}
+    name = "added_tokens.json"
+    if (directory / name).is_file():
+        tokens = disk.read_json(directory / name)
+        added |= {disk.typed(tokens, text, Id, name): (text, True) for text in tokens}
+    name = "tokenizer_config.json"
+    if (directory / name).is_file():
+        tokens = disk.typed(disk.read_json(directory / name), "added_tokens_decoder", dict | None, name, None) or {}
+        for i in tokens:
+            fields = disk.typed(tokens, i, dict, name, prefix="added_tokens_decoder.")
+            token = disk.checked(AddedToken, fields | {"id": int(i) if i.isdecimal() else i}, name,
+                                 f"added_tokens_decoder.{i}.")
+            added[token.id] = token.content, token.special
     return added
 
 
@@ -260,9 +289,9 @@ def _byte_level(vocab, merges, added):
     except KeyError as error:
         raise ValueError(f"a token has the character {error}, which stands for no byte: expected a byte-level BPE, "
                          "not one over characters (SentencePiece)") from error
-    broken = next((merge for merge in merges if len(merge) != 2), None)
+    broken = [merge for merge in merges if not isinstance(merge, list) or list(map(type, merge)) != [str, str]]
     if broken:
-        raise ValueError(f"the merge {broken} is not of two tokens: fetch it again")
+        raise ValueError(f"the merge {broken[0]} is not of two tokens: fetch it again")
     try:
         ranks = _merge_ranks([(token_of[left], token_of[right]) for left, right in merges])
     except KeyError as error:
@@ -313,7 +342,6 @@ def _merge_ranks(merges):
 def write_tiny(directory):
     """Write the smallest tokenizer.json that works into `directory`: id = byte value for the 256 bytes, no merges,
     the three control tokens as ids 256 to 258, and Qwen's pattern and normalizer. For tiny random checkpoints."""
-    from disk import write_json                      # here, as it imports torch
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
@@ -322,4 +350,4 @@ def write_tiny(directory):
         "added_tokens": [{"id": 256 + i, "content": text} | flags for i, text in enumerate(CONTROL_TOKENS)],
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
         "model": {"type": "BPE", "vocab": BYTE_OF_CHAR, "merges": []}}
-    write_json(Path(directory) / "tokenizer.json", spec)
+    disk.write_json(Path(directory) / "tokenizer.json", spec)

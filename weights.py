@@ -2,8 +2,9 @@
 
 A file is mapped, each tensor is copied once into its parameter, and the mapping is closed now and then, so that opening
 a checkpoint needs little more memory than the model itself. Every tensor is accounted for: one that is missing, left
-over or of another shape is an error.
+over, of another shape or not of floating point numbers is an error, before any memory is taken.
 """
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from torch.overrides import TorchFunctionMode
 
 import disk
 
+FLOATS = ("F32", "BF16", "F16", "F64")
+# Parts of tensor names that tell what a file is, where it is not a model's own weights.
+FOREIGN = {"lora_A": "a LoRA adapter, to be merged into its model first", "qweight": "quantised with AWQ or GPTQ",
+           "weight_scale_inv": "quantised to FP8", "weight_scale": "quantised to FP8 or int8",
+           "absmax": "quantised with bitsandbytes", "SCB": "quantised with bitsandbytes",
+           "weight_format": "quantised with bitsandbytes"}
 MAPPED_BYTES = 16 << 20  # pages of a mapped file count as ours until it is closed: do so after so many
 
 
@@ -32,21 +39,53 @@ def write_tensors(path, tensors: dict) -> None:
 @contextmanager
 def opened(path):
     """safe_open with a readable error: the file is mapped, not read. Raises FileNotFoundError or ValueError."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found")
+    path = disk.regular(path, "a safetensors file")
     try:
         handle = safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a complete safetensors file ({error}): fetch it again") from None
+        with open(path, "rb") as file:
+            start = file.read(100).lstrip()
+        pointer = start.startswith(b"version https://git-lfs")
+        reason = ("it is empty" if not start else "a web page" if start.startswith(b"<") else
+                  "a git-lfs pointer: get the file itself with `git lfs pull`" if pointer else error)
+        raise ValueError(f"{path} is not a complete safetensors file ({reason}): fetch it again") from None
     with handle as file:
         yield file
 
 
+def files(directory) -> list:
+    """The safetensors files of a checkpoint, named as Hugging Face does: model.safetensors or model-0000I-of-0000N.
+    Raises FileNotFoundError where there are none or a shard is missing, ValueError where there are both."""
+    directory = Path(directory)
+    names = {path.name for path in directory.glob("model*.safetensors")}
+    names = {name for name in names if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", name)}
+    index, whole = directory / "model.safetensors.index.json", "model.safetensors" in names
+    counts = {int(name[-17:-12]) for name in names if "-of-" in name}
+    wanted = {f"model-{i + 1:05}-of-{n:05}.safetensors" for n in counts for i in range(min(n, 10_000))}
+    if index.is_file() and not whole:
+        wanted |= {str(name) for name in disk.typed(disk.read_json(index), "weight_map", dict, index).values()}
+    if whole and wanted:
+        raise ValueError(f"{directory} has model.safetensors and {few(names - {'model.safetensors'}, 2)}: expected the "
+                         "one or the others, remove those that are older")
+    if wanted - names:
+        raise FileNotFoundError(f"{directory} lacks {few(wanted - names)} of {len(wanted)} shards: fetch them again")
+    if not names:
+        others = [path.name for path in directory.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".safetensors")]
+        raise FileNotFoundError(f"{directory} has no model.safetensors nor model-*-of-*.safetensors" + (
+            f", only {few(others)}: convert it to safetensors, or rename it" if others else ": fetch the weights again"))
+    return [directory / name for name in sorted(names)]
+
+
 def shapes(path) -> dict:
-    """name -> shape of every tensor in a safetensors file, from its header alone."""
+    """name -> (shape, type) of every tensor in a safetensors file, from its header alone; types are those of
+    safetensors, such as "BF16". Raises FileNotFoundError or ValueError, for quantised weights and adapters too."""
     with opened(path) as file:
-        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+        slices = {name: file.get_slice(name) for name in file.keys()}
+        found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
+    for name in found:
+        for what in FOREIGN.keys() & name.split("."):
+            raise ValueError(f"{path} is {FOREIGN[what]} ({name}): expected a model's own weights, not quantised")
+    return found
 
 
 def stream(path, names):
@@ -72,13 +111,13 @@ def few(names, count=4) -> str:
 def plan(target: dict, sources: dict, rename, where: str) -> tuple[dict, list]:
     """Match file tensors to parameters by name and shape, from headers alone.
 
-    target: name -> tensor of the module; sources: path -> {file name: shape}; rename(file name) -> name in the
-    module, or None for a tensor that is dropped on purpose. Returns path -> {file name: name} and the dropped names.
-    Raises ValueError naming the first few tensors that are missing, left over, double or of another shape.
+    target: name -> tensor of the module; sources: path -> its `shapes`; rename(file name) -> name in the module, or
+    None for a tensor that is dropped on purpose. Returns path -> {file name: name} and the dropped names. Raises
+    ValueError naming the first few tensors that are missing, left over, double, of another shape or not of floats.
     """
     matched, dropped, extra, odd, seen = {}, [], [], [], {}
     for path, tensors in sources.items():
-        for file_name, shape in tensors.items():
+        for file_name, (shape, kind) in tensors.items():
             name = rename(file_name)
             if name is None:
                 dropped.append(file_name)
@@ -88,6 +127,8 @@ def plan(target: dict, sources: dict, rename, where: str) -> tuple[dict, list]:
                 odd.append(f"{file_name} stands twice ({seen[name]} too)")
             elif shape != tuple(target[name].shape):
                 odd.append(f"{file_name} is {list(shape)}, expected {list(target[name].shape)}")
+            elif kind not in FLOATS:
+                odd.append(f"{file_name} is of type {kind}, expected floating point numbers ({', '.join(FLOATS)})")
             else:
                 matched.setdefault(path, {})[file_name] = name
                 seen[name] = file_name
@@ -101,16 +142,17 @@ def plan(target: dict, sources: dict, rename, where: str) -> tuple[dict, list]:
     return matched, dropped
 
 
-def load(module: torch.nn.Module, paths, rename=lambda name: name) -> str:
-    """Fill every tensor of `module` from safetensors files; each is read once. Device and dtype are the module's.
+def load(module: torch.nn.Module, paths, rename=lambda name: name, device="cpu") -> str:
+    """Fill every tensor of `module` from safetensors files; each is read once. The dtype is the module's; so is the
+    device, unless it is a `skeleton`.
 
     rename(file name) -> the name in module.state_dict(), or None to drop a tensor on purpose. Returns a summary
-    line. Raises FileNotFoundError or ValueError (see `plan`) before anything is copied.
+    line. Raises FileNotFoundError or ValueError (see `plan`) before memory is taken and anything is copied.
     """
     paths = [Path(p) for p in paths]
-    target = module.state_dict()
     where = ", ".join(map(str, paths[:2])) + (" ..." if len(paths) > 2 else "")
-    matched, dropped = plan(target, {path: shapes(path) for path in paths}, rename, where)
+    matched, dropped = plan(module.state_dict(), {path: shapes(path) for path in paths}, rename, where)
+    target = allocate(module, device).state_dict()
     with torch.no_grad():
         for path, names in matched.items():
             for file_name, tensor in stream(path, names):
@@ -135,9 +177,22 @@ def shapes_only():
         yield
 
 
-def empty(build, device="cpu", dtype=torch.float32) -> torch.nn.Module:
-    """build() in evaluation mode, its tensors allocated but not initialised: `load` is about to fill them."""
-    with shapes_only():
-        module = build().to(dtype=dtype)
+def skeleton(build, dtype=torch.float32, where="the config") -> torch.nn.Module:
+    """build() in evaluation mode, with shapes only, for `load` to fill. where: the file that its sizes are from. Raises
+    ValueError where they cannot be built, such as a width that the heads do not divide."""
+    try:
+        with shapes_only():
+            return build().to(dtype=dtype).eval()
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{where} describes no model that can be built ({' '.join(str(error).split())})") from None
+
+
+def allocate(module: torch.nn.Module, device="cpu") -> torch.nn.Module:
+    """Memory with any values for the tensors of a module that have shapes only."""
     # As module.to_empty(device=device) does, which would import sympy: 30 MB and half a second.
-    return module._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device)).eval()
+    return module._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device) if t.is_meta else t)
+
+
+def empty(build, device="cpu", dtype=torch.float32) -> torch.nn.Module:
+    """build() in evaluation mode, its tensors allocated but not initialised."""
+    return allocate(skeleton(build, dtype), device)

@@ -1,14 +1,19 @@
 """checkpoint.py: what is saved comes back, under the official names, and every tensor is accounted for."""
 import dataclasses
+import json
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from checkpoint import official_name, our_name
+import disk
+import weights
+from checkpoint import ExOmniConfig, official_name, our_name
 from decode import GREEDY
 from face_decoder import frames_for_units
 from model import ExOmni
+from speech_decoder import SpeechDecoderConfig
+from speech_tokenizer import SpeechTokenizerConfig
 from tiny_model import CLIPS, CONFIG, END, PROMPTS, answer_all, answer_one, answers, build, model, same_answer, windows_of
 from tokenizer import Tokenizer, write_tiny
 
@@ -185,3 +190,144 @@ def test_bfloat16_states_are_close_to_float32(model, saved):
         mel, ids = windows_of(CLIPS[0]), torch.tensor([PROMPTS[3]])
         for seen, exact in ((half.encode_speech(mel), model.encode_speech(mel)), (half.llm(ids), model.llm(ids))):
             assert (seen.float() - exact).norm() / exact.norm() < 0.05      # some dozen roundings of 2^-8
+
+
+# ---- what config.json may say -------------------------------------------------------------------------------------
+
+def edited(saved, directory, name, change):
+    """A copy of the checkpoint whose file `name` has the json values change(dict) returns or leaves behind."""
+    copied(saved, directory, lambda tensors: tensors)
+    values = json.loads((saved / name).read_text())
+    values = change(values) or values
+    (directory / name).write_text(json.dumps(values))
+    return directory
+
+
+def put(*keys):
+    """An edit: the last of `keys` goes where the others lead."""
+    def change(values):
+        for key in keys[:-2]:
+            values = values[key]
+        values[keys[-2]] = keys[-1]
+    return change
+
+
+@pytest.mark.parametrize("name, change, words", [
+    ("config.json", lambda v: v.pop("hidden_size") and None, "missing hidden_size"),
+    ("config.json", lambda v: v.pop("nhead") and None, "field nhead is missing, expected a whole number from 1 to"),
+    ("config.json", put("hidden_size", "64"), "field hidden_size is '64', expected a whole number"),
+    ("config.json", put("hidden_size", 64.0), "field hidden_size is 64.0, expected a whole number"),
+    ("config.json", put("hidden_size", True), "field hidden_size is True, expected a whole number"),
+    ("config.json", put("hidden_size", -64), "field hidden_size is -64, expected a whole number from 1 to"),
+    ("config.json", put("hidden_size", 10 ** 9), "field hidden_size is 1000000000, expected a whole number from 1 to"),
+    ("config.json", put("hidden_size", 1 << 20), r"model.embed_tokens.weight is \[320, 64\], expected \[320, 1048576"),
+    ("config.json", put("num_hidden_layers", 10 ** 6), "field num_hidden_layers is 1000000, expected .* from 1 to 256"),
+    ("config.json", put("num_hidden_layers", 200), "missing: llm.layers.10"),
+    ("config.json", put("num_hidden_layers", 1), "left over: model.layers.1"),
+    ("config.json", put("num_key_value_heads", 3), "num_attention_heads is 4, expected a multiple of num_key_value_he"),
+    ("config.json", put("head_dim", 15), "head_dim is 15, expected an even number"),
+    ("config.json", put("rope_theta", float("nan")), "field rope_theta is nan, expected a finite number"),
+    ("config.json", put("rope_theta", 10 ** 400), "field rope_theta is 1000.*, expected a finite number"),
+    ("config.json", put("rope_parameters", [1]), "field rope_parameters is a list of 1, expected an object or null"),
+    ("config.json", put("tie_word_embeddings", 1), "field tie_word_embeddings is 1, expected true or false"),
+    ("config.json", put("quantization_config", {"quant_method": "awq"}), r"is quantised \(awq\)"),
+    ("config.json", put("speech_encoder_config", None), "field speech_encoder_config is None, expected an object"),
+    ("config.json", put("speech_encoder_config", "d_model", [32]), "speech_encoder_config: field d_model is a list of"),
+    ("config.json", lambda v: v["speech_encoder_config"].pop("d_model") and None, "field d_model is missing"),
+    ("config.json", put("speech_encoder_config", "encoder_attention_heads", 3), "d_model is 32, expected a multiple o"),
+    ("config.json", put("speech_generator_config", "vocab_size", 0), "speech_generator_config: field vocab_size is 0"),
+    ("config.json", lambda v: v.pop("speech_generator_config") and None, "has neither speech_generator_config nor"),
+    ("config.json", put("nhead", 5), "bs_decoder_dimension is 48, expected an even number that nhead"),
+    ("config.json", put("bs_ablate", "face"), "field bs_ablate is 'face', expected one of '', 'velocity'"),
+    ("config.json", put("dropout_rate", 1.5), "field dropout_rate is 1.5, expected a finite number from 0 to 1"),
+    ("config.json", put("torch_dtype", "float8_e4m3fn"), "field torch_dtype is 'float8_e4m3fn', expected one of 'bflo"),
+    ("config.json", put("torch_dtype", 16), "field torch_dtype is 16, expected a text or null"),
+    ("config.json", lambda v: [v], "holds a json list, expected an object"),
+    ("generation_config.json", put("eos_token_id", "258"), r"field eos_token_id\[0\] is '258', expected a whole numbe"),
+    ("generation_config.json", put("eos_token_id", [258, 320]), r"field eos_token_id\[1\] is 320, .* from 0 to 319"),
+    ("generation_config.json", put("eos_token_id", []), "field eos_token_id is a list of 0, expected a list of 1 to"),
+    ("generation_config.json", put("top_p", "0.9"), "field top_p is '0.9', expected a finite number from 0 to 1"),
+    ("generation_config.json", put("top_p", -1), "field top_p is -1, expected a finite number from 0 to 1"),
+    ("generation_config.json", put("unit_do_sample", "no"), "field unit_do_sample is 'no', expected true or false"),
+])
+def test_a_wrong_value_is_one_line_that_names_file_and_field(saved, tmp_path, name, change, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        ExOmni.from_pretrained(edited(saved, tmp_path, name, change))
+    line = str(caught.value)
+    assert "\n" not in line and (name in line or "model.safetensors" in line), line
+
+
+def test_the_error_comes_before_memory_is_taken(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "allocate", lambda *_: pytest.fail("memory was taken"))
+    with pytest.raises(ValueError, match="1048576"):
+        ExOmni.from_pretrained(edited(saved, tmp_path, "config.json", put("vocab_size", 1 << 20)))
+
+
+@pytest.mark.parametrize("stored, expected", [
+    ("auto", "bfloat16"), ("torch.bfloat16", "bfloat16"), ("bf16", "bfloat16"), ("half", "float16"),
+    ("fp16", "float16"), ("float", "float32"), (None, "float32")])
+def test_the_ways_to_write_a_dtype(saved, tmp_path, stored, expected):
+    edited(saved, tmp_path, "config.json", put("torch_dtype", stored))
+    tensors = {name: tensor.bfloat16() for name, tensor in load_file(saved / "model.safetensors").items()}
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert ExOmniConfig.from_dir(tmp_path).dtype == expected
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b"{" + b'"a":{' * 100_000, b'{"a": \xff}', b"", b"<html>"])
+def test_what_is_no_json_is_one_line(saved, tmp_path, text):
+    (copied(saved, tmp_path, lambda tensors: tensors) / "config.json").write_bytes(text)
+    with pytest.raises(ValueError, match="config.json is not valid json"):
+        ExOmniConfig.from_dir(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_does_no_harm(saved, tmp_path, encoding):
+    text = (copied(saved, tmp_path, lambda tensors: tensors) / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text, encoding=encoding)
+    assert ExOmniConfig.from_dir(tmp_path) == CONFIG
+
+
+def test_a_directory_that_is_being_saved_and_an_adapter_are_refused(saved, tmp_path):
+    (copied(saved, tmp_path, lambda tensors: tensors) / ".saved").mkdir()
+    with pytest.raises(ValueError, match="is being saved, or a save was killed: try again, or complete it with"):
+        ExOmni.from_pretrained(tmp_path)
+    (tmp_path / ".saved").rmdir()
+    (tmp_path / "config.json").rename(tmp_path / "adapter_config.json")
+    with pytest.raises(ValueError, match="is a LoRA adapter"):
+        ExOmni.from_pretrained(tmp_path)
+
+
+def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
+    write_tiny(copied(saved, tmp_path, lambda tensors: tensors))
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    spec["added_tokens"].append(spec["added_tokens"][0] | {"id": 320, "content": "more"})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    with pytest.raises(ValueError, match="has ids up to 320, its model 320 of them"):
+        ExOmni.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("config, change, words", [
+    (SpeechTokenizerConfig, put("d_model", None), "field d_model is None, expected a whole number from 1 to"),
+    (SpeechTokenizerConfig, put("encoder_attention_heads", 7), "d_model is 1280, expected a multiple of"),
+    (SpeechTokenizerConfig, put("quantize_position", 10 ** 6), "field quantize_position is 1000000, expected .* 1 to"),
+    (SpeechTokenizerConfig, put("pooling_type", "mean"), "field pooling_type is 'mean', expected one of 'avg', 'max'"),
+    (SpeechTokenizerConfig, put("quantize_causal_block_size", 3), "expected at least pooling_kernel_size"),
+    (SpeechTokenizerConfig, put("encoder_causal_convolution", False), "encoder_causal_convolution is False, expected"),
+    (SpeechDecoderConfig, put("flow", 1), "field flow is 1, expected an object"),
+    (SpeechDecoderConfig, put("flow", "encoder", "num_blocks", "6"), "field flow.encoder.num_blocks is '6', expected"),
+    (SpeechDecoderConfig, put("flow", "encoder", "attention_heads", 3), "flow.encoder.output_size is 512, expected a"),
+    (SpeechDecoderConfig, put("flow", "decoder", "estimator", "channels", []), "is a list of 0, expected a list of 1"),
+    (SpeechDecoderConfig, put("flow", "decoder", "cfm_params", "t_scheduler", "x"), "t_scheduler is 'x', expected one"),
+    (SpeechDecoderConfig, put("hift", "resblock_dilation_sizes", 0, 1, 10 ** 6), r"_sizes\[0\]\[1\] is 1000000, expec"),
+    (SpeechDecoderConfig, put("hift", "upsample_rates", [2, 2]), "hift.upsample_rates make 16 samples per frame"),
+    (SpeechDecoderConfig, put("hift", "nsf_alpha", float("inf")), "field hift.nsf_alpha is inf, expected a finite num"),
+    (SpeechDecoderConfig, put("sampling", "steps", 0), "field sampling.steps is 0, expected a whole number from 1 to"),
+    (SpeechDecoderConfig, put("sampling", "guidance", "0"), "field sampling.guidance is '0', expected .* or null"),
+])
+def test_a_wrong_value_of_the_speech_parts_is_named(config, change, words):
+    values = dataclasses.asdict(config())
+    assert disk.checked(config, values, "config.json") == config()
+    change(values)
+    with pytest.raises(ValueError, match=words) as caught:
+        disk.checked(config, values, "config.json")
+    assert str(caught.value).startswith("config.json: ")

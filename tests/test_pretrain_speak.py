@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 import data
+import disk
 from flow import Flow, mel_frames
 from hift import speech_mel
-from speech_decoder import SpeechDecoder, SpeechDecoderConfig, pick
+from speech_decoder import SpeechDecoder, SpeechDecoderConfig
 from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 from toy import clips, codebook, fit
 from toy import pretrain_speak as speak
@@ -19,7 +20,7 @@ V, M = 24, 16                                                       # codes, mel
 TOKENIZER = SpeechTokenizerConfig(num_mel_bins=20, d_model=16, encoder_attention_heads=2, encoder_ffn_dim=32,
                                   max_source_positions=100, quantize_position=1, pooling_position=1,
                                   quantize_vocab_size=V)
-DECODER = pick(SpeechDecoderConfig, {
+DECODER = disk.checked(SpeechDecoderConfig, {
     "flow": {"vocab_size": V, "input_size": 16, "output_size": M, "spk_embed_dim": 8,
              "encoder": {"output_size": 16, "attention_heads": 2, "linear_units": 32, "num_blocks": 1,
                          "dropout_rate": 0.0},
@@ -28,7 +29,7 @@ DECODER = pick(SpeechDecoderConfig, {
     "hift": {"in_channels": M, "base_channels": 16, "resblock_kernel_sizes": [3], "resblock_dilation_sizes": [[1]],
              "source_resblock_kernel_sizes": [3, 3], "source_resblock_dilation_sizes": [[1], [1]],
              "f0_predictor": {"cond_channels": 8}},
-    "sampling": {"steps": 1, "temperature": 0.0, "guidance": 0.0}})
+    "sampling": {"steps": 1, "temperature": 0.0, "guidance": 0.0}}, "the test")
 TONES = {"a": 110.0, "b": 220.0, "pau": 0.0}                        # Hz of each "phone"
 
 

@@ -4,6 +4,7 @@ import argparse
 import base64
 import json
 import random
+import shutil
 import subprocess
 import sys
 import unicodedata
@@ -344,8 +345,9 @@ def test_a_directory_without_a_tokenizer_is_reported_with_what_it_holds(tmp_path
 
 
 @pytest.mark.parametrize("content, seen", [
-    ("", "is not JSON"), ('{"model": {"vocab"', "is not JSON"), ("\udcff", "is not JSON"), ("[]", "holds a list"),
-    ("{}", "type None, expected BPE"), ('{"model": {"type": "Unigram", "vocab": []}}', "type Unigram, expected BPE")])
+    ("", "is not valid json"), ('{"model": {"vocab"', "is not valid json"), ("\udcff", "is not valid json"),
+    ("[]", "holds a json list"), ("{}", "field model is missing, expected an object"),
+    ('{"model": {"type": "Unigram", "vocab": []}}', "field model.type is 'Unigram', expected one of 'BPE'")])
 def test_a_damaged_or_foreign_tokenizer_json_is_refused_in_one_line(tmp_path, content, seen):
     (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=seen) as caught:
@@ -401,3 +403,69 @@ def test_a_damaged_tiktoken_file_is_refused_with_its_line(tmp_path, line):
 def test_importing_the_tokenizer_does_not_import_torch():
     code = "import sys, tokenizer; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
+
+
+def changed(*keys):
+    """An edit of the json in a file: the last of `keys` goes where the others lead."""
+    def edit(path):
+        spec = place = json.loads(path.read_text(encoding="utf-8"))
+        for key in keys[:-2]:
+            place = place[key]
+        place[keys[-2]] = keys[-1]
+        write_json(path, spec)
+    return edit
+
+
+def of_bytes(change):
+    return lambda path: path.write_bytes(change(path.read_bytes()))
+
+
+@pytest.mark.parametrize("form, name, edit, seen", [
+    (FORMS[0], "tokenizer.json", changed("model", []), "field model is a list of 0, expected an object"),
+    (FORMS[0], "tokenizer.json", changed("model", "vocab", [1]), "field model.vocab is a list of 1"),
+    (FORMS[0], "tokenizer.json", changed("model", "vocab", "A", "32"), "has the id '32', expected a whole"),
+    (FORMS[0], "tokenizer.json", changed("model", "vocab", "A", None), "has the id None, expected a whole number"),
+    (FORMS[0], "tokenizer.json", changed("model", "vocab", "A", -1), "has the id -1, expected a whole number"),
+    (FORMS[0], "tokenizer.json", changed("model", "vocab", "A", True), "has the id True, expected a whole number"),
+    (FORMS[0], "tokenizer.json", changed("model", "vocab", "A", 1 << 40), "has the id 1099511627776, expected"),
+    (FORMS[0], "tokenizer.json", changed("model", "vocab", "A", 7), "two tokens have the same id"),
+    (FORMS[0], "tokenizer.json", changed("model", "merges", 5), "field model.merges is 5, expected a list"),
+    (FORMS[0], "tokenizer.json", changed("model", "merges", 0, 5), "the merge 5 is not of two tokens"),
+    (FORMS[0], "tokenizer.json", changed("model", "merges", 0, [["a"], 1]), "is not of two tokens"),
+    (FORMS[0], "tokenizer.json", changed("added_tokens", {}), "field added_tokens is an object of 0, expected a"),
+    (FORMS[0], "tokenizer.json", changed("added_tokens", 0, "x"), r"field added_tokens\[0\] is 'x', expected an"),
+    (FORMS[0], "tokenizer.json", changed("added_tokens", 0, "id", "9"), r"added_tokens\[0\].id is '9', expected"),
+    (FORMS[0], "tokenizer.json", changed("added_tokens", 0, "id", -9), r"added_tokens\[0\].id is -9, expected"),
+    (FORMS[0], "tokenizer.json", changed("added_tokens", 0, "content", None), r"\[0\].content is None, expected a"),
+    (FORMS[0], "tokenizer.json", changed("added_tokens", 0, "special", "no"), r"\[0\].special is 'no', expected"),
+    (FORMS[0], "tokenizer.json", changed("added_tokens", 0, "id", 2257), "two of the added_tokens have the same id"),
+    (FORMS[0], "tokenizer.json", changed("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex", 5), "expected Byte"),
+    (FORMS[0], "tokenizer.json", changed("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex", "("),
+     "its split pattern is no regular expression"),
+    ("merges.txt", "vocab.json", changed("A", "32"), "has the id '32', expected a whole number"),
+    ("merges.txt", "vocab.json", of_bytes(lambda data: data[:-9]), "vocab.json is not valid json"),
+    ("merges.txt", "merges.txt", of_bytes(lambda data: data[:40] + b"\xff\xfe" + data[40:]), "merges.txt is not UTF-8"),
+    ("merges.txt", "merges.txt", of_bytes(lambda data: data + b"a b c\n"), "not of two tokens"),
+    ("merges.txt", "tokenizer_config.json", changed("added_tokens_decoder", []), "added_tokens_decoder is a list of 0"),
+    ("merges.txt", "tokenizer_config.json", changed("added_tokens_decoder", "2257", "x"), "added_tokens_decoder.2257"),
+    ("merges.txt", "tokenizer_config.json", changed("added_tokens_decoder", "x", {}), "added_tokens_decoder.x.id is '"),
+    ("merges.txt", "tokenizer_config.json", changed("added_tokens_decoder", "2257", {}), "2257.content is missing"),
+    ("merges.txt", "added_tokens.json", lambda path: write_json(path, {"<x>": [1]}), "field <x> is a list of 1, expec"),
+    ("qwen.tiktoken", "qwen.tiktoken", of_bytes(lambda data: data + b"QUFB -1\n"), "has the id -1, expected a whole"),
+    ("qwen.tiktoken", "qwen.tiktoken", of_bytes(lambda data: data + b"QUFB 3\n"), "two tokens have the same id"),
+    ("qwen.tiktoken", "qwen.tiktoken", of_bytes(lambda data: data + b"\xff"), "qwen.tiktoken is not UTF-8"),
+])
+def test_a_damaged_file_is_refused_in_one_line(directories, tmp_path, form, name, edit, seen):
+    shutil.copytree(directories[form], tmp_path, dirs_exist_ok=True)
+    edit(tmp_path / name)
+    with pytest.raises(ValueError, match=seen) as caught:
+        Tokenizer.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(directories, tmp_path, hf, form):
+    shutil.copytree(directories[form], tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert_same_ids(Tokenizer.from_pretrained(tmp_path), hf, count=20)

@@ -1,5 +1,7 @@
 """weights.py: strict, complete, and in little more memory than the model."""
+import json
 import os
+import struct
 import subprocess
 import sys
 from dataclasses import replace
@@ -31,6 +33,12 @@ def saved(tmp_path):
     original = module()
     weights.write_tensors(tmp_path / "model.safetensors", original.state_dict())
     return original, tmp_path / "model.safetensors"
+
+
+def header(tensors: dict) -> bytes:
+    """The start of a safetensors file."""
+    text = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(text)) + text
 
 
 def rewritten(path, edit):
@@ -105,6 +113,81 @@ def test_a_truncated_file_is_named(saved, keep):
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="model.safetensors not found"):
         weights.load(module(), [tmp_path / "model.safetensors"])
+
+
+@pytest.mark.parametrize("content, expected", [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a git-lfs pointer: get the file itself"),
+    (b"\n<!DOCTYPE html><html></html>", "a web page"), (b"", "it is empty"), (b"\xff" * 100, "complete"),
+    (header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}) + b"0" * 8, "complete"),
+    (header({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}), "complete"),
+    (header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+             "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}) + b"0" * 12, "complete"),
+    (header({"a": {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]}}) + b"0" * 8, "complete"),
+    (header({"a": {"dtype": "F99", "shape": [2], "data_offsets": [0, 8]}}) + b"0" * 8, "complete"),
+    (struct.pack("<Q", 100_000) + b"[" * 100_000, "complete")],
+    ids=["git-lfs", "html", "empty", "noise", "short", "huge", "overlap", "shape", "type", "deep"])
+def test_what_is_no_safetensors_file_says_what_it_is(tmp_path, content, expected):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="model.safetensors is not a complete safetensors file") as error:
+        weights.load(module(), [tmp_path / "model.safetensors"])
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype, name", [(torch.int64, "I64"), (torch.bool, "BOOL"), (torch.complex64, "C64"),
+                                         (torch.uint8, "U8"), (torch.float8_e4m3fn, "F8_E4M3")])
+def test_tensors_that_are_no_floating_point_numbers_are_refused(saved, dtype, name):
+    path = rewritten(saved[1], lambda s: s.update({"0.bias": torch.ones(4).to(dtype)}))
+    with pytest.raises(ValueError, match=f"0.bias is of type {name}, expected floating point numbers"):
+        weights.load(module(), [path])
+    weights.load(nn.ParameterDict({}), [path], lambda name: None)       # dropped on purpose: any type
+
+
+@pytest.mark.parametrize("name, word", [
+    ("0.qweight", "AWQ or GPTQ"), ("0.weight_scale_inv", "FP8"), ("0.weight.absmax", "bitsandbytes"),
+    ("0.SCB", "bitsandbytes"), ("base_model.model.0.lora_A.weight", "LoRA adapter")])
+def test_quantised_weights_and_adapters_are_refused_by_that_word(saved, name, word):
+    path = rewritten(saved[1], lambda s: s.update({name: torch.ones(1)}))
+    with pytest.raises(ValueError, match=f"model.safetensors is .*{word}.*{name}"):
+        weights.load(module(), [path])
+
+
+def shard(i, n=3):
+    return f"model-{i:05}-of-{n:05}.safetensors"
+
+
+@pytest.mark.parametrize("names, index, expected", [
+    ([shard(1), shard(3)], None, "lacks model-00002-of-00003.safetensors of 3 shards"),
+    ([shard(1), shard(2), shard(3)], [shard(3), "extra.safetensors"], "lacks extra.safetensors of 4 shards"),
+    ([], [shard(1), shard(2)], "lacks model-00001-of-00003.safetensors, model-00002-of-00003.safetensors of 2"),
+    (["model.safetensors", shard(1)], None, "has model.safetensors and model-00001-of-00003.safetensors"),
+    (["pytorch_model.bin"], None, "only pytorch_model.bin: convert it to safetensors"),
+    (["adapter_model.safetensors"], None, "only adapter_model.safetensors"),
+    (["model.fp16.safetensors"], None, "only model.fp16.safetensors"),
+    ([], None, "has no model.safetensors nor model-.*: fetch the weights again"),
+    ([shard(1, 1)], "a.safetensors", "field weight_map is 'a.safetensors', expected an object")])
+def test_a_missing_shard_is_named_by_its_file(tmp_path, names, index, expected):
+    for name in names:
+        (tmp_path / name).touch()
+    if index:
+        weight_map = index if isinstance(index, str) else {f"tensor {i}": name for i, name in enumerate(index)}
+        disk.write_json(tmp_path / "model.safetensors.index.json", {"weight_map": weight_map})
+    with pytest.raises((FileNotFoundError, ValueError), match=expected):
+        weights.files(tmp_path)
+
+
+def test_the_files_of_a_checkpoint_are_found(tmp_path):
+    (tmp_path / "model.fp32-00001-of-00002.safetensors").touch()        # another type of the same: not ours
+    (tmp_path / "model.safetensors").touch()
+    assert weights.files(tmp_path) == [tmp_path / "model.safetensors"]
+    (tmp_path / "model.safetensors").unlink()
+    for i in (3, 1, 2):
+        (tmp_path / shard(i)).touch()
+    assert weights.files(tmp_path) == [tmp_path / shard(i) for i in (1, 2, 3)]
+
+
+def test_sizes_that_cannot_be_built_are_an_error_of_the_config():
+    with pytest.raises(ValueError, match="config.json describes no model that can be built .embed_dim must be"):
+        weights.skeleton(lambda: nn.TransformerEncoderLayer(10, 3), where="config.json")
 
 
 @pytest.mark.parametrize("text, expected", [
