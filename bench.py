@@ -10,20 +10,21 @@ matrix-vector product reads its matrix, measured in every round. The last line i
 
 Shapes: U units, L mel frames, M mel bins.
 """
-import argparse
 import json
 import platform
 import resource
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
+
+from cli import Parser, one_line_errors, threads, whole                 # before torch, which takes seconds
 
 import torch
 import torch.nn.functional as F
 
 import weights
-from cli import one_line_errors
 from decode import GREEDY, Decoder
 from flow import cosine_time, mel_frames
 from qwen3 import SIZES, Qwen3
@@ -198,27 +199,29 @@ def bench_flow(args) -> dict:
     return {"seconds": wall, "cpu_s": cpu, "times plain": faster}
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("what", choices=["decode", "flow"])
+    p = Parser(description=__doc__.splitlines()[0])
+    p.add_argument("what", choices=["decode", "flow"], help="what to time")
     p.add_argument("--against", choices=["transformers"], help="decode: a peer to compare with on the same weights")
-    p.add_argument("--size", default="qwen3-0.6b", choices=[n for n, c in SIZES.items() if c.tie_word_embeddings])
-    p.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"])
-    p.add_argument("--units", type=int, default=50, help="flow: how many")
-    p.add_argument("--rounds", type=int, default=ROUNDS)
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--size", default="qwen3-0.6b", choices=[n for n, c in SIZES.items() if c.tie_word_embeddings],
+                   help="decode: shape of the model")
+    p.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"],
+                   help="decode: of the weights, one after the other")
+    p.add_argument("--units", type=whole(1, 3000), default=50, help="flow: how many, 12.5 for each second of speech")
+    p.add_argument("--rounds", type=whole(1, 1000), default=ROUNDS, help="how often each way gets its turn")
+    p.add_argument("--threads", type=threads, default=2, help="of the processor")
     return p
 
 
 def main(argv=None) -> None:
     """The command."""
     args = parser().parse_args(argv)
-    with one_line_errors():
-        if min(args.units, args.rounds, args.threads) < 1:
-            raise ValueError("--units, --rounds and --threads: expected 1 or more")
+    with one_line_errors(debug=args.debug):
         if args.what == "flow" and args.against:
             raise ValueError("--against is for decode: flow is compared with its own plain way")
+        if args.against and find_spec(args.against) is None:
+            raise ValueError("--against transformers: that package is not installed: `pip install transformers`")
         torch.set_num_threads(args.threads)
         print(f"{platform.processor() or platform.machine()}, {args.threads} threads, torch {torch.__version__}")
         print(json.dumps({args.what: {"decode": bench_decode, "flow": bench_flow}[args.what](args)}))

@@ -1,19 +1,235 @@
-"""What all commands share: wrong input is one line on stderr and exit code 2, an interrupt exit code 130."""
-import sys
-from contextlib import contextmanager
+"""What all commands share: how they read arguments, choose a device, and end.
 
+Wrong input is one line on stderr and exit code 2, an interrupt one line and exit code 130; where a reader left
+(`| head`) it is exit code 141 without a line. --debug shows where an error came from. Commands import this file before
+torch: that takes seconds, and an interrupt meanwhile, or a package that is missing, is one line too.
+
+Inside `one_line_errors` plain print never fails for its text: what a console lacks is printed as "?". What matters is
+still written before it is printed: nobody may be left to read.
+"""
+import argparse
+import math
+import os
+import re
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+if sys.version_info < (3, 10):
+    sys.exit(f"error: this is Python {sys.version.split()[0]}, expected 3.10 or newer")
+
+
+# ---- how a command ends -------------------------------------------------------------------------------------------
 
 @contextmanager
-def one_line_errors(interrupted: str = ""):
-    """with one_line_errors(): run(args)   # ValueError and OSError are what a user can mend; the rest is a bug of ours
+def one_line_errors(interrupted: str = "interrupted", debug: bool = False):
+    """with one_line_errors(debug=args.debug): run(args)
 
-    interrupted: what to say, if anything, where Ctrl-C ended it."""
+    ValueError, OSError, a missing package and a full memory are what a user can mend; anything else is a fault of ours,
+    in one line too. interrupted: what to say where Ctrl-C ended it; debug: print the traceback as well. Raises
+    SystemExit."""
+    if hasattr(sys.stdout, "reconfigure"):              # not where a notebook took its place
+        sys.stdout.reconfigure(errors="replace")
+    if signal.getsignal(signal.SIGINT) is leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    warnings.formatwarning = lambda message, *where, **more: f"note: {message}\n"      # without a line of our code
     try:
-        yield
-    except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            yield
+        finally:
+            print(end="", flush=True)                   # an error of the console is known now, not when Python ends
     except KeyboardInterrupt:
-        if interrupted:
-            print(interrupted, file=sys.stderr)
-        sys.exit(130)
+        end(130, interrupted)
+    except BrokenPipeError:
+        end(141)
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:                      # a panic of a package written in Rust is no Exception
+        if debug:
+            traceback.print_exc()
+        end(2, line_of(error))
+
+
+def line_of(error: BaseException) -> str:
+    """What is printed about an error: one line."""
+    kind, text = type(error).__name__, " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError):
+        return f"error: {text}: `pip install -r requirements.txt`, or that package"
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in text:     # torch's
+        return f"error: out of memory {text[:200]}".rstrip() + ": take less at a time, or another --device"
+    if isinstance(error, (ValueError, OSError, ImportError)):
+        return f"error: {text or kind}"
+    return f"error: {kind}: {text[:500]} (a fault of this program: please report it; --debug shows where)"
+
+
+def end(code: int, line: str = "") -> None:
+    """Print the line, if there is one, and exit. A stream that cannot be written to is led to nowhere first, or Python
+    would complain about it once more."""
+    for stream, text in ((sys.stdout, ""), (sys.stderr, line and line + "\n")):
+        try:
+            print(text, end="", file=stream, flush=True)
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def leave(*_) -> None:
+    """The handler of Ctrl-C while modules are imported. An exception would not do: some swallow it and come out half
+    imported, and torch's own code aborts. Nothing is to be cleaned up yet."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+def is_command() -> bool:
+    """Whether the program that runs is one of this project's: others that import from it keep their own Ctrl-C."""
+    file, here = getattr(sys.modules["__main__"], "__file__", None), Path(__file__).resolve().parent
+    return sys.argv[0] == "-m" or bool(file) and Path(file).resolve().parent in (
+        here, here / "docs", here / "face", here / "toy")               # "-m": a package, before its __main__.py
+
+
+def at_import(kind, error, trace) -> None:
+    """sys.excepthook: a package that is missing is one line."""
+    if "--debug" in sys.argv or not issubclass(kind, ImportError):
+        return sys.__excepthook__(kind, error, trace)
+    end(2, line_of(error))
+
+
+if is_command():
+    sys.excepthook = at_import
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:   # else it is ignored, as in workers
+        signal.signal(signal.SIGINT, leave)
+
+
+# ---- commands that run other ones ---------------------------------------------------------------------------------
+
+def stop(processes, number=signal.SIGINT) -> None:
+    """Ask the processes to end and wait for it: those that train save first. One that has ended is left alone."""
+    for process in processes:
+        process.send_signal(number)
+    for process in processes:
+        process.wait()
+
+
+def failed(name: str, code: int, advice: str) -> None:
+    """A process ended with that exit code: end too, without an error line where it wrote its own. Raises ValueError
+    where it did not, SystemExit."""
+    if code not in (2, 130):
+        raise ValueError(f"{name} ended with code {code}: {advice}")
+    print(f"{name} ended with code {code}: {advice}")
+    sys.exit(code)
+
+
+# ---- arguments ----------------------------------------------------------------------------------------------------
+
+class Help(argparse.HelpFormatter):
+    """Adds the default where there is one to see; leaves examples and lists in a description as they are."""
+
+    def _get_help_string(self, action) -> str:
+        default, text = action.default, action.help or ""
+        if default is None or default is False or default in ("", [], argparse.SUPPRESS) or "default" in text:
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        return f"{text} (default: {shown.replace('%', '%%')})"
+
+    def _fill_text(self, text, width, indent) -> str:
+        wrap = partial(super()._fill_text, width=width, indent=indent)
+        return "\n\n".join(part if part.startswith((" ", "|")) or "\n " in part else wrap(part)
+                           for part in text.strip("\n").split("\n\n"))
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser with --debug, whose errors are one line. Its subparsers are such parsers too."""
+
+    def __init__(self, debug=False, **options):
+        super().__init__(**{"formatter_class": Help} | options)
+        self.add_argument("--debug", action="store_true", default=debug, help="show where an error came from")
+
+    def add_subparsers(self, **options):                # without a default: theirs would undo a --debug before them
+        return super().add_subparsers(**{"parser_class": partial(Parser, debug=argparse.SUPPRESS)} | options)
+
+    def error(self, message: str) -> None:
+        end(2, f"error: {' '.join(message.split())}; {self.prog} --help says more")
+
+    def exit(self, status=0, message=None) -> None:     # after --help
+        end(status, message or "")
+
+
+def bounded(kind, what: str, low, high):
+    """For argparse: text -> int or float from low to high, both included; infinity and nan never are."""
+    def read(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high or math.isinf(value):
+            limits = f"of {low} or more" if high == math.inf else f"from {low} to {high}"
+            raise argparse.ArgumentTypeError(f"{text[:40]!r}: expected {what} {limits}")
+        return value
+    return read
+
+
+whole, number = partial(bounded, int, "a whole number"), partial(bounded, float, "a number")    # (low, high)
+positive, threads, seed = whole(1, 2 ** 31 - 1), whole(1, 1024), whole(0, 2 ** 63 - 1)
+
+
+def writable(directory, option="--out") -> Path:
+    """The directory that an option names, made where it is missing; that nothing can be written there is known before
+    the work, not after it. Raises OSError."""
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=directory).close()
+    except OSError as error:
+        raise OSError(f"{option} {directory} is no directory to write to ({error.strerror}): choose another") from None
+    return Path(directory)
+
+
+SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".au", ".raw", ".pcm", ".webm")
+
+
+def typed_path(line: str) -> str | None:
+    """The path in a line that was typed, pasted or dropped into a terminal: in quotes, with ~, with escaped spaces, as
+    file://. None where it is neither a file nor looks like a recording's path."""
+    path = line
+    if path[0] == path[-1] and path[0] in "\"'" and len(path) > 2:
+        path = path[1:-1]
+    elif os.name != "nt" and not os.path.exists(path):
+        path = re.sub(r"\\(.)", r"\1", path)
+    if path.startswith("file://"):
+        path = unquote(urlsplit(path).path)
+    path = os.path.expanduser(path)
+    begins = line.strip("\"'").startswith(("/", "./", "../", "~/", "file://", "\\\\")) or re.match(r"\w:\\", line)
+    ends = path.lower().endswith(SOUNDS) or os.sep in path and os.path.isdir(path)
+    return path if os.path.isfile(path) or begins or ends else None     # isfile: False too for what no file can be called
+
+
+# ---- devices ------------------------------------------------------------------------------------------------------
+
+def pick_device(asked: str):
+    """--device -> torch.device. auto: a GPU if there is one. Under torchrun each process takes its own. Raises
+    ValueError for one that is unknown, that torch was not built for, or that is not there."""
+    import torch                                        # seconds, which wrong arguments need not wait for
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, colon, index = asked.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or colon and not (index.isascii() and index.isdigit()):
+        raise ValueError(f"--device {asked}: expected auto, cpu, cuda, cuda:NUMBER or mps")
+    backend = {"cpu": torch.cpu, "cuda": torch.cuda, "mps": torch.backends.mps}[kind]
+    if not backend.is_available():
+        built = {"cuda": torch.backends.cuda, "mps": torch.backends.mps}[kind].is_built()
+        raise ValueError(f"--device {asked}: " + ("torch finds no such device here" if built else
+                         f"this build of torch ({torch.__version__}) is without {kind}") + "; cpu and auto always work")
+    if kind == "cuda" and not colon:
+        index = os.environ.get("LOCAL_RANK", "0")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if int(index or 0) >= count:
+        raise ValueError(f"--device {kind}:{index}: there are {count}, counted from 0")
+    device = torch.device(kind, int(index)) if index else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    return device

@@ -32,21 +32,22 @@ import sys
 import time
 from pathlib import Path
 
+import cli                                                      # before torch, which takes seconds
+
 import numpy as np
 import torch
 
 import disk
 import sample
-from cli import one_line_errors
 from data import Split
 from decode import GREEDY, RepetitionAware
 from face.head import make_head
 from face.measure import average, held_out_faces
 from face_decoder import UNIT_RATE
+from speech_generator import LONGEST, MIN_UNITS
 from toy.marking import answer_tables, load_jiwer, mark_answers, share, speak, write_texts
 from toy.speaking import (compare_speech, converse, generator_figures, lip_lags, right_ones, transcriber, word_errors,
                           write_question, write_sounds)
-from runs import positive
 from whisper import load_audio
 
 PARTS = ("answers", "speech", "face", "latency")
@@ -143,13 +144,17 @@ def face(model, args, said: list, head) -> dict:
 
 # ---------------------------------------------------------------- latency
 
-def script(name: str, args, *options, quiet=False) -> float:
-    """Runs a script of this directory as a process; the seconds that took. Raises ValueError where it fails."""
+def script(name: str, args, *options, quiet=False, advice="its last line says why") -> float:
+    """Runs a script of this directory as a process; the seconds that took. Where it fails: `cli.failed`."""
     command, begun = [sys.executable, Path(__file__).with_name(name), *options], time.perf_counter()
-    done = subprocess.run([str(part) for part in command], env=os.environ | {"OMP_NUM_THREADS": str(args.threads)},
-                          stdout=subprocess.DEVNULL if quiet else None)
-    if done.returncode:
-        raise ValueError(f"{name} ended with code {done.returncode}; its last line says why")
+    process = subprocess.Popen([str(part) for part in command], env=os.environ | {"OMP_NUM_THREADS": str(args.threads)},
+                               stdout=subprocess.DEVNULL if quiet else None)
+    try:
+        code = process.wait()
+    finally:
+        cli.stop([process])
+    if code:
+        cli.failed(name, code, advice)
     return time.perf_counter() - begun
 
 
@@ -215,15 +220,13 @@ def latency(model, args) -> dict:
 
 def train_without(ablation: str, stage: int, source: str, args):
     """The model after a stage that was trained without something ("": whole), from --out where it is there already; an
-    interrupted training goes on. Raises ValueError where --out holds another one or the training fails."""
+    interrupted training goes on."""
     out = Path(args.out) / "ablations" / (ablation or {2: "generator-none", 3: "none"}[stage])
     asked = {"stage": stage, "init-from": source, "data": args.data, "seed": args.seed, "epochs": args.epochs,
              "steps": args.steps, "ablate": ablation or None, "out": out, "device": args.device, "resume": "auto"}
     given = {f"--{name}": value for name, value in asked.items() if value is not None}
-    try:
-        script("train.py", args, *sum(given.items(), ()))
-    except ValueError as error:
-        raise ValueError(f"{error}; where {out} holds another training, remove it or choose another --out") from None
+    script("train.py", args, *sum(given.items(), ()),
+           advice=f"its last line says why; where {out} holds another training, remove it or choose another --out")
     return load(str(out), args)
 
 
@@ -256,27 +259,27 @@ def ablations(args, head) -> dict:
 # ---------------------------------------------------------------- command
 
 def parse(argv=None) -> argparse.Namespace:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0],
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = cli.Parser(description=__doc__.splitlines()[0])
     add = p.add_argument
     add("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)} (default: all)")
-    add("--checkpoint", default=str(sample.MINI))
+    add("--checkpoint", default=str(sample.MINI), help="directory, ours or the official release's")
     add("--data", default="data/demo", help="prepared data: a directory with val/, test-*/ and voice/")
     add("--out", default="runs/eval", help="directory for evaluation.json, sounds and trained ablations")
     add("--transcripts", action="store_true", help="answers: also mark transcriptions")
-    add("--answers", type=positive, default=100, help="speech and face: how many to generate")
+    add("--answers", type=cli.positive, default=100, help="speech and face: how many to generate")
     add("--asr", metavar="NAME", help="speech: word error rates by this faster-whisper model, a name or a directory")
     add("--audio", metavar="FILE", help="latency: the question (default: one of val)")
     add("--ablations", action="store_true", help="train stages III and II without parts: Tables 6 and 8")
     add("--init-from", metavar="CHECKPOINT", help="ablations of the face: what stage II made")
     add("--init-generator-from", metavar="CHECKPOINT", help="ablation of the speech generator: what stage I made")
-    add("--epochs", type=float, help="ablations: as train.py")
-    add("--steps", type=positive, help="ablations: as train.py")
-    add("--max-new-tokens", type=positive, default=128, help="text tokens at most")
-    add("--seed", type=int, default=0)
-    add("--threads", type=positive, default=2)
-    add("--device", default="auto", help="auto, cpu, cuda, mps")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    add("--epochs", type=cli.number(1e-6, 1e6), help="ablations: as train.py")
+    add("--steps", type=cli.positive, help="ablations: as train.py")
+    add("--max-new-tokens", type=cli.whole(1, LONGEST // MIN_UNITS), default=128, help="text tokens at most")
+    add("--seed", type=cli.seed, default=0, help="of sampled speech, changed clips and trained ablations")
+    add("--threads", type=cli.threads, default=2, help="of the processor")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:NUMBER, mps")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"],
+        help="of the weights; auto: as saved")
     return p.parse_intermixed_args(argv)                        # parts may stand anywhere
 
 
@@ -286,23 +289,34 @@ def load(checkpoint: str, args):
                                           release_quirks=False))[0]
 
 
-def measure(args) -> None:
-    """The parts asked for; each one's figures are kept in evaluation.json as soon as they are there."""
+def check(args, parts: set) -> None:
+    """What can be known to be wrong before anything is measured. Raises ValueError or OSError."""
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
         raise ValueError(f"part {', '.join(unknown)}: expected some of {', '.join(PARTS)}")
     if args.ablations and (args.parts or not args.init_from):
         raise ValueError("--ablations needs --init-from CHECKPOINT (after stage 2), and no other part")
-    torch.set_num_threads(args.threads)
+    cli.pick_device(args.device)
+    if args.ablations or args.transcripts or "speech" in parts:
+        load_jiwer()
+    if args.audio:
+        load_audio(args.audio)
+    if args.ablations or not args.audio or parts - {"latency"}:
+        Split(Path(args.data) / "val")
+    cli.writable(args.out)
+
+
+def measure(args) -> None:
+    """The parts asked for; each one's figures are kept in evaluation.json as soon as they are there."""
     head, parts, path = make_head(), set(args.parts or PARTS), Path(args.out) / "evaluation.json"
+    check(args, parts)
+    torch.set_num_threads(args.threads)
     found = disk.read_json(path) if path.exists() else {}
 
     def keep(part, figures, checkpoint):
         found[part] = {"checkpoint": checkpoint, "data": args.data, "seed": args.seed, **figures}
         disk.write_json(path, found)
 
-    if args.ablations or args.transcripts or "speech" in parts:
-        load_jiwer()                                            # say so now, not when all else is measured
     if args.ablations:
         keep("ablations", ablations(args, head), args.init_from)
     else:
@@ -321,7 +335,7 @@ def measure(args) -> None:
 
 def main(argv=None) -> None:
     args = parse(argv)
-    with one_line_errors("interrupted: what was measured is kept"):
+    with cli.one_line_errors("interrupted: what was measured is kept", args.debug):
         measure(args)
 
 

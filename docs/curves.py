@@ -2,15 +2,15 @@
 
 Lines are means over the steps between two rows of the log, dots the validation. Needs matplotlib.
 """
-import argparse
 import json
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))              # run as a script: the street lies one floor up
 
+from cli import Parser, one_line_errors                         # before torch, which takes seconds
+
 import disk
-from cli import one_line_errors
 from model import LOSSES
 
 COLOURS = dict(zip(LOSSES, ("tab:blue", "tab:orange", "tab:green")))
@@ -18,20 +18,24 @@ COLOURS = dict(zip(LOSSES, ("tab:blue", "tab:orange", "tab:green")))
 
 def read(path) -> dict:
     """A log -> stage -> {"train" or "val": {loss: [(step, value), ...]}}. Raises ValueError or OSError."""
-    stages, stage = {}, None
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    stages, stage, what = {}, None, "the log.jsonl of train.py"
+    for number, line in enumerate(disk.regular(path, what).read_bytes().splitlines(), 1):
+        where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-        except ValueError:
-            raise ValueError(f"{path}, line {number} is not json: expected the log.jsonl of train.py") from None
+        except (ValueError, RecursionError):
+            row = None
+        if not isinstance(row, dict):
+            raise ValueError(f"{where} is not json of an object: expected {what}")
         if "start" in row:
-            stage = f"stage {row['start']['stage']}"
+            stage = f"stage {disk.typed(disk.typed(row, 'start', dict, where), 'stage', int, where)}"
         elif stage and "step" in row and "part" not in row:
-            kind, figures = ("val", row["val"]) if "val" in row else ("train", row)
+            kind, figures = ("val", disk.typed(row, "val", dict, where)) if "val" in row else ("train", row)
             for name in LOSSES:
-                if name in figures:
+                value = disk.typed(figures, name, float | None, where, None)
+                if value is not None:
                     curves = stages.setdefault(stage, {"train": {}, "val": {}})[kind]
-                    curves.setdefault(name, []).append((row["step"], figures[name]))
+                    curves.setdefault(name, []).append((disk.typed(row, "step", int, where), value))
     if not stages:
         raise ValueError(f"{path} holds no logged step: expected the log.jsonl of train.py")
     return stages
@@ -57,11 +61,11 @@ def plot(stages: dict, out) -> None:
 
 
 def main(argv=None) -> None:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = Parser(description=__doc__.splitlines()[0])
     p.add_argument("log", help="log.jsonl of train.py, or of a mini model (mini/log.jsonl)")
-    p.add_argument("out", help=".png or .svg")
+    p.add_argument("out", help="picture to write: .png or .svg")
     args = p.parse_args(argv)
-    with one_line_errors():
+    with one_line_errors(debug=args.debug):
         if Path(args.out).suffix.lower() not in (".png", ".svg"):
             raise ValueError(f"{args.out}: expected a path that ends in .png or .svg")
         plot(read(args.log), args.out)

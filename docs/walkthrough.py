@@ -8,17 +8,18 @@
 Figures are rounded so that another CPU prints the same. The order is that of `ExOmni.generate`, whose lines are taken
 apart here; the last part is `ExOmni.forward`, the losses.
 """
-import argparse
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))                                   # run as a script: the street lies one floor up
 
+from cli import Parser, one_line_errors, writable               # before torch, which takes seconds
+
 import torch
 
 import disk
-from cli import one_line_errors
+from checkpoint import ExOmniConfig
 from data import Writer, collate
 from decode import GREEDY, TextSampler
 from face.arkit import ARKIT_NAMES
@@ -94,6 +95,9 @@ def speak(model, context, context_mask, spoken) -> tuple:
     out = generator.generate(context, context_mask, spoken, GREEDY)
     units, states = out.emitted()[0][0], out.emitted()[1][0]
     gate = gates[0].sigmoid()
+    if frames_for_units(len(units)) <= PARIS:
+        raise ValueError(f"the answer lasts {frames_for_units(len(units))} frames, not above {PARIS}: expected a "
+                         "checkpoint after stage IV")
     say("speech_generator.py", f"TQGF: {spoken.shape[1]} tokens ask {4 * context.shape[1]} context vectors, 4 of each "
                                "state")
     say("", f"its gates (B, N, H d) {shape(gate)}: mean {gate.mean():.2f}, from {gate.min():.1f} to {gate.max():.1f}")
@@ -182,19 +186,22 @@ def measure(out: Path, checkpoints: list) -> None:
 
 
 def main(argv=None) -> None:
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p = Parser(description=__doc__.splitlines()[0])
     p.add_argument("what", nargs="*", metavar="exercises OUT | measure OUT DIR ...", help="for the exercises")
-    p.add_argument("--checkpoint", default=ROOT / "mini", help="directory (default: mini)")
+    p.add_argument("--checkpoint", default=ROOT / "mini", help="directory of one like mini/ (default: mini)")
     args = p.parse_args(argv)
-    with one_line_errors():
+    with one_line_errors(debug=args.debug):
         if args.what[:1] == ["exercises"] and len(args.what) == 2:
-            exercises(Path(args.what[1]))
+            exercises(writable(args.what[1], "exercises"))
         elif args.what[:1] == ["measure"] and len(args.what) > 2:
             measure(Path(args.what[1]), args.what[2:])
         elif args.what:
             p.error("expected nothing, or: exercises OUT, or: measure OUT DIR ...")
         else:
             model = ExOmni.from_pretrained(args.checkpoint)
+            mini, parts = ExOmniConfig.from_dir(ROOT / "mini"), ("llm", "speech_encoder", "generator")
+            if model.speech_decoder is None or any(getattr(model.config, p) != getattr(mini, p) for p in parts):
+                raise ValueError(f"{args.checkpoint} is not of the mini model's size, or without sound")
             losses(model, *speak(model, *understand(model)))
 
 

@@ -34,9 +34,18 @@ def test_the_picture_has_a_panel_for_each_stage(tmp_path, capsys):
     assert "wrote" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text, message", [("no json\n", "line 1 is not json"), ("{}\n", "holds no logged step")])
+START = '{"start": {"stage": 1}}\n'
+
+
+@pytest.mark.parametrize("text, message", [
+    ("no json\n", "line 1 is not json"), ("{}\n", "holds no logged step"), ("3\n", "line 1 is not json of an object"),
+    ('{"start": 1}\n', "line 1: field start is 1, expected"), ('{"start": {}}\n', "line 1: field stage is missing"),
+    (START + '{"step": "x", "text": 1}\n', "line 2: field step is 'x'"),
+    (START + '{"step": 1, "text": "x"}\n', "line 2: field text is 'x'"),
+    (START + '{"step": 1, "val": 2}\n', "line 2: field val is 2"), (START + '{"step": 1, "text"', "line 2 is not json")])
 def test_what_is_no_log_is_refused(tmp_path, capsys, text, message):
     (tmp_path / "log.jsonl").write_text(text)
     with pytest.raises(SystemExit) as stop:
         curves.main([str(tmp_path / "log.jsonl"), str(tmp_path / "out.png")])
-    assert stop.value.code == 2 and message in capsys.readouterr().err and not (tmp_path / "out.png").exists()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1 and not (tmp_path / "out.png").exists()

@@ -1,5 +1,10 @@
 """demo.py: a reproducible demo set that can be interrupted; nothing held out is trained."""
 import json
+import lzma
+import multiprocessing
+import os
+import signal
+import time
 from collections import Counter
 
 import numpy as np
@@ -38,7 +43,8 @@ def made(few_answers, tmp_path_factory):
 
 
 def contents(out):
-    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*"))
+            if path.is_file() and path.name != "verified.json"}         # when the files were last read
 
 
 @pytest.fixture(scope="module")
@@ -262,14 +268,18 @@ def test_shipped_answers_are_the_default_without_flite_and_a_second_run_does_not
 
 def test_wrong_answers_are_refused_in_one_line_and_nothing_is_begun(shipped, alone, tmp_path, capsys):
     whole = (shipped / "mini" / answers_file.ANSWERS).read_bytes()
-    for name, content in (("short", whole[:-100]), ("damaged", whole[:900] + b"?" + whole[901:]), ("text", b"units")):
+    odd = [lzma.compress(first) for first in (b"[]\n", b"{}\n", b"3", b'{"format": 1, "answers": 2}\n',
+                                              b"[" * 100_000 + b"\n")]
+    for name, content in (("short", whole[:-100]), ("damaged", whole[:900] + b"?" + whole[901:]), ("text", b"units"),
+                          *((f"odd{n}", content) for n, content in enumerate(odd))):
         (tmp_path / name).mkdir()
         (tmp_path / name / answers_file.ANSWERS).write_bytes(content)
     for options, message in (
-            (["--answers", tmp_path / "none"], "not found: --answers is a directory with"),
+            (["--answers", tmp_path / "none"], "answers.xz not found: expected shipped answers"),
             (["--answers", tmp_path / "short"], "truncated, damaged"),
             (["--answers", tmp_path / "damaged"], "truncated, damaged"),
             (["--answers", tmp_path / "text"], "truncated, damaged"),
+            *((["--answers", tmp_path / f"odd{n}"], "truncated, damaged") for n in range(len(odd))),
             (["--answers", shipped / "mini", "--seed", 1], "lacks 6 of 11 answers"),
             ([], "flite is not installed: `apt-get install flite`" if have_espeak() else "espeakng-loader")):
         with pytest.raises(SystemExit) as stop:
@@ -301,3 +311,24 @@ def test_the_list_is_jsonl_of_every_phrasing(capsys):
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["text"] for row in rows] == [row["text"] for row in domain.phrasings()]
     assert {row["split"] for row in rows} == {"train", "recombined", "wording"} and all(row["answer"] for row in rows)
+
+
+def test_workers_leave_an_interrupt_to_their_parent():
+    """From their first moment: they import for seconds before any code of theirs could say so."""
+    before = signal.getsignal(signal.SIGINT)
+    with demo.parallel_map(2) as spread:
+        assert list(spread(signal.getsignal, [signal.SIGINT] * 2)) == [signal.SIG_IGN] * 2
+        assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_ends_the_workers_at_once():
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), demo.parallel_map(2) as spread:
+        spread(time.sleep, [60, 60])
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 30 and not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_ended_from_outside_is_one_line():
+    with pytest.raises(OSError, match="was ended .*the same command goes on"), demo.parallel_map(2) as spread:
+        list(spread(os._exit, [1]))

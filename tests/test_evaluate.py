@@ -3,6 +3,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import soundfile
 import torch
 
+import cli
 import disk
 import evaluate
 import train
@@ -209,7 +211,7 @@ def test_predictions_are_those_of_the_loss(tiny, data):
 def test_every_ablation_of_the_paper_is_trained_and_measured(tiny, data, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def script(name, args, *options):
+    def script(name, args, *options, advice):
         """Saves the tiny model, ablated but untrained, where train.py would."""
         given = dict(zip(options[::2], options[1::2]))
         asked.append(tuple(given.get(f"--{key}") for key in ("stage", "init-from", "ablate", "steps", "resume")))
@@ -245,12 +247,12 @@ def test_a_finished_ablation_is_used_again_and_another_one_is_refused(tiny, data
     shutil.copytree(tiny, source)
     disk.write_json(source / "stages.json", {stage: {"step": 1, "steps": 1} for stage in "12"})
 
-    def script(name, args, *options):
+    def script(name, args, *options, advice):
         """train.py in this process."""
         try:
             train.main([str(option) for option in options])
-        except SystemExit:
-            raise ValueError("train.py ended with code 2") from None
+        except SystemExit as stop:
+            cli.failed(name, stop.code, advice)
         trainings.append(disk.read_json(tmp_path / "ablations" / "context" / "stages.json")["3"]["ablate"])
     monkeypatch.setattr(evaluate, "script", script)
     monkeypatch.setattr(evaluate, "TABLE_6", {"context": evaluate.TABLE_6["context"]})
@@ -260,7 +262,8 @@ def test_a_finished_ablation_is_used_again_and_another_one_is_refused(tiny, data
     with pytest.raises(SystemExit) as stop:
         measure(tiny, data, tmp_path, *options, "2")
     assert stop.value.code == 2
-    assert "holds another training, remove it or choose another --out" in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert "holds another training, remove it or choose another --out" in printed.out and printed.err.count("\n") == 1
 
 
 def test_the_units_loss_of_the_ablation_is_that_of_training(tiny, data):
@@ -276,6 +279,10 @@ def test_the_units_loss_of_the_ablation_is_that_of_training(tiny, data):
     (["voice"], "part voice: expected some of answers, speech"),
     (["--ablations"], "--ablations needs --init-from"),
     (["speech", "--asr", "base"], "pip install faster-whisper"),
+    (["answers", "--out", str(Path(__file__) / "below")], "is no directory to write to"),
+    (["answers", "--device", "xla"], "--device xla: expected auto, cpu"),
+    (["answers", "--threads", "0"], "--threads: '0': expected a whole number from 1 to 1024"),
+    (["answers", "--epochs", "inf"], "--epochs: 'inf': expected a number from"),
     (["answers", "--checkpoint", "nowhere"], "nowhere is not a directory"),
     (["face", "--data", "nowhere"], "is not finished prepared data"),
     (["latency", "--audio", "nowhere.wav"], "nowhere.wav")])
@@ -287,6 +294,8 @@ def test_wrong_input_is_one_line(tiny, data, tmp_path, monkeypatch, capsys, opti
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
 
 
-def test_a_script_that_fails_says_its_code(capfd):
-    with pytest.raises(ValueError, match="nothing.py ended with code 2"):
+def test_a_script_that_fails_with_its_own_line_adds_none(capfd):
+    with pytest.raises(SystemExit) as stop:
         evaluate.script("nothing.py", SimpleNamespace(threads=1), quiet=True)
+    printed = capfd.readouterr()
+    assert stop.value.code == 2 and "nothing.py ended with code 2" in printed.out and printed.err.count("\n") == 1

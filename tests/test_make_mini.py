@@ -1,6 +1,7 @@
 """make.py: steps run once, in order, and go on after a failure; what is shipped is the checkpoint and its start."""
 import json
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -53,12 +54,31 @@ def test_a_failed_step_ends_the_run_and_the_same_command_goes_on(planned, tmp_pa
     assert said.read_text() == "abbc"
 
 
+def test_a_damaged_line_of_the_log_of_steps_is_named(tmp_path):
+    (tmp_path / "steps.jsonl").write_text('{"step": "data"}\n{"step": "ba')
+    with pytest.raises(ValueError, match="steps.jsonl, line 2 is not json of an object: remove that line"):
+        make_mini.make(tmp_path, None)
+
+
 def test_each_of_two_steps_at_the_same_time_has_its_own_time(planned, tmp_path):
     planned([{"slow": 0, "b": 0}])
     make_mini.make(tmp_path / "work", None)
     seconds = {row["step"]: row["seconds"] for row in
                map(json.loads, (tmp_path / "work/steps.jsonl").read_text().splitlines())}
     assert seconds["slow"] > seconds["b"] + 1
+
+
+def test_an_interrupt_is_passed_on_and_the_steps_are_waited_for(monkeypatch, tmp_path):
+    code = "import pathlib, sys, time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: pathlib.Path(sys.argv[1]).touch()"
+    monkeypatch.setattr(make_mini, "plan", lambda *_: [{"a": ["-c", code, tmp_path / "saved"]}])
+
+    def interrupt(_, sleep=time.sleep):
+        sleep(1)                                                    # until it sleeps too
+        raise KeyboardInterrupt
+    monkeypatch.setattr(make_mini.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        make_mini.make(tmp_path, None)
+    assert (tmp_path / "saved").exists()
 
 
 def test_a_failed_step_ends_the_other_one_at_once(planned, tmp_path):
@@ -112,6 +132,7 @@ def test_what_is_shipped_is_the_checkpoint_in_16_bit_with_questions_and_logs(wor
     make_mini.ship(work, tmp_path / "mini")
     before, after = (load_file(path / "model.safetensors") for path in (work / "stage4", tmp_path / "mini"))
     assert all(torch.equal(tensor.half(), after[name]) for name, tensor in before.items())
+    (tmp_path / "mini" / "mini.tiktoken").unlink()                     # has more ids than the tiny model
     model = ExOmni.from_pretrained(tmp_path / "mini")
     assert model.llm.norm.weight.dtype == torch.float32 and model.speech_decoder is not None
     rows = [json.loads(row) for row in (tmp_path / "mini/questions/questions.jsonl").read_text().splitlines()]

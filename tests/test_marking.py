@@ -34,7 +34,7 @@ def test_the_word_error_rate_counts_edits_over_all_words():
 def spoken(text, seconds, voice_seconds, units=None, ended=True):
     own = np.arange(round(voice_seconds * 12.5)) % 7
     units = torch.arange(round(seconds * 12.5)) % 7 if units is None else units
-    answer = Answer(text, [], None, units, torch.zeros(len(units) + ended, 4), None, None, {})
+    answer = Answer(text, [], None, units, torch.zeros(len(units) + ended, 4), None, None, 1.0, {})
     return {"answer": text}, answer, {"audio": np.zeros(round(voice_seconds * 16_000)), "units": own}
 
 

@@ -8,6 +8,7 @@ From the repository's root. `--help` after either says more.
 """
 import sys
 
+import cli      # noqa: F401   before torch, which takes seconds: it says what an interrupt then is
 from toy import make, pretrain
 
 if __name__ == "__main__":

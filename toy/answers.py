@@ -19,6 +19,7 @@ from data import Split, checksum
 from face_decoder import frames_for_units
 
 ANSWERS = "answers.xz"
+MOST_BYTES = 256 << 20          # of that file, unpacked: 1.7 h are 10 MB
 UNITS_OF = ("unit_vocab", "speech_tokenizer")       # what a manifest says of its units
 
 
@@ -63,9 +64,14 @@ def add_units(directory, units: dict, unit_vocab: int, speech_tokenizer: str) ->
         rows.append(row | {"units": where[answer]})
     manifest = split.manifest | {"unit_vocab": unit_vocab, "speech_tokenizer": speech_tokenizer}
     (directory / "manifest.json").unlink()              # unfinished until both files are whole
-    data = {"units.u16": np.concatenate([*arrays, np.zeros(0)]).astype("<u2").tobytes(),
-            "samples.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()}
-    for name, content in data.items():
+    def lines(rows) -> bytes:
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+    # Killed in between, no row points into units that are not its own.
+    bare = lines({key: value for key, value in row.items() if key != "units"} for row in rows)
+    for name, content in (("samples.jsonl", bare),
+                          ("units.u16", np.concatenate([*arrays, np.zeros(0)]).astype("<u2").tobytes()),
+                          ("samples.jsonl", lines(rows))):
         with disk.replacing(directory / name) as temporary:
             temporary.write_bytes(content)
         manifest["files"][name] = {"bytes": len(content), "crc32": checksum(directory / name)}
@@ -108,17 +114,25 @@ def read_answers(folder) -> tuple:
     """What `ship_answers` wrote -> (its first line, {text: answer}). An answer is {"phones": [[name, start, end], ...]
     in seconds, "units": (U,), "face": (T, K) float32 within 1/510 of what it was}. Raises FileNotFoundError, or
     ValueError where the file is damaged."""
-    path = Path(folder) / ANSWERS
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: --answers is a directory with shipped answers, such as mini/data")
+    path = disk.regular(Path(folder) / ANSWERS, "shipped answers, such as those in mini/data")
     try:
-        first, *rest = lzma.decompress(path.read_bytes()).split(b"\n", 1)
-        about = json.loads(first)
-        if about["format"] != 1:
-            raise ValueError(f"format {about['format']}, expected 1")
-        *lines, numbers = rest[0].split(b"\n", about["answers"])
-    except (lzma.LZMAError, ValueError, KeyError) as error:
+        reader = lzma.LZMADecompressor(memlimit=MOST_BYTES)
+        content = reader.decompress(path.read_bytes(), MOST_BYTES)
+        if not reader.eof:
+            raise ValueError(f"no end within {MOST_BYTES} bytes")
+        return unpacked(content)
+    except (lzma.LZMAError, ValueError, LookupError, TypeError, EOFError, RecursionError) as error:
         raise ValueError(f"{path} is truncated, damaged or something else ({error}): fetch it again") from None
+
+
+def unpacked(content: bytes) -> tuple:
+    """The content of the file -> as `read_answers`. Raises ValueError, LookupError or TypeError where it is another."""
+    first, rest = content.split(b"\n", 1)
+    about = json.loads(first)
+    if about["format"] != 1 or not {"seed", "size", *UNITS_OF} <= about.keys():
+        raise ValueError(f"format {about['format']} with {', '.join(about)}, expected 1 with seed, size, "
+                         f"{', '.join(UNITS_OF)}")
+    *lines, numbers = rest.split(b"\n", about["answers"])
     rows = [json.loads(line) for line in lines]
     units = np.cumsum([0, *(row["units"] for row in rows)])
     frames = np.cumsum([0, *(frames_for_units(row["units"]) for row in rows)])

@@ -24,12 +24,12 @@ import functools
 import json
 import os
 import signal
-import sys
 import zlib
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 
 import numpy as np
@@ -137,13 +137,23 @@ def say(job: tuple) -> voices.Clip:
 @contextmanager
 def parallel_map(workers: int):
     """Yield a `map` that keeps the order and spreads its work over processes; they end with the block, whatever
-    happens."""
+    happens. Raises OSError where one of them was ended from outside."""
     if workers == 1:
         yield map
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)       # is inherited: Ctrl-C is for this process alone
+    for _ in range(workers):
+        pool.submit(int)                                        # each starts a process
+    signal.signal(signal.SIGINT, before)
     try:
         yield functools.partial(pool.map, chunksize=8)
+    except BrokenProcessPool:
+        raise OSError("a process that made sound was ended (for want of memory?): the same command goes on") from None
+    except BaseException:
+        for process in active_children():
+            process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -333,10 +343,6 @@ def command(args) -> None:
             answers = SHIPPED
     if answers is not None:
         print(f"answers from {answers}: natural voices do not ask, test-natural is empty, `voice` has no sound")
-    try:
-        made = make(args.out, args.seed, args.size, answers=answers)
-    except KeyboardInterrupt:
-        print(f"interrupted: {args.out} is not complete, run the same again to go on", file=sys.stderr)
-        sys.exit(130)
+    made = make(args.out, args.seed, args.size, answers=answers)
     print(summary(args.out))
     print(f"wrote {args.out}" if made else f"{args.out} is complete already, nothing was done")

@@ -18,17 +18,19 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+
+import cli                                                      # before torch, which takes seconds
 
 import soundfile
 import torch
 
 import disk
 import weights
-from cli import one_line_errors
 from data import Split
 from toy import answers
 from whisper import SAMPLE_RATE
@@ -54,34 +56,43 @@ def plan(work: Path, shipped: str | None) -> list:
     return steps
 
 
+def rows_of(log: Path) -> list:
+    """The rows of a log, none where it is not there. Raises ValueError that names a damaged line."""
+    rows = []
+    for number, line in enumerate(log.read_bytes().splitlines() if log.exists() else (), 1):
+        try:
+            rows.append({**json.loads(line)})
+        except (ValueError, TypeError):
+            raise ValueError(f"{log}, line {number} is not json of an object: remove that line, then the same command "
+                             "goes on") from None
+    return rows
+
+
 def make(work: Path, shipped: str | None) -> None:
-    """Start the steps that are not done, in order. Raises ValueError where one fails; it has printed why."""
+    """Start the steps that are not done, in order. Where one fails: `cli.failed`."""
     log = work / "steps.jsonl"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = {json.loads(row)["step"] for row in log.read_text().splitlines()} if log.exists() else set()
+    done = {row.get("step") for row in rows_of(log)}
     work.mkdir(parents=True, exist_ok=True)
     for steps in plan(work, shipped):
         begun, running = time.monotonic(), {}
-        for name, arguments in steps.items():
-            if name not in done:
-                command = [sys.executable, *map(str, arguments)]      # -m toy, or a script at the top level
-                print(f"--- {name}: {shlex.join(['python', *command[1:]])}", flush=True)
-                running[name] = subprocess.Popen(command, env=environment)
-        failed = None
-        while running and failed is None:
-            time.sleep(0.1)
-            for name in [name for name, process in running.items() if process.poll() is not None]:
-                process = running.pop(name)
-                if process.returncode:
-                    failed = f"{name} ended with code {process.returncode}"
-                    continue
-                with open(log, "a", encoding="utf-8") as file:
-                    file.write(json.dumps({"step": name, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
-        if failed:
-            for other in running.values():
-                other.terminate()
-                other.wait()
-            raise ValueError(f"{failed}: mend what it says, then the same command goes on")
+        try:
+            for name, arguments in steps.items():
+                if name not in done:
+                    command = [sys.executable, *map(str, arguments)]      # -m toy, or a script at the top level
+                    print(f"--- {name}: {shlex.join(['python', *command[1:]])}", flush=True)
+                    running[name] = subprocess.Popen(command, env=environment)
+            while running:
+                time.sleep(0.1)
+                for name in [name for name, process in running.items() if process.poll() is not None]:
+                    code = running.pop(name).returncode
+                    if code:
+                        cli.stop(running.values(), signal.SIGTERM)
+                        cli.failed(name, code, "mend what it says, then the same command goes on")
+                    with open(log, "a", encoding="utf-8") as file:
+                        file.write(json.dumps({"step": name, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
+        finally:
+            cli.stop(running.values())                          # interrupted: they save
 
 
 # ---- what is shipped ----------------------------------------------------------------------------------------------
@@ -101,8 +112,7 @@ def ship(work: Path, out: Path) -> None:
     questions(work / "data", out / "questions")
     logs = [("", work / "steps.jsonl"), ("", work / "parts" / "log.jsonl")]
     logs += [(f"stage{n}", work / f"stage{n}" / "log.jsonl") for n in range(1, 5)]
-    rows = [({"stage": stage} if stage else {}) | json.loads(row)
-            for stage, path in logs if path.exists() for row in path.read_text().splitlines()]
+    rows = [({"stage": stage} if stage else {}) | row for stage, path in logs for row in rows_of(path)]
     with disk.replacing(out / "log.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
@@ -132,16 +142,16 @@ def questions(data: Path, out: Path, each: int = 2) -> None:
                 kinds.add(row["kind"])
                 rows.append({key: row[key] for key in ("id", "kind", "text", "answer", "voice", "phrasing")})
                 with disk.replacing(out / f"{row['kind']}.wav") as temporary:
-                    soundfile.write(temporary, split[i]["audio"], SAMPLE_RATE, format="WAV", subtype="PCM_16")
+                    soundfile.write(os.fsencode(temporary), split[i]["audio"], SAMPLE_RATE, format="WAV",
+                                    subtype="PCM_16")
     with disk.replacing(out / "questions.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def parse(argv=None) -> argparse.Namespace:
     """The command line of `python -m toy`."""
-    p = argparse.ArgumentParser(prog="python -m toy", description=__doc__.splitlines()[0],
-                                epilog="python -m toy pretrain --help: single parts, from scratch or from mini/",
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = cli.Parser(prog="python -m toy", description=__doc__.splitlines()[0],
+                   epilog="python -m toy pretrain --help: single parts, from scratch or from mini/")
     p.add_argument("--work", default="runs/mini", help="directory for all that is made on the way")
     p.add_argument("--out", help="directory to write (default: mini in --work)")
     p.add_argument("--from", dest="shipped", metavar="MINI", help="a directory like mini/: train the stages only")
@@ -150,7 +160,10 @@ def parse(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = parse(argv)
-    with one_line_errors("interrupted: the same command goes on"):
-        work = Path(args.work)
+    with cli.one_line_errors("interrupted: the same command goes on", args.debug):
+        if args.shipped and not (Path(args.shipped) / "config.json").is_file():
+            raise ValueError(f"--from {args.shipped} has no config.json: expected a directory like mini/")
+        work = cli.writable(args.work, "--work")
+        out = cli.writable(args.out or work / "mini")
         make(work, args.shipped)
-        ship(work, Path(args.out or work / "mini"))
+        ship(work, out)

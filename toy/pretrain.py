@@ -22,12 +22,13 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import cli                                                      # before torch, which takes seconds
+
 import torch
 
 import disk
 import weights
 from checkpoint import PREFIXES, ExOmniConfig, preset
-from cli import one_line_errors
 from data import Split, fingerprint
 from toy import answers, demo, domain
 from toy import pretrain_listen as listen
@@ -86,15 +87,15 @@ def unpack(mini, parts) -> None:
 
 def parse(argv=None) -> argparse.Namespace:
     """The command line of `python -m toy pretrain`."""
-    p = argparse.ArgumentParser(prog="python -m toy pretrain", description=__doc__.splitlines()[0],
-                                formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = cli.Parser(prog="python -m toy pretrain", description=__doc__.splitlines()[0])
     p.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join([*PARTS, *LAST])} (default: all)")
     p.add_argument("--data", default="data/demo", help="what `prepare.py demo` wrote")
     p.add_argument("--work", default="runs/parts", help="directory for the parts and their log")
     p.add_argument("--out", default="runs/base", help="the checkpoint")
     p.add_argument("--from", dest="shipped", metavar="MINI", help="a directory like mini/: take its parts")
-    p.add_argument("--steps", type=int, help="of each part, in place of its own number: to try it out")
-    p.add_argument("--threads", type=int, default=1, help="of one part; two commands side by side use two cores best")
+    p.add_argument("--steps", type=cli.positive, help="of each part, in place of its own number: to try it out")
+    p.add_argument("--threads", type=cli.threads, default=1,
+                   help="of one part; two commands side by side use two cores best")
     return p.parse_intermixed_args(argv)                        # parts may stand anywhere
 
 
@@ -104,10 +105,10 @@ def pretrain(args) -> None:
     if unknown:
         raise ValueError(f"part {', '.join(unknown)}: expected some of {', '.join([*PARTS, *LAST])}")
     torch.set_num_threads(args.threads)
+    work, more = cli.writable(args.work, "--work"), {} if args.steps is None else {"steps": args.steps}
     if args.shipped:
-        unpack(args.shipped, args.work)
-        return listen.compose(args.work, args.out)
-    work, more = Path(args.work), {} if args.steps is None else {"steps": args.steps}
+        unpack(args.shipped, work)
+        return listen.compose(work, args.out)
     for part, (file, make) in PARTS.items():
         if args.parts and part not in args.parts:
             continue
@@ -125,5 +126,5 @@ def pretrain(args) -> None:
 
 def main(argv=None) -> None:
     args = parse(argv)
-    with one_line_errors():
+    with cli.one_line_errors(debug=args.debug):
         pretrain(args)

@@ -313,7 +313,7 @@ def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5000,
     if (out / "model.safetensors").exists():
         return
     encoder = config.speech_encoder
-    spoken = [i for i, row in enumerate(split.rows) if {"audio", "words", "phones"} <= row.keys()]
+    spoken = [i for i, row in enumerate(split.rows) if {"audio", "words", "phones", "family"} <= row.keys()]
     likely = shares([split.rows[i]["family"] for i in spoken], FAMILY_SHARES)
     lengths = [split.rows[i]["audio"][1] for i in spoken]
     phones, words = classes(split, spoken)

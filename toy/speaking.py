@@ -4,6 +4,7 @@ Used by evaluate.py. said: [(sample, model.Answer, sample of split `voice` with 
 them whose text is right.
 """
 import json
+import os
 import re
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def by_duration(seconds: list, pairs: dict) -> dict:
 
 def write_wav(path: Path, sound, rate: int) -> None:
     with disk.replacing(path) as temporary:
-        soundfile.write(temporary, sound, rate, format="WAV", subtype="PCM_16")
+        soundfile.write(os.fsencode(temporary), sound, rate, format="WAV", subtype="PCM_16")
 
 
 def write_sounds(kept: list, out: Path) -> dict:
@@ -123,8 +124,8 @@ def transcriber(name: str):
         raise OSError("--asr needs faster-whisper: `pip install faster-whisper`") from None
     try:
         asr = WhisperModel(name, device="cpu", compute_type="int8", cpu_threads=torch.get_num_threads())
-    except RuntimeError as error:
-        raise OSError(f"--asr {name}: {error}") from None
+    except Exception as error:                                  # of the package, of a download, of a damaged model
+        raise OSError(f"--asr {name} cannot be loaded: {error}") from None
 
     def transcribe(path) -> str:
         parts, _ = asr.transcribe(str(path), language="en", beam_size=5, condition_on_previous_text=False)
