@@ -6,17 +6,20 @@ on a GPU; a CPU executes the same step as it is.
 
 Shapes: B batch, N tokens, V vocabulary, D width.
 """
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from audio import DAMAGED
 from qwen3 import KVCache
 
 POLL = {"cpu": 1}      # steps between looks at whether all samples have ended; free on a CPU,
 POLL_DEFAULT = 16      # a pause of the pipeline elsewhere
 WINDOW = 10            # emitted ids a sampler is shown
 ROUND = 128            # capacities are rounded up to this, so that the next prompt finds a decoder that fits
+COLDEST = 1e-5         # temperature: logits divided by less may overflow float32
 
 
 def sample_from(weights, generator=None):
@@ -36,19 +39,25 @@ def nucleus(probs, top_p: float, top_k: int):
     return weights * ((before < top_p) | (before == 0)), ids
 
 
+def check_share(name: str, value: float) -> None:
+    """Raises ValueError for a value outside (0, 1], NaN included."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{name} is {value}, expected a number above 0, at most 1")
+
+
 @dataclass(frozen=True)
 class TextSampler:
     """logits (B, V) -> ids (B,) by temperature and top-p; temperature 0 takes the most likely id.
 
-    Raises ValueError for a negative temperature or a top_p outside (0, 1].
+    Raises ValueError for a temperature that is neither 0 nor a finite one from COLDEST on, or a top_p outside (0, 1].
     """
     temperature: float = 0.0
     top_p: float = 1.0
 
     def __post_init__(self):
-        if self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"temperature {self.temperature} and top_p {self.top_p}: expected at least 0, and above 0 "
-                             "up to 1")
+        if not (self.temperature == 0 or COLDEST <= self.temperature < math.inf):
+            raise ValueError(f"temperature is {self.temperature}, expected 0 or a finite number from {COLDEST} on")
+        check_share("top_p", self.top_p)
 
     def __call__(self, logits, recent=None, generator=None):
         if self.temperature == 0:
@@ -66,10 +75,17 @@ GREEDY = TextSampler()
 @dataclass(frozen=True)
 class RepetitionAware:
     """logits (B, V), recent ids (B, WINDOW), -1 where there are none yet -> ids (B,): nucleus sampling, and where the
-    id was emitted lately another one, sampled from all (docs/spec/ex_omni.md 5.5, step 5)."""
+    id was emitted lately another one, sampled from all (docs/spec/ex_omni.md 5.5, step 5). Raises ValueError for a
+    top_p or tau outside (0, 1], or a top_k below 1."""
     top_p: float = 0.8
     top_k: int = 25
     tau: float = 0.1       # share of the window from which an id counts as repeated
+
+    def __post_init__(self):
+        check_share("top_p", self.top_p)
+        check_share("tau", self.tau)
+        if self.top_k < 1:
+            raise ValueError(f"top_k is {self.top_k}, expected at least 1")
 
     def __call__(self, logits, recent, generator=None):
         probs = logits.softmax(-1)
@@ -92,7 +108,8 @@ class Decoder:
     sample; banned are never sampled; skipped are not emitted, and the last input is fed again.
 
     After `run`: `ids` (B, steps + 1), the first `count` (B,) of a row emitted; `states` (B, steps + 1, D), the first
-    `state_count` (B,) those that its ids, skipped ones too, were chosen from. The next use overwrites them.
+    `state_count` (B,) those that its ids, skipped ones too, were chosen from; `log_probability` (B,) of all ids chosen
+    together, as the head gives it, whatever the sampler makes of it. The next use overwrites them.
     """
 
     def __init__(self, llm, embed, head, sampler, batch, capacity, steps, stop=(), banned=(), skipped=()):
@@ -112,8 +129,9 @@ class Decoder:
             self.last_input = zeros(batch, len(weight), dtype=weight.dtype)
             self.ids, self.count = zeros(batch, steps + 1), zeros(batch)
             self.states, self.state_count = zeros(batch, steps + 1, len(weight), dtype=weight.dtype), zeros(batch)
-            self.unfinished = zeros(batch, dtype=torch.bool)
+            self.unfinished, self.finite = zeros(batch, dtype=torch.bool), zeros(batch, dtype=torch.bool)
             self.minimum, self.maximum = zeros(batch), zeros(batch)
+            self.log_probability = zeros(batch, dtype=torch.float32)
             self.rows = torch.arange(batch, device=self.device)
         self.generator = torch.Generator(self.device)
         self.graph = None
@@ -128,7 +146,7 @@ class Decoder:
             self.capture()
         self.generator.manual_seed(seed)
         self.cache.clear()
-        self.count.zero_(), self.state_count.zero_()
+        self.count.zero_(), self.state_count.zero_(), self.finite.fill_(True), self.log_probability.zero_()
         self.minimum.copy_(minimum), self.maximum.copy_(maximum)
         self.unfinished.copy_(self.maximum > 0)
         lengths = lengths.to(self.device)
@@ -143,8 +161,11 @@ class Decoder:
         """Choose an id from each state (B, D), emit it, and note which samples end."""
         self.states[self.rows, self.state_count] = state                # finished ones write beyond their counts
         early = self.state_count < self.minimum
-        logits = self.head(state).float().masked_fill(self.banned | self.stop & early[:, None], -torch.inf)
+        logits = self.head(state).float()
+        self.finite &= logits.sum(1).isfinite()         # not if any of them is NaN or infinite
+        logits = logits.masked_fill(self.banned | self.stop & early[:, None], -torch.inf)
         chosen = self.sampler(logits, self.recent(), self.generator)
+        self.log_probability += logits.log_softmax(1)[self.rows, chosen] * self.unfinished
         emit = self.unfinished & ~self.skipped[chosen]
         self.ids[self.rows, self.count] = chosen
         self.last_input.copy_(torch.where(emit[:, None], self.embed(chosen), self.last_input))
@@ -188,6 +209,11 @@ class Decoder:
                 if ended:
                     break
             advance()
+
+    def check(self, what: str) -> None:
+        """Raises ValueError where a logit was NaN or infinite: a state or a weight was. Waits for the device."""
+        if not self.finite.all():
+            raise ValueError(f"{what}: logits are NaN or infinite: {DAMAGED}")
 
     def emitted(self) -> tuple:
         """For each sample the ids (n,) emitted so far, and the states (m, D) they were chosen from; views."""

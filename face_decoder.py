@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import nn
 
 from tqgf import TQGF, Concatenation
@@ -18,6 +19,7 @@ from tqgf import TQGF, Concatenation
 UNIT_RATE = 12.5        # units per second
 FPS = 30                # face frames per second: 2.4 per unit, the clocks meet every 5 units (12 frames)
 CHANNELS = 52           # K: the ARKit blendshapes, in the order of face/arkit.py
+LONG = 1536             # frames, 51 s: a longer track is made without the attention's (T, T) matrix
 
 
 def frames_for_units(n):
@@ -98,6 +100,17 @@ def release_lengths(units, frames=None) -> tuple:
     return *everywhere, torch.arange(max(1, total), device=units.device) >= valid.clamp(min=1)[:, None]
 
 
+def lean_layer(layer: nn.TransformerEncoderLayer, x):
+    """What the layer makes of x (B, T, D) where each frame sees those before it. PyTorch's own path for this holds
+    (B, H, T, T) numbers: gigabytes for a minute or two. In evaluation mode only: without dropout."""
+    attn = layer.self_attn
+    qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
+    q, k, v = rearrange(qkv, "b t (three h d) -> three b h t d", three=3, h=attn.num_heads)
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    x = layer.norm1(x + attn.out_proj(rearrange(out, "b h t d -> b t (h d)")))
+    return layer.norm2(x + layer.linear2(F.relu(layer.linear1(x))))
+
+
 class FaceDecoder(nn.Module):
     """units (B, U), padded with -100, and states (B, S, D) -> blendshape weights (B, T, K), not clipped."""
 
@@ -133,6 +146,10 @@ class FaceDecoder(nn.Module):
         query = stretch(self.embed(units, context), lengths, frames)                    # (B, T, D)
         real = torch.arange(query.shape[1], device=query.device) < frames[:, None]
         x = self.rope(query if context is None else self.tqgf(query, context, states_mask, real))
+        if x.shape[1] > LONG and not self.training and (hidden is None or not hidden.any()):
+            for layer in self.encoder:
+                x = lean_layer(layer, x)
+            return self.out_head(x)
         future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)        # True = hidden
         for layer in self.encoder:                                                      # frames see those before them
             x = layer(x, src_mask=future, src_key_padding_mask=hidden, is_causal=True)

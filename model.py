@@ -27,6 +27,7 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 import weights
+from audio import check_finite
 from checkpoint import (ABLATIONS, ExOmniConfig, copy_companions, has_tokenizer, official_name, our_name,
                         write_checkpoint)
 from decode import GREEDY, Decoder, RepetitionAware, TextSampler, decoder_for, seed_from
@@ -35,7 +36,7 @@ from qwen3 import Qwen3
 from speech_decoder import SpeechDecoder
 from speech_generator import IGNORE, SpeechGenerator
 from tokenizer import SPEECH_ID, Tokenizer
-from whisper import WhisperEncoder, check_waveform, windows
+from whisper import WhisperEncoder, log_mels
 
 LOSSES = ("text", "units", "face")
 
@@ -63,8 +64,8 @@ class ExOmni(nn.Module):
         """A right-padded batch -> its losses, scalars: "text", and "units" and "face" where the batch has them.
 
         input_ids (B, N), SPEECH_ID (-300) once per clip; mask (B, N) bool; labels (B, N), -100 = no loss;
-        mel (W, M, L), one window per clip in reading order, or a single one where there is no clip;
-        units (B, U) padded with -100; face (B, T, K) with frames (B,).
+        mel (W, M, L), the windows of all clips in reading order, or a single one where there is no clip; windows
+        (clips,), how many a clip has, by default one; units (B, U) padded with -100; face (B, T, K) with frames (B,).
         A part whose input is in the batch always runs, and a sample that has none of it counts with weight zero
         (text-only samples do so in the paper; several processes must run the same modules).
         counts: the losses wanted, and what to divide each by; by default all, by `loss_counts(batch)`.
@@ -74,6 +75,8 @@ class ExOmni(nn.Module):
         losses, labels, units = {}, batch["labels"], batch.get("units")
         # The sound, as vectors among the embedded text: (W, S, D) -> (B, N + S, D).
         speech = None if batch.get("mel") is None else self.encode_speech(batch["mel"])
+        if "windows" in batch:
+            speech = [part.flatten(0, 1) for part in speech.split(batch["windows"].tolist())]
         embeds, labels, _ = self.splice(batch["input_ids"], batch["mask"], labels, speech)
         # What the LLM thinks at each position; it has seen this position and all before.
         states = self.llm(embeds=embeds)                                                    # (B, N + S, D)
@@ -121,8 +124,11 @@ class ExOmni(nn.Module):
         checkpoint says, or else repetition-aware. generator: where the randomness comes from. release_quirks: the
         official numbers instead of the right ones (docs/spec/ex_omni.md 8.2). on_text(b, piece): the text as it comes.
 
-        Raises ValueError for clips that do not match the prompts, broken waveforms, or prompts beyond the context.
+        Raises ValueError for clips that do not match the prompts, broken waveforms, prompts beyond the context, more
+        new tokens than can be spoken (2 to 20 units each, 7,500 in all), and NaN or infinite numbers: the first part
+        that makes such is named.
         """
+        self.speech_generator.check_length(max_new_tokens)
         begun, seconds = time.perf_counter(), {}
         note = lambda name: seconds.setdefault(name, time.perf_counter() - begun)
         single = isinstance(messages, torch.Tensor) or not messages or isinstance(messages[0], (dict, int))
@@ -143,16 +149,17 @@ class ExOmni(nn.Module):
         note("units")
         # How the face moves to it, all frames at once.
         rows, text_states = text.emitted()
+        confidence = text.log_probability.exp().tolist()
         meaning = text_states if self.config.face.ablate == "speech-context" else states
         faces = self.animate(units, meaning, release_quirks)
-        faces = [face.cpu() for face in faces]
+        faces = [check_finite(face.cpu(), "the face") for face in faces]
         note("face")
         answers = []
         for b, row in enumerate(rows):
             waveform = None if self.speech_decoder is None else self.speech_decoder.decode(units[b]).cpu()
             note("waveform")
             own = [t.clone().cpu() for t in (text_states[b], units[b], states[b])]          # not the decoder's memory
-            answers.append(Answer(self.read(row.tolist()), row.tolist(), *own, faces[b], waveform, seconds))
+            answers.append(Answer(self.read(row.tolist()), row.tolist(), *own, faces[b], waveform, confidence[b], seconds))
         return answers[0] if single else answers
 
     # ---------------------------------------------------------------- its pieces: sound and text in
@@ -163,12 +170,14 @@ class ExOmni(nn.Module):
 
     def encode_clips(self, clips: list) -> list:
         """Waveforms (samples,) at 16 kHz or log-mels (W, M, L) -> speech rows (W S, D) of each; long ones take several
-        windows. All windows go through the encoder together."""
+        windows. All windows go through the encoder together. Raises ValueError for a clip longer than the context,
+        before anything is computed, and for numbers that are not finite."""
         if not clips:
             return []
-        mels = [windows(check_waveform(clip), self.config.speech_encoder)
-                if torch.as_tensor(clip).ndim == 1 else torch.as_tensor(clip) for clip in clips]
+        rows = max(1, self.config.speech_encoder.max_source_positions // self.config.projector_stride)      # a window's
+        mels = log_mels(clips, self.config.speech_encoder, self.config.llm.max_position_embeddings // rows)
         rows = self.encode_speech(torch.cat(mels).to(self.llm.norm.weight.device))
+        check_finite(rows, "the speech encoder")
         return [part.flatten(0, 1) for part in rows.split([len(mel) for mel in mels])]
 
     def prompts(self, messages: list, speech) -> tuple:
@@ -252,6 +261,7 @@ class ExOmni(nn.Module):
                               stop=self.config.stop_ids)
         decoder.begin(embeds, lengths, torch.zeros(B), torch.full((B,), max_new_tokens), seed_from(generator))
         decoder.run(each)
+        decoder.check("the language model")
         return decoder
 
     def reply_of(self, text: Decoder, release_quirks=False) -> tuple:
@@ -310,14 +320,15 @@ class ExOmni(nn.Module):
         """
         directory = Path(directory)
         config = ExOmniConfig.from_dir(directory)
-        files = sorted(directory.glob("model*.safetensors"))
-        if not files:
-            raise FileNotFoundError(f"{directory} has no model*.safetensors: fetch the weights again")
-        model = weights.empty(lambda: cls(config), device, dtype or getattr(torch, config.dtype))
-        model.summary = weights.load(model, files, lambda name: our_name(name, model.lm_head is None))
+        model = weights.skeleton(lambda: cls(config), dtype or getattr(torch, config.dtype), directory / "config.json")
+        model.summary = weights.load(model, weights.files(directory),
+                                     lambda name: our_name(name, model.lm_head is None), device)
         model.directory = directory
         if has_tokenizer(directory):
             model.tokenizer = Tokenizer.from_pretrained(directory)
+            if model.tokenizer.n_vocab > config.llm.vocab_size:
+                raise ValueError(f"the tokenizer in {directory} has ids up to {model.tokenizer.n_vocab - 1}, its model "
+                                 f"{config.llm.vocab_size} of them: these do not belong together")
         if (directory / "speech_decoder").is_dir():
             model.speech_decoder = SpeechDecoder.from_pretrained(directory / "speech_decoder", device=device)
         return model
@@ -367,6 +378,7 @@ class Answer:
     unit_states: torch.Tensor      # (U + 1, D) one per decoding step; U where the limit ended it
     face: torch.Tensor             # (T, 52) blendshape weights, 30 per second, not clipped
     waveform: torch.Tensor | None  # (samples,) at 22050 Hz
+    confidence: float              # product of the text ids' probabilities, at temperature 1
     seconds: dict                  # since generate began: first_text, text, first_unit, units, face, waveform
 
 

@@ -9,9 +9,10 @@
 Shapes: U units, L mel frames (86.13 per second, 6.890625 per unit, 256 samples each), M mel bins.
 """
 import math
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain, repeat
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -19,22 +20,21 @@ from torch import nn
 
 import disk
 import weights
+from audio import check_finite
+from disk import Scale
 from flow import OUTPUT_HOP, OUTPUT_RATE, Flow, FlowConfig, mel_frames, random_tensor
 from hift import HiFT, HiFTConfig, load_hift
 
 OVERLAP = 34                  # mel frames of one block faded into the next: what 5 units last
+MEMORY = 320                  # units, 25.6 s: a multiple of 64, which are exactly 441 mel frames, and of 10, a block
 
 
 @dataclass
 class SamplingConfig:
     """How mels are sampled; the defaults are the published way."""
-    steps: int = 10                 # Euler steps
-    temperature: float = 1.0        # scale of the noise that sampling starts from
-    guidance: float = None          # None: the flow's inference_cfg_rate (0.7); 0 halves the work
-
-    def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"sampling steps are {self.steps}, expected 1 or more")
+    steps: Annotated[int, 1, 1000] = 10     # Euler steps
+    temperature: Scale = 1.0        # of the noise that sampling starts from
+    guidance: Scale | None = None   # None: the flow's inference_cfg_rate (0.7); 0 halves the work
 
 
 @dataclass
@@ -43,13 +43,6 @@ class SpeechDecoderConfig:
     flow: FlowConfig = field(default_factory=FlowConfig)
     hift: HiFTConfig = field(default_factory=HiFTConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-
-
-def pick(cls, values: dict):
-    """A config from a json object, nested ones too. Fields of the official yaml that change nothing are left out."""
-    known = {f.name: f.type for f in fields(cls)}
-    return cls(**{name: pick(known[name], value) if is_dataclass(known[name]) else value
-                  for name, value in values.items() if name in known})
 
 
 class SpeechDecoder(nn.Module):
@@ -76,13 +69,12 @@ class SpeechDecoder(nn.Module):
     def from_pretrained(cls, directory, device="cpu", dtype=torch.float32) -> "SpeechDecoder":
         """Read config.json, flow.safetensors and hift.safetensors. Raises FileNotFoundError or ValueError."""
         directory = Path(directory)
-        values = disk.read_json(directory / "config.json")
-        if not {"flow", "hift"} <= values.keys():
-            raise ValueError(f"{directory / 'config.json'} has {sorted(values)}, expected at least flow and hift")
-        decoder = weights.empty(lambda: cls(pick(SpeechDecoderConfig, values)), device, dtype)
+        path = directory / "config.json"
+        config = disk.checked(SpeechDecoderConfig, disk.read_json(path), path, required=("flow", "hift"))
+        decoder = weights.skeleton(lambda: cls(config), dtype, path)
         decoder.hift.f0_predictor.float()       # half precision would detune: 1 part in 256 of the pitch
-        weights.load(decoder.flow, [directory / "flow.safetensors"])
-        load_hift(decoder.hift, directory / "hift.safetensors")
+        weights.load(decoder.flow, [directory / "flow.safetensors"], device=device)
+        load_hift(decoder.hift, directory / "hift.safetensors", device)
         return decoder
 
     def save_pretrained(self, directory) -> None:
@@ -116,7 +108,7 @@ class SpeechDecoder(nn.Module):
         """Units (U,) -> log-mel (M, L), float32, of exactly these units.
 
         prompt_units and their mel (M, fewer than L) come before and are continued. noise (M, frames of all units),
-        speaker (spk_embed_dim,). Raises ValueError for ids or shapes that do not fit.
+        speaker (spk_embed_dim,). Raises ValueError for ids or shapes that do not fit, or a mel that is not finite.
         """
         units, prompt_units = self.check_units(units), self.check_units(prompt_units)
         M, sampling = self.config.flow.output_size, self.config.sampling
@@ -137,29 +129,36 @@ class SpeechDecoder(nn.Module):
         cond = F.pad(prompt.to(mu.dtype), (0, total - P))[None]
         spk = self.flow.speaker(speaker if speaker is None else speaker.to(mu)[None])
         noise = noise.reshape(1, M, total).to(self.device)
-        return self.flow.decoder.sample(noise, mu, spk, cond, sampling.steps, sampling.guidance)[0, :, P:]
+        mel = self.flow.decoder.sample(noise, mu, spk, cond, sampling.steps, sampling.guidance)[0, :, P:]
+        return check_finite(mel, "the speech decoder's mel")
 
     @torch.no_grad()
     def waveform(self, mel, source=None, generator=None):
-        """Log-mel (M, L) -> samples (256 L,) at 22,050 Hz. source (1, 256 L) replaces the one made from the pitch."""
+        """Log-mel (M, L) -> samples (256 L,) at 22,050 Hz. source (1, 256 L) replaces the one made from the pitch.
+        Raises ValueError where the sound is not finite."""
         if mel.shape[1] == 0:
             return torch.zeros(0, device=self.device)
         mel = mel.to(self.device)[None]
         if source is None:
             source = self.hift.source(self.hift.f0(mel), generator=self.seeded(generator))
-        return self.hift(mel, source.reshape(1, 1, -1).to(self.device))[0]
+        return check_finite(self.hift(mel, source.reshape(1, 1, -1).to(self.device))[0], "the waveform")
 
     def decode(self, units, generator=None):
-        """Units (U,) -> samples at 22,050 Hz, 256 per mel frame, 1764 per unit on average; (0,) for no units."""
+        """Units (U,) -> samples at 22,050 Hz, 256 per mel frame, 1764 per unit on average; (0,) for no units.
+
+        The flow's time and memory are quadratic in the length: more than 2 MEMORY units are spoken in blocks of MEMORY.
+        """
         generator = self.seeded(generator)
+        if len(units) > 2 * MEMORY:
+            return torch.cat(list(self.stream(self.check_units(units).tolist(), (MEMORY,), generator)))
         return self.waveform(self.mel(units, generator=generator), generator=generator)
 
     def stream(self, units, block_sizes=None, generator=None, release_quirks=False):
         """Units from any iterator, one by one -> yields blocks of samples, each as soon as it can be spoken.
 
         block_sizes: units per block, the last size repeats; None: the encoder's block. Small first blocks speak
-        sooner, larger later ones cost less, since each block solves the flow over all that came before. Blocks that
-        are multiples of the encoder's block keep the encoder's earlier outputs unchanged. See `Stream`.
+        sooner, larger later ones cost less, since each block solves the flow over what came before. Blocks that are
+        multiples of the encoder's block keep the encoder's earlier outputs unchanged. See `Stream`.
         """
         sizes = tuple(block_sizes or (self.config.flow.encoder.block_size,))
         if min(sizes) < 1:
@@ -183,7 +182,8 @@ class Stream:
         block 1    |<-------- spoken -------->|<- 34 held back ->|
         block 2    |<-------- prompt -------->|<--- faded in --->|<---- new, spoken ---->|<- 34 held back ->|
 
-    Each block solves the flow over all units so far; the frames spoken are its prompt. Its last 34 frames (OVERLAP) do
+    Each block solves the flow over the units so far, of which the last MEMORY or more are kept, so that a block costs
+    the same however long the utterance is; the frames spoken are its prompt. Its last 34 frames (OVERLAP) do
     not know yet what follows: they are held back, and faded into what the next block makes of them. The vocoder has an
     edge too: the sound of its last frame is held back; the next block vocodes that frame again, with the same source.
     Joined, the blocks are exactly as long as the offline waveform.
@@ -212,8 +212,12 @@ class Stream:
     def push(self, units, final=False, noise=None, source=None) -> torch.Tensor:
         """New units (U,) -> samples that can be spoken now; none where the units do not outlast the fade yet.
 
-        final=True speaks all that is left. noise (M, frames of all units) and source (1, samples) replace random ones.
+        final=True speaks all that is left. noise (M, frames of all units kept) and source (1, samples) replace random
+        ones. Raises ValueError for ids that do not fit, or where mel or sound are not finite.
         """
+        while len(self.units) >= 2 * MEMORY and not self.quirks:
+            frames = mel_frames(MEMORY)
+            self.units, self.mel, self.noise = self.units[MEMORY:], self.mel[:, frames:], self.noise[:, frames:]
         self.waiting = torch.cat([self.waiting, self.decoder.check_units(units)])
         total = mel_frames(len(self.units) + len(self.waiting))
         if not final and total - self.mel.shape[1] <= OVERLAP:
@@ -225,7 +229,7 @@ class Stream:
             return self.mel.new_zeros(0)
         source = (self.make_source(vocoded) if source is None else source).reshape(1, 1, -1).to(self.decoder.device)
         source = torch.cat([self.last_source, source[:, :, self.last_source.shape[2]:]], dim=2)
-        samples = self.decoder.hift(vocoded[None], source)[0]
+        samples = check_finite(self.decoder.hift(vocoded[None], source)[0], "the waveform")
         self.mel = torch.cat([self.mel, vocoded if self.quirks else ready], dim=1)
         if final:
             return samples

@@ -21,6 +21,7 @@ from tqgf import TQGF, Concatenation
 IGNORE = -100                  # a label without loss, a padded unit or text id
 CONTEXT_VECTORS = 4            # context vectors per LLM state (docs/spec/ex_omni.md 5.2)
 MIN_UNITS, MAX_UNITS = 2, 20   # units per text token, at least and at most (docs/spec/ex_omni.md 5.5)
+LONGEST = 7500                 # units of a reply at most, ten minutes
 
 
 @dataclass
@@ -91,19 +92,30 @@ class SpeechGenerator(nn.Module):
         return GeneratorOutput(loss.view(targets.shape).sum(1) / mask.sum(1), states, mask,
                                (logits.argmax(-1) == targets).sum(1))
 
+    def check_length(self, words: int) -> None:
+        """Raises ValueError for more text ids than can be spoken: [start, reply, task, MIN_UNITS each] must fit."""
+        most = min(LONGEST // MIN_UNITS, (self.config.llm.max_position_embeddings - 2) // (1 + MIN_UNITS))
+        if words > most:
+            raise ValueError(f"a reply of {words} tokens is too long to be spoken, expected at most {most}: lower "
+                             "max_new_tokens")
+
     def generate(self, states, mask, text_ids, sampler, generator=None, release_quirks=False, each=None) -> Decoder:
         """states (B, C, D_llm), mask (B, C), text_ids (B, N) -> the finished unit decoder: ids and states of each sample.
 
-        Between 2 and 20 units per text id, none for a sample without text (docs/spec/ex_omni.md 5.5). The end is not
-        emitted; reserved ids are never sampled or, as in the release, skipped when sampled.
+        Between 2 and 20 units per text id, none for a sample without text (docs/spec/ex_omni.md 5.5); in all never more
+        than LONGEST, nor than the backbone's context holds. The end is not emitted; reserved ids are never sampled or,
+        as in the release, skipped when sampled. Raises ValueError for too much text, or logits that are not finite.
         """
         V, prefixes = self.config.unit_vocab, self.prefixes(states, mask, text_ids)
         embeds, lengths = pad_sequence(prefixes, batch_first=True), torch.tensor([len(p) for p in prefixes])
-        steps = max(1, MAX_UNITS * (int(lengths.max()) - 2))
+        words, room = lengths - 2, min(LONGEST, self.config.llm.max_position_embeddings - embeds.shape[1])
+        self.check_length(int(words.max()))
+        steps = max(1, min(room, MAX_UNITS * int(words.max())))
         end, reserved = (V,), (V + 1, V + 2)
         banned, skipped = ((), end + reserved) if release_quirks else (reserved, end)
         decoder = decoder_for(self.llm, self.speech_embedding, self.llm_decoder, sampler, len(prefixes),
                               embeds.shape[1] + steps, steps, end, banned, skipped)
-        decoder.begin(embeds, lengths, MIN_UNITS * (lengths - 2), MAX_UNITS * (lengths - 2), seed_from(generator))
+        decoder.begin(embeds, lengths, MIN_UNITS * words, (MAX_UNITS * words).clamp(max=room), seed_from(generator))
         decoder.run(each)
+        decoder.check("the speech generator")
         return decoder

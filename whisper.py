@@ -1,12 +1,11 @@
-"""Whisper's encoder: audio file -> waveform -> log-mel -> states, 50 per second (docs/spec/ex_omni.md 1).
+"""Whisper's encoder: waveform -> log-mel -> states, 50 per second (docs/spec/ex_omni.md 1). Files: audio.py.
 
 At full size it is whisper-large-v3's, and the same class at any other. `EncoderLayer` serves the speech tokenizer too.
 
 Shapes: B batch, W windows of sound, M mel bins, L mel frames (100 per second), D width, H heads, d head size.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-SAMPLE_RATE = 16_000                   # Hz, of the questions; the sound that is made has 22,050 Hz (flow.py)
+from audio import SAMPLE_RATE, check_finite, check_waveform, load_audio, spoken_parts     # noqa: F401  one door for sound
+from disk import Layers, Size, checked
+
 HOP = 160                              # samples, so 100 mel frames per second
 N_FFT = 400                            # samples, 25 ms
 
@@ -22,12 +23,23 @@ N_FFT = 400                            # samples, 25 ms
 @dataclass
 class WhisperConfig:
     """Field names are those of Hugging Face's config.json; the defaults are whisper-large-v3's."""
-    num_mel_bins: int = 128            # 80 for every Whisper but large-v3
-    d_model: int = 1280
-    encoder_layers: int = 32
-    encoder_attention_heads: int = 20
-    encoder_ffn_dim: int = 5120
-    max_source_positions: int = 1500   # encoder states per window, 50 per second: 1500 = 30 s
+    num_mel_bins: Size = 128           # 80 for every Whisper but large-v3
+    d_model: Size = 1280
+    encoder_layers: Layers = 32
+    encoder_attention_heads: Size = 20
+    encoder_ffn_dim: Size = 5120
+    max_source_positions: Size = 1500  # encoder states per window, 50 per second: 1500 = 30 s
+    quiet_cuts: bool = False           # ours, for short windows: silence left out, long sound cut where it is quiet
+
+    def __post_init__(self):
+        if self.d_model % self.encoder_attention_heads:
+            raise ValueError(f"d_model is {self.d_model}, expected a multiple of encoder_attention_heads "
+                             f"({self.encoder_attention_heads})")
+
+    @classmethod
+    def from_dict(cls, values: dict, where="config.json") -> "WhisperConfig":
+        """From a Hugging Face config. Raises ValueError for a field that is missing or wrong."""
+        return checked(cls, values, where, required=[f.name for f in fields(cls) if f.name != "quiet_cuts"])
 
     @property
     def n_frames(self) -> int:
@@ -38,37 +50,6 @@ class WhisperConfig:
     def window(self) -> int:
         """Samples per window."""
         return self.n_frames * HOP
-
-
-def load_audio(path) -> torch.Tensor:
-    """Read any file that soundfile reads, at any rate and channel count, as (samples,) float32 at 16 kHz, mono.
-
-    Channels are averaged, the rate is converted by soxr. Raises FileNotFoundError, or ValueError for a file that is
-    not audio, holds no samples, or holds NaN or infinite ones.
-    """
-    import soundfile
-    import soxr
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} not found: expected an audio file")
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} is not audio that can be read ({error.error_string.rstrip('.')}): "
-                         "give a wav, flac, ogg or mp3 file") from None
-    waveform = check_waveform(torch.from_numpy(samples.mean(axis=1)), path)
-    return check_waveform(torch.from_numpy(soxr.resample(waveform.numpy(), rate, SAMPLE_RATE)), path)
-
-
-def check_waveform(waveform, name="the waveform") -> torch.Tensor:
-    """(samples,) as a float32 tensor. Raises ValueError where it is empty, not one-dimensional or not finite."""
-    waveform = torch.as_tensor(waveform, dtype=torch.float32)
-    if waveform.ndim != 1 or len(waveform) == 0:
-        raise ValueError(f"{name} has shape {tuple(waveform.shape)}, expected (samples,) with at least one sample")
-    bad = int((~waveform.isfinite()).sum())
-    if bad:
-        raise ValueError(f"{name} has {bad} samples that are NaN or infinite of {len(waveform)}: "
-                         "expected finite samples, record or export it again")
-    return waveform
 
 
 @lru_cache
@@ -111,7 +92,24 @@ def windows(waveform: torch.Tensor, config: WhisperConfig) -> torch.Tensor:
 
     The release cuts a recording after its first 30 s; here a longer one becomes several windows.
     """
-    return torch.stack([log_mel(part, config.num_mel_bins, config.n_frames) for part in waveform.split(config.window)])
+    parts = spoken_parts(waveform, config.window) if config.quiet_cuts else waveform.split(config.window)
+    return torch.stack([log_mel(part, config.num_mel_bins, config.n_frames) for part in parts])
+
+
+def log_mels(clips: list, config: WhisperConfig, most: int) -> list:
+    """Waveforms (samples,) at 16 kHz, or log-mels (W, M, L) as they are -> log-mel (W, M, L) of each clip.
+
+    Raises ValueError for a clip of more than `most` windows, before any is computed, and for what is not finite.
+    """
+    clips = [check_waveform(clip) if torch.as_tensor(clip).ndim == 1 else torch.as_tensor(clip) for clip in clips]
+    seconds = config.window / SAMPLE_RATE
+    for clip in clips:
+        count = -(-len(clip) // config.window) if clip.ndim == 1 else len(clip)
+        if count > most:
+            raise ValueError(f"a clip of {count * seconds:.0f} s is too long, at most {most * seconds:.0f} s fit into "
+                             "the model's context: shorten it")
+    return [check_finite(windows(clip, config) if clip.ndim == 1 else clip, "the log-mel of the speech",
+                         "expected samples from -1 to 1") for clip in clips]
 
 
 class SelfAttention(nn.Module):

@@ -81,6 +81,21 @@ def test_text_sampler_follows_temperature_and_top_p():
     assert chi_square(ids, kept / kept.sum()) < BOUND
 
 
+@pytest.mark.parametrize("make", (
+    *(lambda value=value: TextSampler(value) for value in (float("nan"), -1.0, 1e-320, float("inf"))),
+    *(lambda value=value: TextSampler(1.0, value) for value in (0, float("nan"), 2)),
+    *(lambda value=value: RepetitionAware(top_p=value) for value in (0, float("nan"), 2)),
+    lambda: RepetitionAware(tau=float("nan")), lambda: RepetitionAware(top_k=0)))
+def test_samplers_refuse_what_is_no_temperature_or_share(make):
+    with pytest.raises(ValueError, match="(temperature|top_p|tau|top_k) is .*expected"):
+        make()
+
+
+def test_the_coldest_temperature_is_the_likeliest():
+    logits = 1e4 * torch.randn(20, 50)
+    assert torch.equal(TextSampler(decode.COLDEST)(logits), logits.argmax(-1))
+
+
 def test_repetition_aware_samples_again_where_the_id_was_emitted_lately():
     kept = torch.where(PROBS >= 0.15, PROBS, 0)
     kept = kept / kept.sum()
@@ -249,6 +264,15 @@ def test_each_is_called_at_every_look_and_after_the_last_step(parts):
     decoder, seen = begun(parts, prompts()[:1]), []
     decoder.run(lambda d: seen.append(int(d.count)))
     assert seen == list(range(1, 13))
+
+
+@pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf")))
+def test_numbers_that_are_not_finite_are_known_at_the_end(parts, value):
+    decoder = finished(parts, prompts(), banned=RESERVED, minimum=2)
+    decoder.check("the test")
+    parts.head.bias[3] = value
+    with pytest.raises(ValueError, match="the test: logits are NaN or infinite"):
+        finished(parts, prompts()).check("the test")
 
 
 # ---------------------------------------------------------------- no host synchronisation

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import face_decoder
 from face_decoder import (FPS, UNIT_RATE, FaceConfig, FaceDecoder, PeriodicRoPE, face_loss, frames_for_units, release_frames,
                           stretch)
 
@@ -27,6 +28,17 @@ def decoder():
 def sample(units):
     """(1, U) units, (1, U + 1, D) states."""
     return torch.randint(1, 50, (1, units)), torch.randn(1, units + 1, 20)
+
+
+@torch.no_grad()
+def test_a_long_track_is_the_same_without_the_matrix_of_its_attention(decoder, monkeypatch):
+    units, states = torch.cat([sample(31)[0] for _ in range(2)]), torch.randn(2, 32, 20)
+    units[1, 20:] = -100
+    plain = decoder(units, states)
+    monkeypatch.setattr(face_decoder, "LONG", 10)
+    seen = decoder(units, states)
+    assert seen.shape == plain.shape == (2, 74, 52) and not torch.equal(seen, plain), "another path, other roundings"
+    torch.testing.assert_close(seen, plain, **SUMS)
 
 
 # ---------------------------------------------------------------- the clocks

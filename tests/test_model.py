@@ -1,9 +1,11 @@
 """model.py at the tiny size with random weights: batches and single prompts, errors, text as it comes."""
+import dataclasses
 import math
 
 import pytest
 import torch
 
+import speech_generator
 from checkpoint import preset
 from decode import GREEDY
 from face_decoder import frames_for_units
@@ -183,6 +185,35 @@ def test_broken_sound_raises(model, clip, said):
         model.generate([SPEECH_ID], clip)
 
 
+def test_a_clip_longer_than_the_context_raises_before_it_is_encoded(fresh, monkeypatch):
+    monkeypatch.setattr(fresh, "encode_speech", lambda mel: pytest.fail("it was encoded"))
+    fresh.config = dataclasses.replace(CONFIG, llm=dataclasses.replace(CONFIG.llm, max_position_embeddings=700))
+    with pytest.raises(ValueError, match="a clip of 90 s is too long, at most 60 s fit"):
+        fresh.generate([SPEECH_ID], torch.zeros(61 * RATE))
+
+
+def test_what_cannot_be_spoken_raises_at_the_door_and_units_are_bounded(fresh, monkeypatch):
+    fresh.lm_head.weight.data[list(CONFIG.stop_ids)] = 0
+    with pytest.raises(ValueError, match="1365 tokens is too long to be spoken, expected at most 1364"):
+        fresh.generate([1, 2], max_new_tokens=1365)
+    monkeypatch.setattr(speech_generator, "LONGEST", 50)
+    assert words_spoken(fresh, max_new_tokens=3)[0] == 50 / 20, "60 without the bound"
+
+
+@pytest.mark.parametrize("part, named", (
+    ("speech_encoder.layers.0.fc1.weight", "the speech encoder"),
+    ("speech_projector.linear2.bias", "the speech encoder"),
+    ("llm.layers.1.mlp.down_proj.weight", "the language model"), ("lm_head.weight", "the language model"),
+    ("speech_generator.input_proj.0.weight", "the speech generator"),
+    ("speech_generator.llm_decoder.weight", "the speech generator"), ("face_decoder.out_head.1.bias", "the face")))
+@pytest.mark.parametrize("value", (math.nan, math.inf))
+def test_the_first_part_whose_numbers_are_not_finite_is_named(fresh, part, named, value):
+    fresh.get_parameter(part).data.flatten()[3:5] = value
+    fresh.lm_head.weight.data[list(CONFIG.stop_ids)] = 0                        # no empty reply
+    with pytest.raises(ValueError, match=f"^{named}: .*NaN or infinite.*weights"):
+        fresh.generate([1, SPEECH_ID, 2], noise(1, 0), max_new_tokens=3, unit_sampler=GREEDY)
+
+
 def test_empty_prompts_and_chats_without_a_tokenizer_raise(model):
     for prompts in ([], [[1], []]):
         with pytest.raises(ValueError, match="empty"):
@@ -259,3 +290,14 @@ def test_a_reply_that_ends_in_half_a_character_is_streamed_whole(talking, monkey
     pieces = []
     a = talking.generate(CHATS[0], max_new_tokens=30, on_text=lambda row, piece: pieces.append(piece))
     assert a.text.endswith("\ufffd") and "".join(pieces) == a.text
+
+
+def test_the_probability_of_a_reply_is_that_of_its_ids(model):
+    """As a forward pass without a cache gives it, the id that stops included."""
+    answer = model.generate(PROMPTS[1], max_new_tokens=LIMIT, unit_sampler=GREEDY)
+    ids = torch.tensor([PROMPTS[1] + answer.text_ids])
+    with torch.no_grad():
+        logits = model.logits(model.llm(embeds=model.llm.embed_tokens(ids)))[0].log_softmax(-1)
+    first = len(PROMPTS[1])
+    expected = sum(logits[n - 1, ids[0, n]] for n in range(first, ids.shape[1])).exp()
+    assert answer.confidence == pytest.approx(float(expected), rel=1e-4)       # float32 sums in another order

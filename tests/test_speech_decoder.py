@@ -5,10 +5,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn.utils.parametrizations import weight_norm
 
 import disk
+import speech_decoder
 import weights
 from flow import OUTPUT_RATE, Flow, FlowConfig, cosine_time, mel_frames
 from hift import HiFT, HiFTConfig, fold_weight_norm, hift_losses, speech_mel
-from speech_decoder import OVERLAP, SamplingConfig, SpeechDecoder, SpeechDecoderConfig, Stream, pick
+from speech_decoder import OVERLAP, SamplingConfig, SpeechDecoder, SpeechDecoderConfig, Stream
 
 M = 16                                                              # mel bins
 TINY = {
@@ -24,7 +25,7 @@ TINY = {
 
 def build():
     torch.manual_seed(0)
-    decoder = SpeechDecoder(pick(SpeechDecoderConfig, TINY))
+    decoder = SpeechDecoder(disk.checked(SpeechDecoderConfig, TINY, "the test"))
     with torch.no_grad():
         decoder.hift.f0_predictor.classifier.bias.fill_(150.0)      # a voiced pitch
     return decoder
@@ -69,6 +70,29 @@ def test_the_first_block_is_spoken_after_ten_units(decoder):
     taken = []
     blocks = decoder.stream(taken.append(u) or u for u in some_units(40).tolist())
     assert len(next(blocks)) == 256 * (68 - 34 - 1) and len(taken) == 10
+
+
+def test_long_units_are_decoded_in_blocks_of_a_bounded_size(decoder, monkeypatch):
+    monkeypatch.setattr(speech_decoder, "MEMORY", 64)
+    sizes, sample = [], decoder.flow.decoder.sample
+    monkeypatch.setattr(decoder.flow.decoder, "sample", lambda *args: sizes.append(args[0].shape[2]) or sample(*args))
+    for count, expected in ((128, [128]), (283, [64, 128, 128, 128, 91])):
+        samples = decoder.decode(some_units(count))
+        assert samples.shape == (256 * mel_frames(count),) and sizes == list(map(mel_frames, expected))
+        sizes.clear()
+
+
+def test_what_is_forgotten_does_not_move_what_is_kept(decoder, monkeypatch):
+    units, streams = some_units(200), [Stream(decoder), Stream(decoder)]
+    for block in units.split(50):
+        for stream, memory in zip(streams, (64, 10_000)):
+            monkeypatch.setattr(speech_decoder, "MEMORY", memory)
+            stream.push(block)
+    short, long = streams
+    assert len(short.units) == 200 - 64 and torch.equal(short.units, long.units[64:])
+    spoken = mel_frames(150) - OVERLAP - 441                        # before anything was forgotten
+    assert short.mel.shape[1] == long.mel.shape[1] - 441
+    assert torch.equal(short.mel[:, :spoken], long.mel[:, 441:441 + spoken])
 
 
 # ---- what may and what may not depend on what -------------------------------------------------------------------
@@ -148,6 +172,17 @@ def test_guidance_temperature_and_steps_are_settings():
 def test_units_out_of_the_vocabulary_are_refused(decoder, units):
     with pytest.raises(ValueError, match="expected"):
         decoder.decode(units)
+
+
+@pytest.mark.parametrize("part, named", (("flow.decoder.estimator.final_proj.bias", "the speech decoder's mel"),
+                                         ("hift.conv_pre.weight", "the waveform"),
+                                         ("hift.f0_predictor.classifier.bias", "the waveform")))
+def test_the_part_whose_numbers_are_not_finite_is_named(part, named):
+    decoder = build()
+    decoder.get_parameter(part).data.fill_(float("nan"))
+    for made in (decoder.decode, lambda units: list(decoder.stream(units))):
+        with pytest.raises(ValueError, match=f"^{named}: .*NaN or infinite"):
+            made(some_units(12))
 
 
 def test_shapes_that_do_not_fit_are_refused(decoder):
@@ -231,7 +266,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"encoder_proj.bias is \[3\], expected \[16\]"):
         load("flow.safetensors", {**flow, "encoder_proj.bias": torch.zeros(3)})
     disk.write_json(tmp_path / "config.json", {"flow": TINY["flow"]})
-    with pytest.raises(ValueError, match="expected at least flow and hift"):
+    with pytest.raises(ValueError, match="config.json: field hift is missing, expected an object"):
         SpeechDecoder.from_pretrained(tmp_path)
 
 

@@ -1,12 +1,18 @@
-"""whisper.py against transformers' Whisper, and audio files of many kinds."""
+"""whisper.py against transformers' Whisper, and audio files of many kinds (audio.py)."""
+import os
+
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 import transformers
 
-from whisper import (HOP, SAMPLE_RATE, WhisperConfig, WhisperEncoder, check_waveform, load_audio, log_mel, mel_filters,
-                     sinusoids, windows)
+import audio
+import whisper
+
+from whisper import (HOP, SAMPLE_RATE, WhisperConfig, WhisperEncoder, check_waveform, load_audio, log_mel, log_mels,
+                     mel_filters, sinusoids, windows)
 
 
 SHAPES = {"80 mels, 30 s": WhisperConfig(80, 32, 2, 2, 64), "128 mels, 4 s": WhisperConfig(128, 48, 2, 3, 80, 200)}
@@ -136,7 +142,7 @@ def message(error_type, path):
 
 def test_errors_are_one_line_and_name_the_file(tmp_path):
     assert "not found" in message(FileNotFoundError, tmp_path / "none.wav")
-    assert "not found" in message(FileNotFoundError, tmp_path)
+    assert "is a directory" in message(ValueError, tmp_path)
     (tmp_path / "text.wav").write_text("hello\nthere")
     assert "not audio" in message(ValueError, tmp_path / "text.wav")
     (tmp_path / "nothing.wav").write_bytes(b"")
@@ -161,6 +167,96 @@ def test_a_truncated_wav_is_read_or_refused_in_one_line(tmp_path):
     assert 0 < len(load_audio(tmp_path / "half.wav")) < 500
     (tmp_path / "head.wav").write_bytes((tmp_path / "a.wav").read_bytes()[:20])
     message(ValueError, tmp_path / "head.wav")
+
+
+def with_bytes(path, **changes):
+    """The bytes of a file, some of them replaced: at24=b"..."."""
+    data = bytearray(path.read_bytes())
+    for at, new in changes.items():
+        data[int(at[2:]):int(at[2:]) + len(new)] = new
+    return bytes(data)
+
+
+def pipe_flac(path, wave, rate=SAMPLE_RATE):
+    """A FLAC as it is written into a pipe: its header does not say how long it is."""
+    soundfile.write(path, wave, rate)
+    path.write_bytes(with_bytes(path, at21=bytes([path.read_bytes()[21] & 0xf0]), at22=bytes(4)))
+    assert soundfile.info(path).frames == audio.UNKNOWN
+
+
+def test_a_flac_of_unknown_length_is_read_to_its_end(tmp_path):
+    pipe_flac(tmp_path / "a.flac", sine(SAMPLE_RATE, 1.2345))
+    wave = torch.from_numpy(sine(SAMPLE_RATE, 1.2345))
+    torch.testing.assert_close(load_audio(tmp_path / "a.flac"), wave, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rate, channels, name", ((4_000, 1, "a.wav"), (44_100, 3, "a.flac"), (48_000, 2, "a.ogg"),
+                                                 (48_000, 1, "a.mp3"), (384_000, 7, "a.wav")))
+def test_reading_in_blocks_changes_no_bit(tmp_path, monkeypatch, rate, channels, name):
+    noise = 0.1 * np.random.default_rng(0).standard_normal((rate // 4 + 17, channels))
+    soundfile.write(tmp_path / name, noise, rate)
+    whole = soundfile.read(tmp_path / name, dtype="float32", always_2d=True)[0].mean(axis=1)
+    monkeypatch.setattr(audio, "BLOCK", 1001)
+    assert np.array_equal(load_audio(tmp_path / name).numpy(), soxr.resample(whole, rate, SAMPLE_RATE))
+
+
+def test_a_file_that_is_too_long_is_refused_by_its_header_or_on_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(audio, "MAX_SECONDS", 2)
+    pipe_flac(tmp_path / "a.flac", sine(SAMPLE_RATE, 2.1))
+    assert "expected at most 2" in message(ValueError, tmp_path / "a.flac")
+    soundfile.write(tmp_path / "a.wav", sine(SAMPLE_RATE, 3), SAMPLE_RATE)
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *args, **kwargs: pytest.fail("it was read"))
+    assert "3 s of sound" in message(ValueError, tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("rate, said", ((1, "1 samples per second"), (2 ** 31 - 1, "samples per second"),
+                                        (2 ** 31, "not audio"), (0, "not audio")))
+def test_absurd_rates_are_refused(tmp_path, rate, said):
+    soundfile.write(tmp_path / "a.wav", sine(SAMPLE_RATE), SAMPLE_RATE)
+    (tmp_path / "a.wav").write_bytes(with_bytes(tmp_path / "a.wav", at24=rate.to_bytes(4, "little")))
+    assert said in message(ValueError, tmp_path / "a.wav")
+
+
+def test_what_is_no_sound_file_is_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", sine(SAMPLE_RATE), SAMPLE_RATE)
+    data = (tmp_path / "a.wav").read_bytes()
+    for name in ("a.raw", "a.PCM"):
+        (tmp_path / name).write_bytes(data[44:])
+        assert "convert it to wav" in message(ValueError, tmp_path / name)
+    (tmp_path / "cut.wav").write_bytes(data[:60])
+    assert "is it cut off?" in message(ValueError, tmp_path / "cut.wav")
+    assert "a pipe or a device" in message(ValueError, os.devnull)
+    soundfile.write(tmp_path / "huge.wav", 1e18 * sine(SAMPLE_RATE), SAMPLE_RATE, subtype="FLOAT")
+    assert "samples up to 5e+17" in message(ValueError, tmp_path / "huge.wav")
+
+
+def test_floats_at_the_scale_of_16_bits_are_scaled_and_that_is_said(tmp_path):
+    soundfile.write(tmp_path / "a.wav", 32768 * sine(SAMPLE_RATE), SAMPLE_RATE, subtype="FLOAT")
+    with pytest.warns(UserWarning, match="a.wav has float samples up to 16384"):
+        waveform = load_audio(tmp_path / "a.wav")
+    assert torch.equal(waveform, torch.from_numpy(sine(SAMPLE_RATE)))
+    soundfile.write(tmp_path / "a.wav", 4 * sine(SAMPLE_RATE), SAMPLE_RATE, subtype="FLOAT")
+    assert load_audio(tmp_path / "a.wav").max() == 2, "a recording above full scale stays as it is"
+
+
+def test_a_file_that_is_cut_off_is_said_to_be(tmp_path, capfd):
+    soundfile.write(tmp_path / "a.mp3", sine(SAMPLE_RATE, 3), SAMPLE_RATE)
+    data = (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "a.mp3").write_bytes(data[:len(data) // 2])
+    with pytest.warns(UserWarning, match="its header says 3.0 s"):
+        assert len(load_audio(tmp_path / "a.mp3")) < 2 * SAMPLE_RATE
+    soundfile.write(tmp_path / "a.flac", np.random.default_rng(0).uniform(-1, 1, SAMPLE_RATE), SAMPLE_RATE)
+    (tmp_path / "a.flac").write_bytes((tmp_path / "a.flac").read_bytes()[:6000])
+    assert "damaged or cut off" in message(ValueError, tmp_path / "a.flac")
+    assert capfd.readouterr().err == "", "libmpg123 is kept quiet"
+
+
+@pytest.mark.skipif(os.name == "nt" or os.uname().sysname == "Darwin", reason="file names are Unicode there")
+def test_a_latin_1_file_name_is_no_obstacle(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.wav"
+    soundfile.write(tmp_path / "a.wav", sine(SAMPLE_RATE), SAMPLE_RATE)
+    os.rename(tmp_path / "a.wav", path)
+    assert len(load_audio(os.fsdecode(path))) == SAMPLE_RATE
 
 
 @pytest.mark.parametrize("waveform", (torch.zeros(0), torch.zeros(2, 100), torch.tensor([0.0, float("nan")])))
@@ -198,3 +294,23 @@ def test_every_sample_is_in_exactly_one_window():
     parts = [waveform[i * config.window:(i + 1) * config.window] for i in range(3)]
     assert config.window == 4 * SAMPLE_RATE == config.n_frames * HOP and sum(map(len, parts)) == len(waveform)
     assert all(torch.equal(m, log_mel(part, 80, 400)) for m, part in zip(mel, parts, strict=True))
+
+
+def test_windows_are_counted_before_any_mel_is_computed(monkeypatch):
+    config = WhisperConfig(80, max_source_positions=200)                   # 4 s windows
+    clip, mel = torch.zeros(9 * SAMPLE_RATE), torch.zeros(4, 80, 400)
+    assert [len(part) for part in log_mels([clip, mel], config, 4)] == [3, 4]
+    monkeypatch.setattr(whisper, "log_mel", lambda *args: pytest.fail("a mel was computed"))
+    for long in (clip, mel):
+        with pytest.raises(ValueError, match="a clip of 1[26] s is too long, at most 8 s fit"):
+            log_mels([torch.zeros(9), long], config, 2)
+
+
+@pytest.mark.parametrize("loudness", (0, 1e-30, 1e4, 3e8))
+def test_silence_and_extreme_sound_have_a_finite_mel(loudness):
+    assert log_mels([loudness * torch.randn(16_000)], WhisperConfig(80), 1)[0].isfinite().all()
+
+
+def test_sound_beyond_float32_is_refused_after_the_mel():
+    with pytest.raises(ValueError, match="log-mel.*NaN or infinite"):
+        log_mels([torch.full((16_000,), 1e30)], WhisperConfig(80), 1)
