@@ -1,7 +1,7 @@
 """The .glb format, glTF 2.0 in one binary file: the head with its 52 shapes and their animation written, scenes read.
 
     write_glb("answer.glb", make_head(), track)     # opens in Blender, in three.js, and where glTF is known
-    scene, blob = open_glb("someone.glb")           # template.py makes a head of it
+    glb = open_glb("someone.glb")                   # template.py makes a head of it
 
 A GLB is a json scene and one block of numbers, in metres, +Y up, the face looking along +Z. The format has no sound:
 keep the wav with the file. docs/spec/face.md 3.3.
@@ -11,7 +11,9 @@ array of the file.
 """
 import json
 import struct
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 
@@ -28,7 +30,8 @@ MAGIC, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 CODES = {np.dtype(name): code for code, name in DTYPES.items()}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
-LARGEST = 1 << 22                           # rows of an accessor: a damaged file may ask for any number
+SCENE_BYTES = 8 << 20                       # of a json scene at most
+ROOM = 256 << 20                            # bytes that a head from a file may take: 200,000 vertices with 52 shapes
 VERTEX_DATA, INDEX_DATA = 34962, 34963      # what a bufferView is for
 
 
@@ -141,7 +144,95 @@ def screen(light) -> np.ndarray:
 
 # Reading
 
-def open_glb(path) -> tuple[dict, memoryview]:
+Count = Annotated[int, 0, 1 << 31]          # of rows or bytes
+
+
+@dataclass
+class Span:
+    """Where the numbers of a sparse accessor are. values have the accessor's componentType."""
+    bufferView: Count
+    byteOffset: Count = 0
+    componentType: Literal[tuple(DTYPES)] = 5126
+
+
+@dataclass
+class Sparse:
+    count: Count
+    indices: Span
+    values: Span
+
+
+@dataclass
+class Accessor:
+    componentType: Literal[tuple(DTYPES)]
+    type: Literal[tuple(WIDTHS)]
+    count: Count
+    bufferView: Count | None = None         # None: zeros
+    byteOffset: Count = 0
+    normalized: bool = False
+    sparse: Sparse | None = None
+
+
+@dataclass
+class BufferView:
+    buffer: Count
+    byteLength: Count
+    byteOffset: Count = 0
+    byteStride: Annotated[int, 1, 1 << 16] | None = None
+
+
+@dataclass
+class Node:
+    mesh: Count | None = None
+    skin: Count | None = None
+    children: list[Count] = field(default_factory=list)
+    matrix: Annotated[list[float], 16, 16] | None = None
+    rotation: Annotated[list[float], 4, 4] = (0, 0, 0, 1)
+    scale: Annotated[list[float], 3, 3] = (1, 1, 1)
+    translation: Annotated[list[float], 3, 3] = (0, 0, 0)
+
+
+@dataclass
+class Skin:
+    joints: list[Count]
+    inverseBindMatrices: Count | None = None
+
+
+@dataclass
+class Scene:
+    nodes: list[Count] = field(default_factory=list)
+
+
+@dataclass
+class Glb:
+    """A file that was read: its json scene, and its block of numbers."""
+    path: object
+    scene: dict
+    blob: memoryview
+    room: int = ROOM
+
+    def entry(self, kind: str, index: int, cls):
+        """Entry `index` of the scene's list `kind` as a `cls`. Raises ValueError where it is missing or damaged."""
+        entries = self.listed(kind)
+        if index >= len(entries):
+            raise ValueError(f"{self.path} is damaged: it names {kind}[{index}], which is not there: export it again")
+        entry = entries[index]
+        lists = [value for value in entry.values() if isinstance(value, list)] if isinstance(entry, dict) else []
+        self.spend(8192 + 1024 * sum(map(len, lists)))      # more than it takes: it bounds the time of checking too
+        return disk.fitted(entry, cls, self.path, f"{kind}[{index}]")
+
+    def listed(self, kind: str) -> list:
+        return self.scene[kind] if isinstance(self.scene.get(kind), list) else []
+
+    def spend(self, size: int) -> None:
+        """Count `size` bytes that reading is about to take. Raises ValueError where the file has asked for too many."""
+        self.room -= size
+        if self.room < 0:
+            raise ValueError(f"{self.path} asks for more than {ROOM >> 20} MiB, expected a head of at most 200,000 "
+                             "vertices or so: decimate it, or leave out the body")
+
+
+def open_glb(path) -> Glb:
     """The json scene and the block of numbers of a GLB.
 
     Raises ValueError where the file is not one, is damaged, is compressed, or keeps numbers in other files.
@@ -149,100 +240,126 @@ def open_glb(path) -> tuple[dict, memoryview]:
     data = memoryview(Path(path).read_bytes())
     if len(data) < 20 or struct.unpack_from("<II", data) != (MAGIC, 2):
         raise ValueError(f"{path} is no GLB (glTF 2.0 in one binary file): export it as that")
-    total, = struct.unpack_from("<I", data, 8)
-    chunks, offset = {}, 12
-    while offset + 8 <= total <= len(data):
-        size, kind = struct.unpack_from("<II", data, offset)
-        chunks.setdefault(kind, data[offset + 8:offset + 8 + size])
-        offset += 8 + size
-    if offset != total:
-        raise ValueError(f"{path} is cut short or damaged: {len(data)} bytes, its header says {total}")
+    total, size, kind = struct.unpack_from("<III", data, 8)
+    end, blob = 20 + size, memoryview(b"")
+    if end + 8 <= total <= len(data):
+        length, bin_kind = struct.unpack_from("<II", data, end)
+        blob = data[end + 8:end + 8 + length] if bin_kind == BIN_CHUNK else blob
+        end += 8 + length
+    if not end <= total <= len(data):
+        raise ValueError(f"{path} is cut short or damaged: {len(data)} bytes, its header says {total}, its parts {end}")
+    if size > SCENE_BYTES:
+        raise ValueError(f"{path} has a json scene of {size >> 20} MiB, expected at most {SCENE_BYTES >> 20}")
     try:
-        gltf = json.loads(bytes(chunks[JSON_CHUNK]))
-        packed = PACKED & set(gltf.get("extensionsRequired", []))
-        outside = [buffer["uri"] for buffer in gltf.get("buffers", []) if "uri" in buffer]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError(f"{path} is damaged: its first part is not a json scene") from None
+        scene = json.loads(bytes(data[20:20 + size])) if kind == JSON_CHUNK else None
+    except (ValueError, RecursionError):
+        scene = None
+    if not isinstance(scene, dict):
+        raise ValueError(f"{path} is damaged: its first part is not a json scene")
+    packed = PACKED & set(disk.typed(scene, "extensionsRequired", list[str], path, []))
     if packed:
         raise ValueError(f"{path} is packed ({', '.join(sorted(packed))}), which is not read here: export it without "
                          "mesh compression or instancing")
+    outside = [buffer["uri"] for buffer in disk.typed(scene, "buffers", list[dict], path, []) if "uri" in buffer]
     if outside:
         raise ValueError(f"{path} keeps numbers outside ({str(outside[0])[:40]}): export it as one file")
-    return gltf, chunks.get(BIN_CHUNK, memoryview(b""))
+    return Glb(path, scene, blob)
 
 
-def read_accessor(gltf: dict, blob, index: int, expected: int | None = None) -> np.ndarray:
+def read_accessor(glb: Glb, index: int, types: tuple, rows: int | None = None) -> np.ndarray:
     """Accessor -> array (R,) or (R, width): whole numbers as stored, normalised ones and floats as float32.
 
-    Raises ValueError where it has another number of rows than `expected`, or more than any head would.
+    types: those that it may have, of WIDTHS; rows: how many it must have, where the caller knows that and has spent
+    their room. Raises ValueError where it differs, and where its numbers are not in the file.
     """
-    accessor = gltf["accessors"][index]
-    width, count = WIDTHS[accessor["type"]], accessor["count"]
-    if expected is not None and count != expected or count > LARGEST:
-        raise ValueError(f"accessor {index} has {count} rows, expected {expected or f'at most {LARGEST}'}")
-    if "bufferView" in accessor:
-        array = read_view(gltf, blob, accessor, count, width)
-    else:
-        array = np.zeros((count, width), DTYPES[accessor["componentType"]])
-    if "sparse" in accessor:
-        sparse, array = accessor["sparse"], array.copy()
-        rows = read_view(gltf, blob, sparse["indices"], sparse["count"], 1)[:, 0]
-        array[rows] = read_view(gltf, blob, sparse["values"] | {"componentType": accessor["componentType"]},
-                             sparse["count"], width)
-    if accessor.get("normalized"):
-        array = np.maximum(array / np.float32(np.iinfo(array.dtype).max), -1)
+    accessor = glb.entry("accessors", index, Accessor)
+    width, count, dtype = WIDTHS[accessor.type], accessor.count, np.dtype(DTYPES[accessor.componentType])
+    if accessor.type not in types or rows not in (None, count):
+        raise ValueError(f"{glb.path}: accessors[{index}] has {count} rows of {accessor.type}, expected "
+                         f"{'some' if rows is None else rows} of {' or '.join(types)}")
+    glb.spend(4 * count * width if rows is None else 0)
+    array = (np.zeros((count, width), dtype) if accessor.bufferView is None
+             else read_view(glb, accessor.bufferView, accessor.byteOffset, (count, width), dtype))
+    if accessor.sparse:
+        some, where, what = accessor.sparse.count, accessor.sparse.indices, accessor.sparse.values
+        glb.spend(8 * some * width)
+        index_type = np.dtype(DTYPES[where.componentType])
+        moved = read_view(glb, where.bufferView, where.byteOffset, (some, 1), index_type)[:, 0]
+        if index_type.kind != "u" or moved.max(initial=0) >= max(count, 1):
+            raise ValueError(f"{glb.path}: accessors[{index}] has {count} rows, its sparse part names others")
+        array = array.copy()
+        array[moved] = read_view(glb, what.bufferView, what.byteOffset, (some, width), dtype)
+    if accessor.normalized and dtype.kind != "f":
+        array = np.maximum(array / np.float32(np.iinfo(dtype).max), -1)
     return array[:, 0] if width == 1 else array
 
 
-def read_view(gltf: dict, blob, where: dict, count: int, width: int) -> np.ndarray:
-    """The numbers (count, width) that an accessor or a part of a sparse one points to; rows may have gaps between."""
-    view = gltf["bufferViews"][where["bufferView"]]
-    if view["buffer"] != 0:
-        raise ValueError(f"bufferView {where['bufferView']} lies in buffer {view['buffer']}: export it as one file")
-    begin, dtype = view.get("byteOffset", 0), np.dtype(DTYPES[where["componentType"]])
-    strides = view.get("byteStride", width * dtype.itemsize), dtype.itemsize
-    block = blob[begin:begin + view["byteLength"]]
-    return np.ndarray((count, width), dtype, block, where.get("byteOffset", 0), strides)
+def read_view(glb: Glb, index: int, offset: int, shape: tuple, dtype) -> np.ndarray:
+    """The numbers of shape (R, width) at `offset` of a bufferView; rows may have gaps between. Raises ValueError where
+    the file does not have them."""
+    view = glb.entry("bufferViews", index, BufferView)
+    if view.buffer != 0:
+        raise ValueError(f"{glb.path}: bufferViews[{index}] lies in buffer {view.buffer}: export it as one file")
+    row = shape[1] * dtype.itemsize
+    stride = view.byteStride or row
+    needed = offset + (shape[0] - 1) * stride + row if shape[0] else 0
+    if stride < row or needed > view.byteLength or view.byteOffset + view.byteLength > len(glb.blob):
+        raise ValueError(f"{glb.path} is damaged: {shape[0]} rows, each {stride} bytes after the last, do not fit into "
+                         f"bufferViews[{index}], or that not into the file: export it again")
+    return np.ndarray(shape, dtype, glb.blob, view.byteOffset + offset if shape[0] else 0, (stride, dtype.itemsize))
 
 
-def scene_meshes(gltf: dict, blob):
-    """Yield (mesh, matrices) of the scene: its node's matrix to the scene's coordinates (1, 4, 4).
+def scene_meshes(glb: Glb):
+    """Yield (index of a mesh, matrices) of the scene: its node's matrix to the scene's coordinates (1, 4, 4).
 
     A mesh with a skin has one matrix per bone, of the skeleton at rest. Raises ValueError where a node has two parents.
     """
-    nodes = gltf.get("nodes", [])
-    children = {child for node in nodes for child in node.get("children", [])}
-    scenes = gltf.get("scenes") or [{"nodes": sorted(set(range(len(nodes))) - children)}]
-    world, todo = {}, [(index, np.eye(4)) for index in scenes[gltf.get("scene", 0)].get("nodes", [])]
+    world, nodes = {}, {}
+    todo = [(index, np.eye(4)) for index in roots(glb)]
     while todo:
         index, parent = todo.pop()
         if index in world:
-            raise ValueError(f"node {index} has two parents: export it again")
+            raise ValueError(f"{glb.path}: node {index} has two parents: export it again")
+        nodes[index] = glb.entry("nodes", index, Node)
         world[index] = parent @ local_matrix(nodes[index])
-        todo += [(child, world[index]) for child in nodes[index].get("children", [])]
-    for index in sorted(world):
-        node = nodes[index]
-        if "mesh" not in node:
-            continue
-        matrices = world[index][None]
-        if "skin" in node:      # then the node's own matrix does not count, only those of the bones
-            skin = gltf["skins"][node["skin"]]
-            matrices = np.stack([world[joint] for joint in skin["joints"]])
-            if "inverseBindMatrices" in skin:
-                unbound = read_accessor(gltf, blob, skin["inverseBindMatrices"]).reshape(-1, 4, 4)
-                matrices = matrices @ unbound[:len(matrices)].swapaxes(1, 2)
-        yield gltf["meshes"][node["mesh"]], matrices
+        todo += [(child, world[index]) for child in nodes[index].children]
+    for index, node in sorted(nodes.items()):
+        if node.mesh is not None:       # with a skin the node's own matrix does not count, only those of the bones
+            yield node.mesh, world[index][None] if node.skin is None else bones(glb, node.skin, world)
 
 
-def local_matrix(node: dict) -> np.ndarray:
+def roots(glb: Glb) -> list:
+    """Indices of the nodes at the top of the scene."""
+    if glb.scene.get("scenes"):
+        return glb.entry("scenes", disk.typed(glb.scene, "scene", Count, glb.path, 0), Scene).nodes
+    count = len(glb.listed("nodes"))
+    children = {child for index in range(count) for child in glb.entry("nodes", index, Node).children}
+    return sorted(set(range(count)) - children)
+
+
+def bones(glb: Glb, index: int, world: dict) -> np.ndarray:
+    """The matrix of each bone of a skin (J, 4, 4), of the skeleton at rest. world: index of a node -> its matrix."""
+    skin = glb.entry("skins", index, Skin)
+    if not skin.joints or not world.keys() >= set(skin.joints):
+        raise ValueError(f"{glb.path} is damaged: the bones of skins[{index}] are not in the scene: export it again")
+    glb.spend(512 * len(skin.joints))
+    matrices = np.stack([world[joint] for joint in skin.joints])
+    if skin.inverseBindMatrices is None:
+        return matrices
+    unbound = read_accessor(glb, skin.inverseBindMatrices, ("MAT4",)).reshape(-1, 4, 4)
+    if len(unbound) < len(matrices):
+        raise ValueError(f"{glb.path}: skins[{index}] has {len(matrices)} bones and {len(unbound)} matrices for them")
+    return matrices @ unbound[:len(matrices)].swapaxes(1, 2)
+
+
+def local_matrix(node: Node) -> np.ndarray:
     """A node's own matrix (4, 4): stored as such, column by column, or as scale, then rotation, then translation."""
-    if "matrix" in node:
-        return np.reshape(node["matrix"], (4, 4)).T
-    x, y, z, w = node.get("rotation", (0, 0, 0, 1))
+    if node.matrix is not None:
+        return np.reshape(node.matrix, (4, 4)).T
+    x, y, z, w = node.rotation
     matrix = np.eye(4)
     matrix[:3, :3] = np.multiply([[1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
                                   [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],
-                                  [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]],
-                                 node.get("scale", (1, 1, 1)))
-    matrix[:3, 3] = node.get("translation", (0, 0, 0))
+                                  [2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)]], node.scale)
+    matrix[:3, 3] = node.translation
     return matrix

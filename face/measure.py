@@ -30,6 +30,11 @@ def average(values, how=np.mean) -> float | None:
     return float(how(values)) if values else None
 
 
+def ratio(a, b) -> float | None:
+    """a / b, None where b is zero: of faces that do not move."""
+    return float(a / b) if b else None
+
+
 def correlation(a, b) -> float:
     """Pearson's correlation of two curves, 0 where one of them does not change."""
     return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and min(np.ptp(a), np.ptp(b)) > 1e-6 else 0.0
@@ -65,8 +70,12 @@ def silent_frames(phones: list, frames: int) -> np.ndarray:
 def face_figures(tracks: list, references: list, voices: list, head) -> dict:
     """Name of a metric -> its value, of tracks [(T, K), ...] against the teacher's.
 
-    voices: for each track the sample of split `voice` with the same answer (its audio and phones), or None.
+    voices: for each track the sample of split `voice` with the same answer (its audio and phones), or None. A metric
+    of which there is nothing to measure is None. Raises ValueError without tracks, or for one that is not (`tidy`).
     """
+    if not len(tracks) == len(references) == len(voices) > 0:
+        raise ValueError(f"{len(tracks)} tracks, {len(references)} references, {len(voices)} voices: expected as many "
+                         "of each, and one at least")
     pairs = [common(*pair) for pair in zip(tracks, references)]
     sizes, figures = [len(track) for track, _ in pairs], {}
     over_frames = lambda values: float(np.average(list(values), weights=sizes))
@@ -75,7 +84,7 @@ def face_figures(tracks: list, references: list, voices: list, head) -> dict:
     said = [(track, voice, lip_gap(track, head)) for (track, _), voice in zip(pairs, voices) if voice is not None]
     moving = [(track, voice, gap) for track, voice, gap in said if np.ptp(gap) > STILL]     # lips at rest do not close
     openings = [[np.percentile(lip_gap(track, head), 95) for track in both] for both in pairs]
-    figures["opening (95 % of frames below), over the teacher's"] = float(np.divide(*np.sum(openings, axis=0)))
+    figures["opening (95 % of frames below), over the teacher's"] = ratio(*np.sum(openings, axis=0))
     for name, phones, share in (("/p b m/", "pbm", CLOSED), ("/f v/", "fv", 0.35)):
         spans = lambda voice: [span[1:] for span in voice["phones"] if span[0] in phones]
         closed = [closure_rate(track, spans(voice), head, share) * len(spans(voice))
@@ -96,7 +105,7 @@ def face_figures(tracks: list, references: list, voices: list, head) -> dict:
     for group in speeds[0]:
         figures[f"velocity error, {group}"] = over_frames(speed[group] for speed in speeds)
     shake = lambda tracks: sum(np.abs(np.diff(track[:, MOUTH], 2, axis=0)).sum() for track in tracks)
-    figures["jitter"] = float(shake(track for track, _ in pairs) / shake(reference for _, reference in pairs))
+    figures["jitter"] = ratio(shake(track for track, _ in pairs), shake(reference for _, reference in pairs))
     return figures
 
 

@@ -11,19 +11,21 @@ a + b * column + c * row, for all four values at once, since a sum of such integ
 triangle is cut at its middle corner into two halves with straight sides, every half into spans, every span into
 samples. Each of these steps handles all triangles at once, as long arrays.
 """
+import io
 import os
 import shutil
 import subprocess
 import tempfile
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from disk import replacing
+from audio import mono_blocks, open_sound, quiet
+from disk import regular, replacing
 from face_decoder import FPS
 
 BACKGROUND = (232, 234, 238)        # sRGB
@@ -42,6 +44,7 @@ SHINE, SHININESS = 0.06, 24
 DEPTH, FIELDS, FRACTION = 45, (30, 15, 0), 5
 NEAREST = 1 << 17                   # steps of depth in the head's longest side; there is room for four such heads
 THINNEST = 1e-3                     # a triangle of less than half this area in samples is left out: seen edge-on
+LAYERS = 32                         # so many times the triangles may cover the image: more takes minutes and gigabytes
 
 
 def normals(vertices, faces) -> np.ndarray:
@@ -113,6 +116,8 @@ def _rasterize(samples, points, shaded, faces) -> None:
     faces = faces[doubled > THINNEST]                           # seen from the front: counter-clockwise, rows go down
     faces = np.take_along_axis(faces, y[faces].argsort(axis=1, kind="stable"), axis=1).T        # (3, F), top to bottom
     x, y = x[faces], y[faces]                                                           # (3, F)
+    if np.ptp(y.clip(0, height), axis=0).sum() > LAYERS * height * width:
+        raise ValueError(f"the head's {faces.shape[1]} triangles are too many and too long to render at this size")
 
     # The plane of every triangle. Integer arithmetic wraps around, so moving the origin to column 0, row 0 is exact.
     turn = np.stack([x[1:] - x[0], y[1:] - y[0]], axis=1)
@@ -263,7 +268,8 @@ def write_video(path, track, sound, head, size=512, yaw=0.0) -> None:
     path: .mp4, H.264 and AAC by ffmpeg; .webp, an animated picture by Pillow with the sound in a .wav of the same name.
     If the sound is longer than the face, the last frame is held; if the face is longer, silence follows the sound.
     Raises ValueError for another ending, a track that is not (T, K) and finite, an odd size, a sound that cannot be
-    read, and where ffmpeg or Pillow is missing. An older file at `path` stays until the new one is complete.
+    read, a .wav of that name with another sound, and where ffmpeg or Pillow is missing. An older file at `path` stays
+    until the new one is complete.
     """
     path, track = Path(path), np.asarray(track, np.float32)
     if track.ndim != 2 or track.shape[1] != head.deltas.shape[0] or not len(track) or not np.isfinite(track).all():
@@ -271,17 +277,15 @@ def write_video(path, track, sound, head, size=512, yaw=0.0) -> None:
     write = {".mp4": _write_mp4, ".webp": _write_webp}.get(path.suffix.lower())
     if write is None:
         raise ValueError(f"cannot write a video as {path.name}: use a name that ends in .mp4 or .webp")
-    if size % 2:
-        raise ValueError(f"a video of {size} x {size} pixels: the sides must be even")
+    if size % 2 or not 2 <= size <= 4096:
+        raise ValueError(f"a video of {size} x {size} pixels: the sides must be even, 2 to 4096")
     write(path, np.clip(track, 0, 1), sound, head, size, yaw)
 
 
 def _seconds(sound) -> float:
-    import soundfile
-    try:
-        return soundfile.info(str(sound)).duration
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"cannot read the sound {sound}: {error}") from None
+    """The length of a sound file, counted: its header may not say it. Raises ValueError where it cannot be read."""
+    with quiet(), open_sound(regular(sound, "a sound file")) as file:
+        return sum(map(len, mono_blocks(file, sound))) / file.samplerate
 
 
 def find_ffmpeg() -> str:
@@ -323,25 +327,58 @@ def _pipe(pictures, command, path) -> None:
             encoder.wait()
         finally:
             encoder.kill()                      # after an interrupt or a failed image; nothing if it has ended
+            with suppress(BrokenPipeError):     # of the last picture: no reason either
+                encoder.stdin.close()
         if encoder.returncode:
             log.seek(0)
-            reason = log.read().decode(errors="replace").strip().rpartition("\n")[2] or "no reason given"
+            reason = (log.read().decode(errors="replace").strip().rpartition("\n")[2]
+                      or f"it ended with {encoder.returncode} and gave no reason")
             raise ValueError(f"ffmpeg could not write {path}: {reason}")
 
 
 def _write_webp(path, track, sound, head, size, yaw) -> None:
     Image = find_pillow()[0]
     times = np.rint(np.arange(len(track) + 1) * 1000 / FPS)                             # whole ms: the format's unit
+    wave = None
     if sound is not None:
         times[-1] = max(times[-1], round(_seconds(sound) * 1000))
+        wave = _wave(path.with_suffix(".wav"), sound)
     rendered = tqdm(images(head, track, size, yaw), path.name, len(track), unit="frame", disable=None)
-    first, *others = [Image.fromarray(image) for image in rendered]
-    with replacing(path) as temporary:
-        first.save(temporary, format="WEBP", save_all=True, append_images=others, loop=0, quality=80, method=0,
-                   duration=np.diff(times).astype(int).tolist())
-    wav = path.with_suffix(".wav")
-    if sound is not None and not (wav.exists() and wav.samefile(sound)):
-        import soundfile
-        wave, rate = soundfile.read(str(sound), dtype="int16")
-        with replacing(wav) as temporary:
-            soundfile.write(temporary, wave, rate, format="WAV", subtype="PCM_16")
+    with ExitStack() as files:                  # renamed together, the wav last
+        if wave is not None:
+            files.enter_context(replacing(path.with_suffix(".wav"))).write_bytes(wave)
+        temporary = files.enter_context(replacing(path))
+        _film(Image, iter(rendered), len(track)).save(temporary, format="WEBP", save_all=True, loop=0, quality=80,
+                                                      method=0, duration=np.diff(times).astype(int).tolist())
+
+
+def _wave(wav: Path, sound) -> bytes | None:
+    """The sound as the 16-bit wav that is to be written at `wav`, or None where it is that file itself.
+
+    Raises ValueError where another sound is there: it would be lost.
+    """
+    import soundfile
+    if wav.exists() and wav.samefile(sound):
+        return None
+    out = io.BytesIO()
+    with quiet(), open_sound(sound) as file, soundfile.SoundFile(out, "w", file.samplerate, file.channels, "PCM_16",
+                                                                 format="WAV") as copy:
+        while len(block := file.read(1 << 16, dtype="int16")):
+            copy.write(block)
+    if wav.exists() and regular(wav, "a sound file").read_bytes() != out.getvalue():
+        raise ValueError(f"{wav} holds another sound and would be overwritten: rename it, or write a .webp of another "
+                         "name")
+    return out.getvalue()
+
+
+def _film(Image, pictures, count: int):
+    """A Pillow image of `count` pictures that are made while it is saved: all of them at once take a GiB a minute."""
+    film, shown = Image.fromarray(next(pictures)), 0
+
+    def seek(frame):                            # each in order; at the end Pillow goes back to the first
+        nonlocal shown
+        if frame > shown:
+            shown, film.im = frame, Image.fromarray(next(pictures)).im
+
+    film.n_frames, film.seek = count, seek
+    return film

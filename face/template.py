@@ -7,84 +7,152 @@ A head from a file names neither its lips nor its eyes; they are found from what
 K = 52 shapes in the order of `arkit.ARKIT_NAMES`. Other letters: V vertices, F triangles, J joints of a skeleton that
 move one vertex, C shapes of an npz.
 """
-import re
+import math
 import sys
 import zipfile
-import zlib
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
+import disk
 import weights
-from face.arkit import ARKIT_NAMES, match
-from face.gltf import open_glb, read_accessor, scene_meshes, screen
+from face.arkit import ARKIT_NAMES, HALVES, matches
+from face.gltf import Count, Glb, open_glb, read_accessor, scene_meshes, screen
 from face.head import Head
 
 HEIGHT = 0.24                           # metres: what a head without a unit is scaled to
+FILE_BYTES = 256 << 20                  # of a file, and of the numbers in an npz, at most
+FAR = 1e6                               # metres: no position lies further out
 SKIN = (0.80, 0.63, 0.54)               # sRGB, for templates without colours of their own
-SPLIT = ("browInnerUp", "cheekPuff")    # ARKit has one shape for both sides, many rigs have one for each side ...
-SIDE = re.compile("_?(l|r|left|right)$", re.IGNORECASE)     # ... with such an ending
+NPZ = ("meanshape", "faces", "blendshape", "bs_names")      # the arrays of an npz that are read, ...
+KINDS = {"fiu": "numbers", "iu": "whole numbers", "US": "texts"}        # ... what their types mean ...
+SHAPES = 4096                           # ... and how many shapes there may be
 LANDMARKS = ("mouthRollLower", "mouthRollUpper", "mouthSmileLeft", "mouthSmileRight", "eyeBlinkLeft", "eyeBlinkRight")
 
 
 def load_template(path) -> Head:
-    """The head in a .glb or .npz file. Raises ValueError for another ending, and as `read_glb` and `read_npz` do."""
+    """The head in a .glb or .npz file. Raises FileNotFoundError, and ValueError for another ending, for a file above
+    FILE_BYTES, and as `read_glb` and `read_npz` do."""
     readers = {".npz": read_npz, ".glb": read_glb}
     if Path(path).suffix.lower() not in readers:
         raise ValueError(f"{path}: a template ends in .npz (meanshape, faces, blendshape, bs_names) or .glb (morph "
                          "targets with ARKit names)")
-    return readers[Path(path).suffix.lower()](path)
+    size = disk.regular(path, "a .glb or .npz file").stat().st_size
+    if size > FILE_BYTES:
+        raise ValueError(f"{path} has {size >> 20} MiB, expected a head of at most {FILE_BYTES >> 20}: leave out "
+                         "textures and bodies")
+    with np.errstate(all="ignore"):     # numbers that are too large or none are refused by `joined`
+        return readers[Path(path).suffix.lower()](path)
+
+
+@dataclass
+class Primitive:
+    """A part of a mesh, as the json scene has it; other numbers are indices of accessors and materials."""
+    attributes: dict
+    targets: list[dict] = field(default_factory=list)
+    indices: Count | None = None
+    material: Count | None = None
+    mode: int = 4
+    extras: object = None
+
+
+@dataclass
+class Mesh:
+    primitives: list
+    extras: object = None
+
+
+@dataclass
+class Paint:
+    baseColorFactor: Annotated[list[float], 4, 4] | None = None
+    baseColorTexture: object = None
+
+
+@dataclass
+class Material:
+    pbrMetallicRoughness: Paint = field(default_factory=Paint)
 
 
 def read_glb(path) -> Head:
     """The head in a GLB: all meshes of its scene as one, moved by their nodes and the skeleton at rest.
 
     Lengths are metres, as the format says. Colours are COLOR_0 times the material's; textures are not read, such parts
-    are skin coloured. Raises ValueError where the file is damaged, compressed, spread over several files, or lacks
-    shapes (see `joined`).
+    are skin coloured. Raises ValueError where the file is damaged, too large, compressed, spread over several files, or
+    lacks shapes (see `joined`).
     """
-    gltf, blob = open_glb(path)
-    try:
-        parts = [part for mesh, matrices in scene_meshes(gltf, blob)
-                 for part in primitives(gltf, blob, mesh, matrices)]
-    except (KeyError, IndexError, TypeError, AttributeError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}): export it again") from None
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    return joined(parts, path)
+    glb = open_glb(path)
+    return joined([part for mesh, matrices in scene_meshes(glb) for part in primitives(glb, mesh, matrices)], path)
 
 
-def primitives(gltf: dict, blob, mesh: dict, matrices):
-    """Yield (vertices (V, 3), faces (F, 3), colors (V, 3), {index of the shape: delta (V, 3)}) of a mesh.
+def primitives(glb: Glb, index: int, matrices):
+    """Yield (vertices (V, 3), faces (F, 3), colors (V, 3), {index of the shape: delta (V, 3)}) of mesh `index`.
 
     matrices: as `gltf.scene_meshes` yields them. Raises ValueError for lines, points and triangles without vertices.
     """
-    for primitive in mesh["primitives"]:
-        if primitive.get("mode", 4) != 4:
-            raise ValueError(f"mesh {mesh.get('name')} has mode {primitive['mode']}, expected triangles (4)")
-        attributes, targets = primitive["attributes"], primitive.get("targets", [])
-        vertices = read_accessor(gltf, blob, attributes["POSITION"]).astype(np.float32)
-        faces = read_accessor(gltf, blob, primitive["indices"]) if "indices" in primitive else np.arange(len(vertices))
-        faces = faces.astype(np.int64).reshape(-1, 3)
-        if len(faces) and faces.max() >= len(vertices):
-            raise ValueError(f"mesh {mesh.get('name')} has {len(vertices)} vertices, a triangle names {faces.max()}")
-        if "JOINTS_0" in attributes and "WEIGHTS_0" in attributes and len(matrices) > 1:
-            shares = read_accessor(gltf, blob, attributes["WEIGHTS_0"], len(vertices)).astype(np.float64)
-            shares /= np.maximum(shares.sum(1, keepdims=True), 1e-9)
-            bones = matrices[read_accessor(gltf, blob, attributes["JOINTS_0"], len(vertices))]
-            matrix = np.einsum("vj,vjab->vab", shares, bones)           # (V, J) and (V, J, 4, 4) -> (V, 4, 4)
-        else:
-            matrix = matrices[:1]
+    mesh = glb.entry("meshes", index, Mesh)
+    for number in range(len(mesh.primitives)):
+        where = f"meshes[{index}].primitives[{number}]"
+        primitive = disk.fitted(mesh.primitives[number], Primitive, glb.path, where)
+        glb.spend(1024 * len(primitive.targets))
+        if primitive.mode != 4:
+            raise ValueError(f"{glb.path}: {where} has mode {primitive.mode}, expected triangles (4)")
+        names = shape_names(glb, primitive.extras) or shape_names(glb, mesh.extras) if primitive.targets else []
+        if len(names) > len(primitive.targets):
+            raise ValueError(f"{glb.path}: {where} has {len(primitive.targets)} targets and {len(names)} names of them")
+        shapes = shape_indices(names, glb.path)
+        vertices = read_accessor(glb, attribute(glb, primitive.attributes, "POSITION"), ("VEC3",)).astype(np.float32)
+        glb.spend((4096 + len(vertices)) * 4 * 3 * (len(shapes) + len(ARKIT_NAMES) + 4))   # here and in `joined`
+        matrix = shared(glb, primitive.attributes, matrices, len(vertices))
+        faces = triangles(glb, primitive, len(vertices), where)
         turn = matrix[:, :3, :3]
         if np.linalg.det(turn[0]) < 0:      # mirrored: the outside would become the inside
             faces = faces[:, ::-1]
-        names = [(owner.get("extras") or {}).get("targetNames") for owner in (primitive, mesh)]
         moves = {}
-        for shape, members in shape_indices(names[0] or names[1] or []).items():
-            accessors = [targets[i]["POSITION"] for i in members if "POSITION" in targets[i]]
-            deltas = [read_accessor(gltf, blob, accessor, len(vertices)) for accessor in accessors]
-            moves[shape] = turned(turn, sum(deltas, np.zeros_like(vertices)))
-        yield turned(turn, vertices) + matrix[:, :3, 3], faces, colors_of(gltf, blob, primitive, len(vertices)), moves
+        for shape, members in shapes.items():
+            delta = np.zeros_like(vertices)
+            for target in (primitive.targets[i] for i in members if "POSITION" in primitive.targets[i]):
+                delta += read_accessor(glb, attribute(glb, target, "POSITION"), ("VEC3",), len(vertices))
+            moves[shape] = np.float32(turned(turn, delta))
+        colors = colors_of(glb, primitive, len(vertices))
+        yield turned(turn, vertices) + matrix[:, :3, 3], faces, colors, moves
+
+
+def attribute(glb: Glb, attributes: dict, name: str) -> int:
+    """The index of an accessor, from the attributes of a primitive or of a target."""
+    return disk.typed(attributes, name, Count, glb.path)
+
+
+def shape_names(glb: Glb, extras) -> list:
+    """The names of the targets that a mesh or a primitive has in its extras, which may be anything."""
+    names = extras.get("targetNames") if isinstance(extras, dict) else None
+    return disk.typed(extras, "targetNames", list[str], glb.path) if names else []
+
+
+def triangles(glb: Glb, primitive: Primitive, count: int, where: str) -> np.ndarray:
+    """The triangles (F, 3) int64 of a primitive with `count` vertices."""
+    faces = np.arange(count) if primitive.indices is None else read_accessor(glb, primitive.indices, ("SCALAR",))
+    glb.spend(16 * len(faces))
+    if faces.dtype.kind == "f" or len(faces) % 3:
+        raise ValueError(f"{glb.path}: {where} has {len(faces)} indices {faces.dtype}, expected whole numbers, three "
+                         "for each triangle")
+    if len(faces) and not 0 <= faces.min() <= faces.max() < count:
+        raise ValueError(f"{glb.path}: {where} has {count} vertices, its triangles name {faces.min()} to {faces.max()}")
+    return faces.astype(np.int64).reshape(-1, 3)
+
+
+def shared(glb: Glb, attributes: dict, matrices, count: int) -> np.ndarray:
+    """The matrix of each of `count` vertices that bones move (V, 4, 4), or one for all of them (1, 4, 4)."""
+    if len(matrices) == 1 or not count or "JOINTS_0" not in attributes or "WEIGHTS_0" not in attributes:
+        return matrices[:1]
+    glb.spend(count * 8 * 16 * 5)
+    shares = read_accessor(glb, attribute(glb, attributes, "WEIGHTS_0"), ("VEC4",), count).astype(np.float64)
+    shares /= np.maximum(shares.sum(1, keepdims=True), 1e-9)
+    joints = read_accessor(glb, attribute(glb, attributes, "JOINTS_0"), ("VEC4",), count)
+    if joints.dtype.kind != "u" or joints.max(initial=0) >= len(matrices):
+        raise ValueError(f"{glb.path}: a mesh names bone {joints.max(initial=0)}, its skeleton has {len(matrices)}")
+    return np.einsum("vj,vjab->vab", shares, matrices[joints])      # (V, J) and (V, J, 4, 4) -> (V, 4, 4)
 
 
 def turned(turn, vectors) -> np.ndarray:
@@ -92,16 +160,16 @@ def turned(turn, vectors) -> np.ndarray:
     return (turn @ vectors[..., None])[..., 0]
 
 
-def colors_of(gltf: dict, blob, primitive: dict, count: int) -> np.ndarray:
+def colors_of(glb: Glb, primitive: Primitive, count: int) -> np.ndarray:
     """Colours (V, 3), sRGB: of the vertices and the material, or of skin where the material is a texture."""
-    material = gltf["materials"][primitive["material"]] if "material" in primitive else {}
-    paint = material.get("pbrMetallicRoughness", {})
-    if "COLOR_0" in primitive["attributes"]:
-        light = read_accessor(gltf, blob, primitive["attributes"]["COLOR_0"], count)[:, :3]
-        return screen(light * paint.get("baseColorFactor", np.ones(4))[:3])
-    if "baseColorFactor" not in paint or "baseColorTexture" in paint:
+    paint = Paint() if primitive.material is None else (
+        glb.entry("materials", primitive.material, Material).pbrMetallicRoughness)
+    if "COLOR_0" in primitive.attributes:
+        light = read_accessor(glb, attribute(glb, primitive.attributes, "COLOR_0"), ("VEC3", "VEC4"), count)[:, :3]
+        return screen(light * (paint.baseColorFactor or np.ones(4))[:3])
+    if paint.baseColorFactor is None or paint.baseColorTexture is not None:
         return np.broadcast_to(SKIN, (count, 3))
-    return np.broadcast_to(screen(np.array(paint["baseColorFactor"][:3])), (count, 3))
+    return np.broadcast_to(screen(np.array(paint.baseColorFactor[:3])), (count, 3))
 
 
 def read_npz(path) -> Head:
@@ -112,11 +180,6 @@ def read_npz(path) -> Head:
     Raises ValueError where the file is damaged, holds pickled objects, contradicts itself or lacks shapes.
     """
     mean, faces, shapes, names = open_npz(path)
-    if (mean.ndim, mean.shape[-1:]) != (2, (3,)) or shapes.shape != (len(names), *mean.shape):
-        raise ValueError(f"{path}: meanshape {list(mean.shape)}, blendshape {list(shapes.shape)}, {len(names)} bs_names"
-                         ": expected [V, 3], [C, V, 3] and C names")
-    if faces.ndim != 2 or faces.shape[1] not in (3, 4) or not len(faces) or faces.dtype.kind not in "iu":
-        raise ValueError(f"{path}: faces {list(faces.shape)} {faces.dtype}: expected whole numbers [F, 3] or [F, 4]")
     faces = faces.astype(np.int64) - (faces.min() == 1)
     if faces.shape[1] == 4:
         faces = np.concatenate([faces[:, [0, 1, 2]], faces[:, [0, 2, 3]]])
@@ -125,45 +188,83 @@ def read_npz(path) -> Head:
     low, high = mean.min(0), mean.max(0)
     if not high[1] > low[1]:
         raise ValueError(f"{path}: meanshape spans {low[1]} to {high[1]} in y: expected a head, +Y up")
-    if np.median(np.abs(shapes - mean)) < 0.01 * (high[1] - low[1]):
+    some = slice(None, None, 1 + len(mean) // 1000)     # a thousand vertices are enough to see that
+    if np.median(np.abs(shapes[:, some] - mean[some])) < 0.01 * (high[1] - low[1]):
         raise ValueError(f"{path}: blendshape holds whole heads, expected differences: subtract meanshape from each")
     scale = HEIGHT / (high[1] - low[1])
-    moves = {k: shapes[members].sum(0) * scale for k, members in shape_indices(names).items()}
+    moves = {k: np.float32(shapes[members].sum(0, np.float64) * scale)
+             for k, members in shape_indices(names, path).items()}
     return joined([((mean - (low + high) / 2) * scale, faces, np.broadcast_to(SKIN, mean.shape), moves)], path)
 
 
 def open_npz(path) -> tuple:
-    """(meanshape, faces, blendshape, list of names) of the file. Raises ValueError where it cannot be read."""
+    """(meanshape, faces, blendshape, list of names) of the file. Raises ValueError where it cannot be read, and, before
+    its numbers are read, where they are too many or its arrays are not those of a head."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            missing = {"meanshape", "faces", "blendshape", "bs_names"} - set(file.files)
+        with zipfile.ZipFile(path) as file:
+            there = [name.removesuffix(".npy") for name in file.namelist()]
+            missing = set(NPZ) - set(there)
             if missing:
-                raise ValueError(f"no {', '.join(sorted(missing))} in it, there is {weights.few(file.files)}")
-            mean, shapes = (np.asarray(file[name], np.float64) for name in ("meanshape", "blendshape"))
-            names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-                     for name in file["bs_names"].tolist()]
-            return mean, np.asarray(file["faces"]), shapes, names
-    except (ValueError, TypeError, AttributeError, EOFError, MemoryError, RuntimeError,     # of numpy, zipfile
-            zipfile.BadZipFile, zlib.error) as error:
-        why = ("it holds Python objects: save bs_names as np.array(names, dtype=str)" if "Object arrays" in str(error)
-               else "not an npz file, or cut short" if "pickle" in str(error) else error)
+                raise ValueError(f"no {', '.join(sorted(missing))} in it, there is {weights.few(there)}")
+            check_npz({name: npy_header(file, name) for name in NPZ})
+            mean, faces, shapes, names = (read_npy(file, name) for name in NPZ)
+    except Exception as error:      # zipfile, zlib and numpy raise many, of damaged files OSError too
+        why = "not an npz file, or cut short" if isinstance(error, zipfile.BadZipFile) else error
         raise ValueError(f"{path} is no template ({why})") from None
+    names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names.tolist()]
+    return mean.astype(np.float64), faces, shapes, names
 
 
-def shape_indices(names) -> dict[int, list]:
+def npy_header(file: zipfile.ZipFile, name: str) -> tuple:
+    """(shape, dtype) of an array in an npz. Raises ValueError where it has not as many bytes as its header says."""
+    with file.open(name + ".npy") as array:
+        version = np.lib.format.read_magic(array)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in read:
+            raise ValueError(f"{name} has npy version {version}, expected 1.0 or 2.0")
+        shape, _, dtype = read[version](array)
+        size, stored = math.prod(shape) * dtype.itemsize, file.getinfo(name + ".npy").file_size - array.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects: save bs_names as np.array(names, dtype=str)")
+    if min(shape, default=0) < 0 or size != stored:
+        raise ValueError(f"{name} {list(shape)} {dtype} has {stored} bytes, expected {size}: it is damaged")
+    return shape, dtype
+
+
+def check_npz(headers: dict) -> None:
+    """Raise ValueError where shapes and types (name -> (shape, dtype)) are not those of a head, or too large."""
+    (mean, faces, shapes, names), kinds = zip(*((shape, dtype.kind) for shape, dtype in headers.values()))
+    if len(mean) != 2 or not mean[0] or mean[1] != 3 or len(names) != 1 or shapes != (*names, *mean):
+        raise ValueError(f"meanshape {list(mean)}, blendshape {list(shapes)}, bs_names {list(names)}: expected [V, 3], "
+                         "[C, V, 3] and [C]")
+    if len(faces) != 2 or faces[1] not in (3, 4) or not faces[0]:
+        raise ValueError(f"faces {list(faces)}: expected [F, 3] or [F, 4]")
+    for name, kind, known in zip(NPZ, kinds, ("fiu", "iu", "fiu", "US")):
+        if kind not in known:
+            raise ValueError(f"{name} is {headers[name][1]}, expected {KINDS[known]}")
+    size = sum(math.prod(shape) * max(dtype.itemsize, 8) for shape, dtype in headers.values())
+    if size > FILE_BYTES or names[0] > SHAPES:
+        raise ValueError(f"{names[0]} shapes of {mean[0]} vertices, {size >> 20} MiB, expected at most {SHAPES} and "
+                         f"{FILE_BYTES >> 20} MiB: decimate the head")
+
+
+def read_npy(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    with file.open(name + ".npy") as array:
+        return np.lib.format.read_array(array, allow_pickle=False)
+
+
+def shape_indices(names: list, where) -> dict[int, list]:
     """Index of an ARKit shape -> indices in `names` of the shapes that it is the sum of.
 
     One each, but browInnerUp and cheekPuff may come as two halves, left and right (docs/spec/face.md 5.1).
     """
-    found = {}
-    for i, name in enumerate(names):
-        if match(name):
-            found.setdefault(ARKIT_NAMES.index(match(name)), [i])
-    for shape in SPLIT:
-        halves = [i for i, name in enumerate(names) if match(SIDE.sub("", name)) == shape]
-        if halves:
-            found.setdefault(ARKIT_NAMES.index(shape), halves)
-    return found
+    first = {}
+    for i, name in enumerate(matches(names, str(where))):
+        first.setdefault(name, i)
+    halves = {shape: [first[half] for half in HALVES if HALVES[half] == shape and half in first]
+              for shape in HALVES.values()}
+    return {k: members for k, shape in enumerate(ARKIT_NAMES)
+            if (members := [first[shape]] if shape in first else halves.get(shape))}
 
 
 def joined(parts: list, path) -> Head:
@@ -184,10 +285,11 @@ def joined(parts: list, path) -> Head:
     colors = np.concatenate([colors for _, _, colors, _ in parts]).astype(np.float32)
     deltas = np.zeros((len(ARKIT_NAMES), *vertices.shape), np.float32)
     for start, (rows, _, _, moves) in zip(starts, parts):
-        for k, delta in moves.items():
+        while moves:                    # each is large: not all of them twice
+            k, delta = moves.popitem()
             deltas[k, start:start + len(rows)] = delta
-    if not (np.isfinite(vertices).all() and np.isfinite(deltas).all()):
-        raise ValueError(f"{path} holds NaN or infinite positions: export it again")
+    if not all(np.abs(array).max(initial=0) < FAR for array in (vertices, deltas, colors)):
+        raise ValueError(f"{path} holds NaN or infinite numbers, or lengths above {FAR:g} m: export it again")
     used, faces = np.unique(above_shoulders(vertices, deltas, faces), return_inverse=True)
     return located(vertices[used], faces.reshape(-1, 3).astype(np.int32), colors[used], deltas[:, used], path)
 

@@ -3,10 +3,10 @@
     write_viewer("answer.html", track, audio="answer.wav", text="Hello.")
     write_gallery("answers.html", [("First", track, "1.wav", "Hello."), ...])
 
-`viewer.html` is the page (WebGL, no third-party code). This file fills it: mesh and shapes as sparse 16-bit steps,
-deflated; tracks as 16-bit numbers; the sound as a 16-bit mono WAV. They are in one JSON block whose markup characters
-are escaped, and a Content-Security-Policy admits only the page's own script, by its hash: what a model wrote is data,
-never markup. A page of 10 s has about 0.9 MB, two thirds of it sound.
+viewer.html, viewer.css, viewer_head.js and viewer.js are the page (WebGL, no third-party code). This file joins and
+fills them: mesh and shapes as sparse 16-bit steps, deflated; tracks as 16-bit numbers; the sound as a 16-bit mono WAV.
+They are in one JSON block whose markup characters are escaped, and a Content-Security-Policy admits only the page's own
+script, by its hash: what a model wrote is data, never markup. A page of 10 s has about 0.9 MB, two thirds of it sound.
 
 T face frames, K = 52 blendshapes in the order of arkit.ARKIT_NAMES. Other letters: V vertices, F triangles, Q moved
 vertices, summed over the shapes.
@@ -23,13 +23,15 @@ from pathlib import Path
 
 import numpy as np
 
-from disk import replacing
+from audio import mono_blocks, open_sound, quiet
+from disk import regular, replacing
 from face.arkit import ARKIT_NAMES
 from face.head import Head, make_head
 
 LEVELS_PER_SECOND = 100         # of the waveform strip
 PAUSE_SECONDS = 0.2             # a silence of this length may be where a sentence begins
 STEPS_PER_HEAD = 25000          # 16-bit steps in the height of the head: 10 micrometres for one of 0.25 m
+PAGE_BYTES = 128 << 20          # of tracks, sounds and texts in a page at most: browsers do not open much larger ones
 
 
 def write_viewer(path, track, fps: float = 30, audio=None, text: str = "", head: Head | None = None,
@@ -37,11 +39,11 @@ def write_viewer(path, track, fps: float = 30, audio=None, text: str = "", head:
     """Write one page that plays one answer.
 
     track: (T, K), clipped to [0, 1], frame t shown at t / fps s. audio: path of a sound file, or None. text: what is
-    said. head: `make_head()` unless given, at most 65,535 vertices. Sound and face may differ in length: the page lasts
-    as long as the longer one, and the face keeps its last frame. Raises ValueError for a track, a sound or a head that
-    it cannot show.
+    said. head: `make_head()` unless given. Sound and face may differ in length: the page lasts as long as the longer
+    one, and the face keeps its last frame. Raises ValueError for a track or a sound that it cannot show, and where the
+    page would be larger than PAGE_BYTES, which is 35 minutes of sound at 22.05 kHz.
     """
-    _write(path, [_answer(title, track, audio, text, fps)], head, title)
+    write_gallery(path, [(title, track, audio, text)], fps, head, title)
 
 
 def write_gallery(path, answers, fps: float = 30, head: Head | None = None, title: str = "Ex-Omni: answers") -> None:
@@ -50,25 +52,29 @@ def write_gallery(path, answers, fps: float = 30, head: Head | None = None, titl
     answers: [(title, track, audio or None, text), ...]; the rest and the errors as for `write_viewer`. Raises
     ValueError without answers.
     """
-    entries = [_answer(name, track, audio, text, fps) for name, track, audio, text in answers]
+    entries, size = [], 0
+    for name, track, audio, text in answers:
+        entries.append(_answer(name, track, audio, text, fps))
+        size += sum(len(value) for value in entries[-1].values() if isinstance(value, str)) + len(text)
+        if size > PAGE_BYTES:
+            raise ValueError(f"{path} would have more than {PAGE_BYTES >> 20} MiB with {name}: show fewer or shorter "
+                             "answers, or write .mp4")
     if not entries:
         raise ValueError("a gallery of no answers: give at least one")
-    _write(path, entries, head, title)
-
-
-def _write(path, answers: list, head: Head | None, title: str) -> None:
-    data = {"title": title, "names": ARKIT_NAMES, "head": pack_head(head or make_head()), "answers": answers}
+    data = {"title": title, "names": ARKIT_NAMES, "head": pack_head(head or make_head()), "answers": entries}
     with replacing(path) as temporary:
         temporary.write_bytes(fill(data).encode("utf-8", "xmlcharrefreplace"))      # half a character must not fail
 
 
 def fill(data: dict) -> str:
-    """viewer.html with the data in it, and a policy that admits its one script and its one style sheet, by hash."""
-    template = Path(__file__).with_name("viewer.html").read_text(encoding="utf-8")
-    script, style = (re.search(rf"<{tag}>(.*?)</{tag}>", template, re.DOTALL)[1] for tag in ("script", "style"))
+    """viewer.html with script, style and data in it, and a policy that admits these two, by hash."""
+    template, style, *scripts = (Path(__file__).with_name("viewer" + name).read_text(encoding="utf-8")
+                                 for name in (".html", ".css", "_head.js", ".js"))
+    script = "\n".join(scripts)
     policy = (f"default-src 'none'; script-src {_source(script)}; style-src {_source(style)}; "
               "media-src data: blob:; img-src data:; base-uri 'none'; form-action 'none'")
-    parts = {"policy": policy, "title": html.escape(data["title"]), "data": _inert_json(data)}
+    parts = {"policy": policy, "style": style, "script": script, "title": html.escape(data["title"]),
+             "data": _inert_json(data)}
     return re.sub(r"{{(\w+)}}", lambda mark: parts[mark[1]], template)      # one pass: {{title}} in the data stays
 
 
@@ -87,35 +93,33 @@ def _base64(array) -> str:
 
 @functools.cache        # a Head is compared by identity, and make_head() always returns the same one
 def pack_head(head: Head) -> dict:
-    """Mesh and shapes for the page: {"vertices", "triangles", "moves", "step", "low", "packed"}.
+    """Mesh and shapes for the page: {"vertices", "triangles", "moves", "step", "low", "size", "packed"}.
 
-    packed is base64 of deflated little-endian arrays, one after another: positions uint16 (V, 3), triangles uint16
-    (F, 3), number of moved vertices of each shape uint16 (K,), their indices as differences uint16 (Q,), their moves
-    int16 (3, Q), colours with gloss uint8 (V, 4). In metres: low + step * position, step * move; so the error per axis
-    is half a step (6 micrometres). Raises ValueError for a head too large for 16 bits.
+    packed is base64 of `size` bytes, deflated: little-endian arrays, one after another: positions uint16 (V, 3),
+    triangles uint16 (F, 3), number of moved vertices of each shape uint16 (K,), their indices as differences uint16
+    (Q,), their moves int16 (3, Q), colours with gloss uint8 (V, 4). With more than 65,535 vertices the second to fourth
+    are uint32. In metres: low + step * position, step * move; so the error per axis is half a step (6 micrometres;
+    more where a shape moves a vertex further than the head is large). Raises ValueError for a head without a size.
     """
     count = len(head.vertices)
-    if count > 65535:
-        raise ValueError(f"the head has {count} vertices, the viewer shows at most 65535: decimate it first")
     low = head.vertices.min(axis=0).astype(np.float64)
-    size = (head.vertices.max(axis=0) - low).max()
-    step = size / STEPS_PER_HEAD
+    size, reach = (head.vertices.max(axis=0) - low).max(), np.abs(head.deltas).max()
+    if not 0 < max(size, reach) < np.inf:
+        raise ValueError(f"the head is {size:g} m large and its shapes move it by {reach:g} m: expected other numbers")
+    step, index = max(size / STEPS_PER_HEAD, reach / 32767), "<u2" if count <= 65535 else "<u4"
     deltas = np.rint(head.deltas / step)
-    if not np.isfinite(deltas).all() or abs(deltas).max() > 32767:
-        raise ValueError(f"a shape moves a vertex by more than {32767 / STEPS_PER_HEAD:.1f} times the head's size, or "
-                         "to no number: are its deltas in the unit of its vertices?")
     positions = np.rint((head.vertices - low) / step).astype("<u2")
     shapes, moved = np.nonzero(deltas.any(axis=2))                                  # (Q,) each, shape by shape
     starts = np.diff(shapes, prepend=-1) > 0
-    gaps = np.where(starts, moved, np.diff(moved, prepend=0)).astype("<u2")
+    gaps = np.where(starts, moved, np.diff(moved, prepend=0)).astype(index)
     moves = deltas[shapes, moved].T.astype("<i2")                                   # (3, Q): equal axes deflate better
-    counts = np.bincount(shapes, minlength=len(deltas)).astype("<u2")
+    counts = np.bincount(shapes, minlength=len(deltas)).astype(index)
     gloss = np.full(count, 0.2)
     gloss[head.lips] = 0.5                                                          # lips shine more than skin
     colors = np.rint(np.column_stack([head.colors, gloss]) * 255).astype("u1")
-    arrays = [positions, head.faces.astype("<u2"), counts, gaps, moves, colors]
-    return {"vertices": count, "triangles": len(head.faces), "moves": len(moved), "step": step, "low": low.tolist(),
-            "packed": _base64(zlib.compress(b"".join(array.tobytes() for array in arrays), 9))}
+    raw = b"".join(array.tobytes() for array in [positions, head.faces.astype(index), counts, gaps, moves, colors])
+    return {"vertices": count, "triangles": len(head.faces), "moves": len(moved), "step": float(step),
+            "low": low.tolist(), "size": len(raw), "packed": _base64(zlib.compress(raw, 9))}
 
 
 def _answer(title: str, track, audio, text: str, fps: float) -> dict:
@@ -126,8 +130,8 @@ def _answer(title: str, track, audio, text: str, fps: float) -> dict:
                          "or more: columns in the order of arkit.ARKIT_NAMES")
     if not np.isfinite(track).all():
         raise ValueError(f"{title}: frame {np.argwhere(~np.isfinite(track))[0][0]} of the face track is not a number")
-    if not fps > 0:
-        raise ValueError(f"{title}: {fps} frames per second, expected more than 0")
+    if not 1 <= fps <= 1000:
+        raise ValueError(f"{title}: {fps} frames per second, expected 1 to 1000")
     track = np.clip(track, 0, 1)
     sound, levels, sound_seconds = (None, np.zeros(0), 0.0) if audio is None else read_sound(audio)
     seconds = max(len(track) / fps, sound_seconds)
@@ -141,14 +145,19 @@ def _answer(title: str, track, audio, text: str, fps: float) -> dict:
 def read_sound(path) -> tuple[bytes, np.ndarray, float]:
     """A sound file -> (16-bit mono WAV, levels in [0, 1] at LEVELS_PER_SECOND, length in seconds).
 
-    Raises ValueError where soundfile cannot read it.
+    Raises FileNotFoundError, and ValueError where it cannot be read or is too long for a page.
     """
     import soundfile
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"{path} cannot be read as sound ({error}): give a WAV file") from None
-    samples = np.nan_to_num(samples.mean(axis=1))
+    blocks, size = [], 0
+    with quiet(), open_sound(regular(path, "a sound file")) as file:
+        rate = file.samplerate
+        for block in mono_blocks(file, path):
+            blocks.append(np.nan_to_num(block))
+            size += len(block) * 2
+            if size > PAGE_BYTES * 3 // 4:          # in base64, four characters for three bytes
+                raise ValueError(f"{path} holds more than {size / 2 / rate / 60:.0f} minutes of sound, too much for a "
+                                 "page: cut it into pieces, or write .mp4")
+    samples = np.concatenate(blocks or [np.zeros(0, np.float32)])
     wav = io.BytesIO()
     soundfile.write(wav, samples, rate, format="WAV", subtype="PCM_16")
     seconds = len(samples) / rate
@@ -195,11 +204,11 @@ def sentence_starts(pieces: list, levels: np.ndarray, seconds: float) -> list:
     bounds = np.searchsorted(spoken, characters / characters[-1] * spoken[-1], side="right").astype(float)
     bounds[0], bounds[-1] = 0, len(levels)
     changes = np.flatnonzero(np.diff(voiced)) + 1
-    pauses = [end for begin, end in zip(changes, changes[1:])
-              if not voiced[begin] and end - begin >= PAUSE_SECONDS * LEVELS_PER_SECOND]
+    pauses = np.array([end for begin, end in zip(changes, changes[1:])
+                       if not voiced[begin] and end - begin >= PAUSE_SECONDS * LEVELS_PER_SECOND])
     starts = bounds[:-1].copy()
-    for i in range(1, len(pieces)):
-        nearest = min(pauses, key=lambda end: abs(end - bounds[i]), default=bounds[i])
+    for i, after in zip(range(1, len(pieces)), np.searchsorted(pauses, bounds[1:-1])):
+        nearest = min(pauses[max(after - 1, 0):after + 1], key=lambda end: abs(end - bounds[i]), default=bounds[i])
         if abs(nearest - bounds[i]) <= min(bounds[i] - bounds[i - 1], bounds[i + 1] - bounds[i]) / 2:
             starts[i] = nearest
     return np.round(np.maximum.accumulate(starts) / LEVELS_PER_SECOND, 2).tolist()

@@ -1,13 +1,16 @@
 """Images: what hides what, what moves, and that a video's face and sound keep time."""
+import errno
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from face import render
+from face import gltf, render, viewer
 from face.arkit import ARKIT_NAMES
 from face.head import Head, make_head
 
@@ -313,7 +316,79 @@ def test_wrong_input_is_named(tmp_path, name, track, size, problem):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_webp_leaves_another_sound_of_its_name_alone(pillow, monkeypatch, tmp_path):
+    """Refused before anything is rendered; what an earlier run wrote may be written again."""
+    one, other = clap(tmp_path / "one.wav", 0.2), clap(tmp_path / "other.flac", 0.3)
+    for _ in range(2):
+        render.write_video(tmp_path / "a.webp", snap(2), one, make_head(), SIZE)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(render, "images", lambda *_: pytest.fail("rendered"))
+    with pytest.raises(ValueError, match=r"a\.wav holds another sound and would be overwritten"):
+        render.write_video(tmp_path / "a.webp", snap(2), other, make_head(), SIZE)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_webp_of_one_frame_is_that_frame(pillow, tmp_path):
+    render.write_video(tmp_path / "a.webp", snap(1), None, make_head(), SIZE)
+    shown = np.asarray(pillow.open(tmp_path / "a.webp").convert("RGB")).astype(int)
+    assert abs(shown - render.still(make_head(), snap(1)[0], SIZE)).mean() < 4          # WebP loses a little
+
+
+def test_a_killed_ffmpeg_is_one_line_and_leaves_nothing(monkeypatch, tmp_path):
+    (tmp_path / "ffmpeg").write_text("#!/bin/sh\nkill -9 $$\n")
+    (tmp_path / "ffmpeg").chmod(0o755)
+    monkeypatch.setattr(render, "find_ffmpeg", lambda: str(tmp_path / "ffmpeg"))
+    with pytest.raises(ValueError, match=r"a\.mp4: it ended with -9 and gave no reason$"):
+        render.write_video(tmp_path / "a.mp4", snap(40), None, make_head(), SIZE)
+    assert [path.name for path in tmp_path.iterdir()] == ["ffmpeg"]
+
+
+WRITERS = {"png": lambda path, sound: render.write_png(path, np.zeros((2, 2, 3), np.uint8)),
+           "glb": lambda path, sound: gltf.write_glb(path, make_head(), snap(2)),
+           "html": lambda path, sound: viewer.write_viewer(path, snap(2), audio=sound),
+           "webp": lambda path, sound: render.write_video(path, snap(2), sound, make_head(), SIZE),
+           "mp4": lambda path, sound: render.write_video(path, snap(2), sound, make_head(), SIZE)}
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_every_writer_takes_long_and_latin_1_names_and_new_folders(pillow, ffmpeg, tmp_path, ending):
+    folder, sound = tmp_path / os.fsdecode(b"caf\xe9"), tmp_path / os.fsdecode(b"l\xe4rm.wav")
+    clap(tmp_path / "sound.wav", 0.1).rename(sound)
+    names = ["a" * (254 - len(ending)) + "." + ending, os.fsdecode(b"t\xeate.") + ending]
+    for name in names:
+        WRITERS[ending](folder / name, sound)
+    wavs = [Path(name).stem + ".wav" for name in names if ending == "webp"]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names + wavs)
+
+
+@pytest.mark.parametrize("ending", WRITERS)
+def test_a_writer_that_cannot_write_loses_nothing(pillow, ffmpeg, monkeypatch, tmp_path, ending):
+    """A path below a file, a directory of that name, and a disk that is full when the new file replaces the old."""
+    sound, old = clap(tmp_path / "sound.wav", 0.1), tmp_path / f"old.{ending}"
+    old.write_bytes(b"old")
+    (tmp_path / f"folder.{ending}").mkdir()
+    before = sorted(tmp_path.iterdir())
+    for path in (old / f"a.{ending}", tmp_path / f"folder.{ending}"):
+        with pytest.raises((OSError, ValueError)):
+            WRITERS[ending](path, sound)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space"):
+        WRITERS[ending](old, sound)
+    assert old.read_bytes() == b"old" and sorted(tmp_path.iterdir()) == before
+
+
+def test_a_head_of_too_many_long_triangles_is_refused():
+    corners = np.array([[-1, -1, 0], [1, -1, 0], [0, 1, 0]])
+    head = mesh(corners, np.tile([0, 1, 2], (render.LAYERS * 4 * SIZE, 1)), np.ones((3, 3)))
+    with pytest.raises(ValueError, match="8192 triangles are too many and too long to render"):
+        render.still(head, pose(), SIZE)
+
+
 def test_a_sound_that_is_none_is_named(ffmpeg, tmp_path):
     (tmp_path / "a.wav").write_text("not a sound")
-    with pytest.raises(ValueError, match=r"cannot read the sound .*a\.wav"):
+    with pytest.raises(ValueError, match=r"a\.wav is not audio that can be read"):
         render.write_video(tmp_path / "a.mp4", snap(2), tmp_path / "a.wav", make_head(), SIZE)

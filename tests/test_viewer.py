@@ -149,10 +149,32 @@ def test_a_track_it_cannot_show_is_one_clear_line(folder, track, message):
 
 def test_what_is_no_sound_and_an_empty_gallery_are_errors(folder):
     (folder / "not.wav").write_text("hello")
-    with pytest.raises(ValueError, match="not.wav cannot be read as sound"):
+    with pytest.raises(ValueError, match="not.wav is not audio that can be read"):
         viewer.write_viewer(folder / "none.html", demo_track(3), audio=folder / "not.wav")
     with pytest.raises(ValueError, match="gallery of no answers"):
         viewer.write_gallery(folder / "none.html", [])
+
+
+@pytest.mark.parametrize("answers, message", [
+    ([("one", demo_track(90), None, "")] * 4, "none.html would have more than 0 MiB with one"),
+    ([("one", demo_track(3), QUESTION, "")], "question.wav holds more than 0 minutes of sound, too much for a page"),
+    ([("one", demo_track(3), None, "x" * 40_000)], "would have more than 0 MiB")])
+def test_a_page_has_a_size_at_most(folder, monkeypatch, answers, message):
+    monkeypatch.setattr(viewer, "PAGE_BYTES", 40_000)       # three tracks of 90 frames fit, 0.5 s of sound do not
+    with pytest.raises(ValueError, match=message):
+        viewer.write_gallery(folder / "none.html", answers)
+    assert not (folder / "none.html").exists()
+
+
+@pytest.mark.parametrize("fps", [0, 1e-300, np.nan, 1e9])
+def test_a_rate_that_is_none_is_refused(folder, fps):
+    with pytest.raises(ValueError, match="frames per second, expected 1 to 1000"):
+        viewer.write_viewer(folder / "none.html", demo_track(3), fps)
+
+
+def test_many_sentences_and_pauses_take_no_time(folder):
+    levels = np.tile(np.repeat([1.0, 0.0], 25), 4000)       # 4,000 pauses
+    assert np.diff(viewer.sentence_starts(["ab. "] * 8000, levels, 2000.0)).min() >= 0
 
 
 def test_any_sound_becomes_a_mono_wav_of_16_bits(folder):

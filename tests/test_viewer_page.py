@@ -2,10 +2,13 @@
 
     python tests/test_viewer_page.py docs/face.png      # the README's picture: the page, in the middle of a sentence
 """
+import base64
 import shutil
 import sys
 import tempfile
+import zlib
 from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))       # for the command above; pytest.ini does it for pytest
 from face import viewer
+from face.head import make_head
 from test_viewer import HOSTILE, TEXT, data_of, demo_sound, demo_track, write_hostile
 
 LEVELS = 2      # of 255, by which two screenshots of one picture may differ: the browser rounds the ground's gradient
@@ -290,6 +294,73 @@ def test_without_webgl_it_says_so_and_the_rest_works(browser, folder):
     wait(page, "viewer.time > 0.3")
     page.evaluate("viewer.seek(0.5)")
     assert page.evaluate("viewer.weights()[24]") > 0 and page.complaints == []
+
+
+OLD = """      // what Safari 14, Firefox 90 or Chrome 90 lacks
+for (const [owner, names] of [
+    [Array, ["at", "findLast", "findLastIndex", "toSorted", "toReversed", "with"]], [String, ["at", "replaceAll"]],
+    [Blob, ["stream"]]]) names.forEach(name => delete owner.prototype[name]);
+["structuredClone", "DecompressionStream"].forEach(name => delete window[name]);
+["hasOwn", "groupBy"].forEach(name => delete Object[name]);
+"""
+
+
+def test_a_browser_of_2021_shows_the_same_face(browser, page, hostile):
+    """Without what browsers learnt later; a text that is written from right to left stays a text."""
+    old = open_page(browser, hostile, script=OLD)
+    assert old.evaluate("typeof DecompressionStream") == "undefined"
+    assert abs(at(old, 1) - at(page, 1)).max() <= LEVELS and at(old, 1).std() > 15
+    assert old.complaints == []
+
+
+@pytest.mark.parametrize("level", [0, 1, 9])
+def test_the_head_is_unpacked_as_it_was_packed(page, level):
+    """level: of zlib; 0 stores, 1 and 9 have their own codes, and the short text has the fixed ones."""
+    for raw in (bytes(range(256)) * 400 + np.random.default_rng(0).bytes(70_000), b"a short text, a short text"):
+        packed = base64.b64encode(zlib.compress(raw, level)).decode()
+        sums = page.evaluate("""([packed, size]) => { let sum = 0; inflate(bytes(packed), size).forEach((value, i) => {
+          sum = (sum * 31 + value + i) % 4294967296; }); return sum; }""", [packed, len(raw)])
+        wanted = 0
+        for i, value in enumerate(raw):
+            wanted = (wanted * 31 + value + i) % (1 << 32)
+        assert sums == wanted
+
+
+def test_a_head_above_65535_vertices_looks_the_same(browser, page, folder):
+    """Our head, behind 65,536 vertices that no triangle uses: all its indices need 32 bits."""
+    head, more = make_head(), 65_536
+    large = replace(head, vertices=np.concatenate([np.tile(head.vertices[:1], (more, 1)), head.vertices]),
+                    colors=np.concatenate([np.tile(head.colors[:1], (more, 1)), head.colors]), lips=head.lips + more,
+                    faces=head.faces + more, deltas=np.pad(head.deltas, ((0, 0), (more, 0), (0, 0))))
+    viewer.write_viewer(folder / "large.html", demo_track(300), audio=demo_sound(folder / "10s.wav", 10), head=large,
+                        text=HOSTILE, title=page.title())
+    assert abs(at(open_page(browser, folder / "large.html"), 1) - at(page, 1)).max() <= LEVELS
+
+
+def test_a_sound_that_cannot_be_decoded_is_said_and_the_face_goes_on(browser, folder, monkeypatch):
+    sound = demo_sound(folder / "1s.wav", 1)
+    monkeypatch.setattr(viewer, "read_sound", lambda path: (b"not a sound", np.ones(100), 1.0))
+    viewer.write_gallery(folder / "mute.html", [("Mute", demo_track(60), sound, "Hello."), ("Silent", demo_track(9),
+                                                None, "")])
+    page = open_page(browser, folder / "mute.html")
+    wait(page, "document.getElementById('message').textContent === 'The sound cannot be played here.'")
+    page.locator("#play").click()
+    wait(page, "viewer.time > 0.5")
+    assert at(page, 0.9).std() > 15 and not page.locator("#mute").is_visible()
+    page.locator("#gallery button").nth(1).click()
+    assert page.locator("#message").text_content() == ""
+    page.locator("#gallery button").nth(0).click()
+    assert "cannot be played" in page.locator("#message").text_content()
+
+
+@pytest.mark.parametrize("frames", [1, 100_000])
+def test_a_page_of_one_frame_and_of_an_hour(browser, folder, frames):
+    text = "\u202ehello </script> \U0001f600 \"'` &amp; ${data}\\"
+    viewer.write_viewer(folder / "long.html", np.resize(demo_track(300), (frames, 52)), text=text)
+    page = open_page(browser, folder / "long.html")
+    assert page.evaluate("viewer.duration") == pytest.approx(frames / 30)
+    assert at(page, frames / 30 - 0.001).std() > 15 and page.locator("#words").text_content() == text
+    assert page.complaints == []
 
 
 # ---------------------------------------------------------------- the README's picture
