@@ -1,33 +1,33 @@
-"""What a training writes: the terminal, log.jsonl, and its checkpoint, which is replaced as a whole.
+"""What a training writes: the terminal, log.jsonl, and its checkpoint, which is replaced as a whole (saving.py).
 
     config.json, model*.safetensors, tokenizer, ...    as `ExOmni.from_pretrained` opens it
     stages.json            the stages it has been through: stage -> steps, rates, best validation, ...
     log.jsonl              a row per logged step, validation and start
-    trainer/state.json     the stage, its row of the table, its data, the step it is at
+    trainer/state.json     the stage, its row of the table, its data, the step it is at (runs.State)
     trainer/optimizer/     moments (and in bfloat16 the float32 weights), by torch.distributed.checkpoint: each process
                            writes its shards, any number of processes reads them
+    previous/              the checkpoint that was saved before this one
 """
 import json
-import os
 import shutil
 import signal
 import sys
 import time
-import warnings
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 import disk
+import saving
 from data import mixed_rows
-from runs import keep_rest, rank_and_world, sibling, sum_over_ranks
+from runs import agree, rank_and_world, sum_over_ranks
+
+PATIENCE = 10           # steps in a row whose gradient is not finite: then it does not get better by itself
 
 
 def announce(args, state: dict, model, parts: dict, splits, accumulate: int, device) -> None:
@@ -56,53 +56,62 @@ def announce(args, state: dict, model, parts: dict, splits, accumulate: int, dev
     found = "asked for" if args.device != "auto" else "found" if device.type == "cuda" else "no GPU found"
     print(f"{device} ({found}), {state['dtype']} ({'asked for' if args.dtype else 'the default there'})"
           + (f"; goes on after step {state['step']}" if state["step"] else ""))
+    if state["changed"]:
+        print(f"from there on: {state['changed']}; {state['steps']} steps as before")
 
 
 class Log:
-    """log.jsonl and the terminal, from rank 0. A row of training has the means over the steps since the last one. They
-    are added up on the device, and nobody waits for it until the row is written."""
+    """log.jsonl and the terminal, from rank 0. A row of training has the means over the steps since the last one, but
+    for those that were skipped. They are added up on the device, and nobody waits for it until the row is written."""
 
     def __init__(self, out: Path, state: dict, device, resumed: bool):
         """A new log.jsonl, or the old one up to the step that was saved last."""
         self.out, self.path, self.device = out, out / "log.jsonl", device
         self.steps, self.saved, first = state["steps"], state["step"], rank_and_world()[0] == 0
         self.bar = tqdm(total=self.steps, initial=state["step"], unit="step", disable=None if first else True)
+        self.in_a_row = torch.zeros((), device=device)              # steps skipped up to now, without one in between
         self.clear()
         if resumed:
-            self.norms, self.count = state["since_log"]["norms"], state["since_log"]["count"]
+            for name in ("norms", "count", "skipped", "in_a_row"):
+                setattr(self, name, getattr(self, name) + state["since_log"][name])
             self.losses = state["since_log"]["losses"] if first else {}
         if first:
-            shutil.rmtree(sibling(out, "new"), ignore_errors=True)
-            out.mkdir(parents=True, exist_ok=True)
-            rows = self.path.read_text(encoding="utf-8").splitlines(True) if resumed and self.path.exists() else []
+            rows = self.path.read_bytes().splitlines(True) if resumed and self.path.exists() else []
             with disk.replacing(self.path) as temporary:
-                kept = "".join(row for row in rows if json.loads(row)["step"] <= state["step"])
-                temporary.write_text(kept, encoding="utf-8")
+                temporary.write_bytes(b"".join(row for row in rows if step_of(row) <= state["step"]))
         self.write({"step": state["step"], "start": state})
 
     def clear(self) -> None:
-        self.losses, self.norms, self.count = {}, 0.0, 0            # sums over steps, and how many
+        """Sums over steps, how many there were, and how many of them were skipped."""
+        self.losses, self.norms, self.count, self.skipped = {}, 0.0, 0, torch.zeros((), device=self.device)
         self.tokens, self.timed, self.begun = 0.0, 0, time.perf_counter()
 
     def add(self, losses: dict, norm, tokens: float) -> None:
-        """One step. losses: this rank's share; norm and tokens: of all ranks together."""
-        self.losses = {name: self.losses.get(name, 0.0) + loss for name, loss in losses.items()}
-        self.norms, self.count = self.norms + norm, self.count + 1
+        """One step. losses: this rank's share; norm and tokens: of all ranks together. A norm that is not finite: the
+        step was skipped."""
+        bad = ~norm.isfinite()
+        only = lambda value: torch.where(bad, 0, value)
+        self.losses = {name: self.losses.get(name, 0.0) + only(loss) for name, loss in losses.items()}
+        self.norms, self.count = self.norms + only(norm), self.count + 1
+        self.skipped, self.in_a_row = self.skipped + bad, (self.in_a_row + 1) * bad
         self.tokens, self.timed = self.tokens + tokens, self.timed + 1
         self.bar.update()
 
     def since(self) -> dict:
         """The steps since the last row, for --resume."""
         losses = sum_over_ranks(self.losses, self.device) if self.losses else {}
-        return {"losses": losses, "norms": float(self.norms), "count": self.count}
+        return {"losses": losses, "norms": float(self.norms), "count": self.count, "skipped": int(self.skipped),
+                "in_a_row": int(self.in_a_row)}
 
-    def check(self, step: int) -> None:
-        """Raises ValueError on rank 0 if a gradient since the last row was not finite; the other ranks exit."""
-        if not isfinite(norm := float(self.norms)):
-            if rank_and_world()[0]:
-                sys.exit(2)
-            raise ValueError(f"the gradients' norm is {norm} by step {step}: start again with a lower --lr; "
-                             f"{self.out} holds " + (f"step {self.saved}" if self.saved else "no checkpoint yet"))
+    def check(self, step: int, in_a_row: float) -> None:
+        """Raises ValueError on all ranks where too many steps in a row were skipped."""
+        if in_a_row >= PATIENCE:
+            self.give_up(f"the gradients were not finite in {PATIENCE} steps in a row, up to step {step}")
+
+    def give_up(self, why: str) -> None:
+        """Raises ValueError, on all ranks together."""
+        agree(ValueError(f"{why}: start again with a lower --lr; {self.out} holds "
+                         + (f"step {self.saved}" if self.saved else "no checkpoint yet")))
 
     @contextmanager
     def pause(self):
@@ -113,25 +122,31 @@ class Log:
 
     def training(self, step: int, rates: dict) -> None:
         """The row of the steps since the last one."""
-        self.check(step)
-        means = {name: loss / self.count for name, loss in sum_over_ranks(self.losses, self.device).items()}
-        means["norm"] = float(self.norms) / self.count
+        skipped = int(self.skipped)
+        done = self.count - skipped
+        means = {name: loss / done for name, loss in sum_over_ranks(self.losses, self.device).items() if done}
+        if done:
+            means["norm"] = float(self.norms) / done
         seconds = time.perf_counter() - self.begun
         ms, left = 1000 * seconds / self.timed, round((self.steps - step) * seconds / self.timed)
         row = {"step": step, **means, "rates": rates, "ms": ms, "tokens_per_s": self.tokens / seconds,
-               "memory_gib": memory_peak(self.device)}
+               "memory_gib": memory_peak(self.device)} | ({"skipped": skipped} if skipped else {})
         self.write(row, f"step {step}/{self.steps}  {show(means)}  rate {show(rates)}  {ms:.0f} ms/step  "
                         f"{row['tokens_per_s']:.0f} tokens/s  peak {row['memory_gib']:.2f} GiB  "
-                        f"{left // 60}:{left % 60:02} left")
+                        f"{left // 60}:{left % 60:02} left"
+                        + (f"  skipped {skipped} of {self.count} steps: gradients not finite" if skipped else ""))
         self.clear()
 
     def validation(self, step: int, figures: dict) -> None:
+        """Raises ValueError, on all ranks, where the last one is no number: then the training is worth nothing."""
         self.write({"step": step, "val": figures}, f"step {step}  val: {show(figures) or 'no samples'}")
+        if step == self.steps and not all(map(isfinite, figures.values())):
+            self.give_up(f"the validation at the end, step {step}, is not finite")
 
     def write(self, row: dict, line: str = "") -> None:
         if rank_and_world()[0] == 0:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(written(row), allow_nan=False) + "\n")
             if line:
                 self.bar.write(line)
 
@@ -152,6 +167,21 @@ def conclude(log: Log, state: dict, stages: dict) -> None:
             if stage + 1 in stages else ""))
     if dist.is_initialized():
         dist.barrier()                                              # nobody leaves while another still writes
+
+
+def written(value):
+    """A row with null for what is not finite: json knows no NaN."""
+    if isinstance(value, dict):
+        return {name: written(item) for name, item in value.items()}
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def step_of(row: bytes) -> float:
+    """The step of a row of log.jsonl; infinity for a torn one, which a power cut may leave."""
+    try:
+        return json.loads(row)["step"] if row.endswith(b"\n") else float("inf")
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
 
 
 def show(figures: dict) -> str:
@@ -205,20 +235,6 @@ def optimizer_tensors(parts: dict, adamw, muons: list, state: dict) -> dict:
     return tensors
 
 
-@contextmanager
-def single_process():
-    """torch.distributed.checkpoint warns that there is one process: we know."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield
-
-
-def load_optimizer(out: Path, tensors: dict) -> None:
-    """Fill name -> tensor, as `save` was given it, with what was saved last."""
-    with single_process():
-        dcp.load(tensors, checkpoint_id=out / "trainer" / "optimizer", no_dist=not dist.is_initialized())
-
-
 def whole_weights(model, dtype: torch.dtype) -> dict:
     """name -> tensor on the CPU, on rank 0; each gathered from all ranks in turn."""
     whole = {}
@@ -229,50 +245,34 @@ def whole_weights(model, dtype: torch.dtype) -> dict:
     return whole
 
 
-def save(out: Path, model, state: dict, tensors: dict, log: Log, device) -> None:
-    """Write everything to a new directory, then rename it to `out`: at any time there is a whole checkpoint.
+def save(out: Path, model, state: dict, tensors: dict, log: Log) -> None:
+    """Write everything to OUT/.saving, then put it in its place: at any time there is a whole checkpoint.
 
-    Raises OSError on rank 0, with the old checkpoint untouched; the other ranks exit. ValueError as `Log.check`."""
-    log.check(state["step"])
-    new, rank, failure = sibling(out, "new"), rank_and_world()[0], None
+    Raises OSError on all ranks together (`runs.agree`), with the old checkpoint untouched."""
+    new, first = out / ".saving", rank_and_world()[0] == 0
     whole, state["since_log"] = whole_weights(model, getattr(torch, state["dtype"])), log.since()
-    try:
-        if rank == 0:
-            write(new, model, state, whole)
-    except OSError as error:
-        failure = error
-    failed = sum_over_ranks({"failed": failure is not None}, device)["failed"]
-    try:
-        if not failed:
-            with single_process():
-                dcp.save(tensors, checkpoint_id=new / "trainer" / "optimizer", no_dist=not dist.is_initialized())
-    except CheckpointException as error:                            # on every rank, with what went wrong on some
-        failed, failure = True, next(iter(error.failures.values()))[0]
-    if failed:
-        if rank:
-            sys.exit(2)
-        shutil.rmtree(new, ignore_errors=True)
-        kept = "the last checkpoint is untouched" if (out / "config.json").exists() else "nothing was saved before"
-        raise OSError(f"step {state['step']} could not be saved in {out} ({failure}): {kept}; make room and go on "
-                      "from there")
-    if rank == 0:
-        exchange(out, new)
+    for part in (lambda: first and write(new, model, state, whole),
+                 lambda: saving.save_optimizer(new / "trainer" / "optimizer", tensors),
+                 lambda: first and saving.commit(out)):
+        failure = None
+        try:
+            part()
+        except (OSError, ValueError) as error:
+            failure = OSError(f"step {state['step']} could not be saved in {out} ({error}): " + (
+                "it is whole in .saved there, --resume puts it in its place" if (out / ".saved").exists() else
+                "the last checkpoint is untouched; make room and go on from there"
+                if (out / "config.json").exists() else "nothing was saved before; make room and start again"))
+            if first:
+                shutil.rmtree(new, ignore_errors=True)
+        agree(failure)
     model.directory, log.saved = out, state["step"]
 
 
 def write(directory: Path, model, state: dict, whole: dict) -> None:
     """A checkpoint without the optimizer."""
     done = {name: state[name] for name in ("step", "steps", "recipe", "rates", "batch", "seed", "ablate", "best")}
-    directory.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
     model.save_pretrained(directory, whole)
     disk.write_json(directory / "stages.json", state["earlier"] | {str(state["stage"]): done})
     disk.write_json(directory / "trainer" / "state.json", state)
-
-
-def exchange(out: Path, new: Path) -> None:
-    """The new directory takes the place of the old one. What the old one has beside the checkpoint is kept."""
-    old = sibling(out, "old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(out, old)
-    os.replace(new, out)
-    keep_rest(old, out)

@@ -4,60 +4,107 @@ Everything that can be known to be wrong is said here, before the first step, in
 """
 import argparse
 import os
-import shutil
 import sys
-from dataclasses import asdict, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
 import torch.distributed as dist
 
+import cli
 import disk
-from checkpoint import ABLATIONS
+import saving
+from checkpoint import ABLATIONS, ExOmniConfig
 from data import Split, check, mixed_rows
 from face_decoder import FaceConfig
 from model import ExOmni
 
 # What a training keeps to the end; --resume refuses other values.
-FIXED = ("init_from", "recipe", "epochs", "steps", "batch", "accumulate", "lr", "seed", "dtype", "ablate")
+FIXED = ("init_from", "recipe", "epochs", "steps", "seed", "dtype", "ablate")
+LARGEST_BATCH, LARGEST_RATE = 1 << 20, 1000.0
+Count = Annotated[int, 0, 1 << 40]
 
 
-def positive(text: str) -> int:
-    """For argparse: a whole number above 0."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number above 0")
-    return int(text)
+@dataclass
+class SinceLog:
+    """The steps since the last row of the log: sums of their losses and norms, how many there were, how many of them
+    were skipped, and how many skipped ones in a row there have been up to now."""
+    losses: dict
+    norms: float
+    count: Count
+    skipped: Count = 0
+    in_a_row: Count = 0
+
+
+@dataclass
+class State:
+    """trainer/state.json: what the training is and where it is. Inside the program a dict."""
+    stage: Annotated[int, 1, 4]
+    data: str
+    init_from: str
+    recipe: str
+    epochs: float
+    steps: Annotated[int, 1, 1 << 40]
+    batch: Annotated[int, 1, LARGEST_BATCH]
+    accumulate: Annotated[int, 1, LARGEST_BATCH]
+    seed: Annotated[int, 0, (1 << 63) - 1]
+    dtype: Literal["float32", "bfloat16"]
+    step: Count
+    best: dict | None
+    earlier: dict
+    tasks: list[str]
+    losses: list[Literal["text", "units", "face"]]
+    rates: dict
+    warmup: disk.Share
+    replay: dict
+    plain_mse: bool
+    toy: bool
+    files: dict
+    since_log: SinceLog
+    ablate: str | None = None
+    seen: Count | None = None       # samples; not step x batch where --resume changed the batch
+    changed: str = ""               # what the last --resume changed
+
+
+@dataclass
+class Done:
+    """What this program asks of an earlier stage in stages.json."""
+    step: Count
+    steps: Count
+    recipe: str | None = None
 
 
 def parse(argv, about: str, recipes, ablations) -> argparse.Namespace:
     """The command line of train.py."""
-    p = argparse.ArgumentParser(description=about)
-    add = p.add_argument
+    p = cli.Parser(description=about)
+    add, batch = p.add_argument, cli.whole(1, LARGEST_BATCH)
     add("--stage", type=int, help="which row of the table: 1 to 4, of v2 1 to 3")
     add("--data", help="prepared data: a directory with train/ and val/")
     add("--init-from", metavar="CHECKPOINT", help="the last stage's --out, or what the first one starts from")
-    add("--out", required=True, help="checkpoint to write")
+    add("--out", required=True, help="directory to write to, new or empty")
     add("--resume", nargs="?", const="yes", choices=["yes", "auto"], help="go on with --out as it was started, from "
         "where it was last saved; auto: or start, if nothing was saved yet (for torchrun --max-restarts)")
     add("--anyway", action="store_true", help="start although the checkpoint does not say it saw the earlier stages")
     add("--recipe", choices=recipes, help="v1 or v2 of the paper, or the toy's (default: v1, or mini for a language "
         "model less than 512 wide)")
-    add("--epochs", type=float, help="in place of the table's")
-    add("--steps", type=positive, help="in place of --epochs")
-    add("--batch", type=positive, help="samples an optimizer step over all processes, in place of the table's")
-    add("--accumulate", type=positive, help="micro-batches that each process works through, in place of the table's")
+    add("--epochs", type=cli.number(1e-6, 1e6), help="in place of the table's")
+    add("--steps", type=cli.positive, help="in place of --epochs")
+    add("--batch", type=batch, help="samples an optimizer step over all processes, in place of the table's")
+    add("--accumulate", type=batch, help="micro-batches that each process works through, in place of the table's")
     add("--lr", nargs="+", metavar="RATE", help="for all trained parts, or PART=RATE for some")
     add("--ablate", choices=ablations, help="leave something out: v1's Tables 6 and 8, v2's Table 6")
-    add("--seed", type=int, help="of the order of samples and of dropout (default: 0)")
-    add("--device", default="auto", help="auto, cpu, cuda, mps (default: %(default)s)")
+    add("--seed", type=cli.seed, help="of the order of samples and of dropout (default: 0)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:NUMBER, mps")
     add("--dtype", choices=["float32", "bfloat16"], help="to compute in (default: bfloat16 on a GPU, else float32)")
     add("--recompute", action=argparse.BooleanOptionalAction,
         help="recompute activations in the backward pass: slower, less memory (default: on a GPU)")
-    add("--log-every", type=positive, default=10, help="steps (default: %(default)s)")
-    add("--val-every", type=positive, help="steps (default: up to five times in all)")
-    add("--save-every", type=positive, help="steps (default: up to ten times in all)")
-    add("--stop-at", type=positive, metavar="STEP", help="save and stop after this step; --resume goes on")
+    add("--log-every", type=cli.positive, default=10, help="steps")
+    add("--val-every", type=cli.positive, help="steps (default: up to five times in all)")
+    add("--save-every", type=cli.positive, help="steps (default: up to ten times in all)")
+    add("--stop-at", type=cli.positive, metavar="STEP", help="save and stop after this step; --resume goes on")
     return p.parse_args(argv)
 
 
@@ -86,36 +133,96 @@ def sum_over_ranks(values: dict, device) -> dict:
     return dict(zip(values, tensor.tolist()))
 
 
-def pick_device(asked: str) -> torch.device:
-    """auto: a GPU if there is one. Under torchrun each process takes its own."""
-    if asked == "auto":
-        asked = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(asked)
-    if device.type == "cuda":
-        if device.index is None:
-            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
-    return device
+def agree(failure: Exception | None) -> None:
+    """Called by all ranks: where something failed on any of them, all end. Of ranks with the same message the first
+    raises it, the others leave without a word."""
+    rank, world = rank_and_world()
+    messages = [None if failure is None else str(failure)] * world
+    if world > 1:
+        dist.all_gather_object(messages, messages[rank])
+    if failure is not None and messages[rank] not in messages[:rank]:
+        raise failure
+    if any(message is not None for message in messages):
+        sys.exit(2)
 
+
+@contextmanager
+def named_rank():
+    """An error of one of torchrun's processes says whose it is."""
+    try:
+        yield
+    except Exception as error:
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            raise
+        text = f"rank {os.environ['RANK']}: {error}"
+        if isinstance(error, OSError):                              # its text is not its arguments
+            raise OSError(text) from error
+        error.args = (text,)
+        raise
+
+
+# ---------------------------------------------------------------- where it is written
+
+@contextmanager
+def claimed(args):
+    """--out is this run's alone, and what a kill left there is finished. On all ranks. Raises ValueError or OSError
+    where it cannot be written to or holds anything else."""
+    out, failure = Path(args.out), None
+    with ExitStack() as stack:
+        try:
+            if rank_and_world()[0] == 0:
+                if out.exists() and not out.is_dir():
+                    raise ValueError(f"--out {out} is a file: expected a directory")
+                stack.enter_context(disk.locked(out))
+                check_out(out, args.resume)
+                saving.recover(out)
+        except PermissionError as error:
+            failure = OSError(f"--out {out} cannot be written to ({error.strerror}): choose another")
+        except (ValueError, OSError) as error:
+            failure = error
+        agree(failure)
+        yield
+
+
+def check_out(out: Path, resume: str | None) -> None:
+    """Raises ValueError or FileNotFoundError where --out is not for this run."""
+    saved = saving.holds_training(out)
+    if resume == "yes" and not saved:
+        raise FileNotFoundError(f"{out} has no trainer/ to resume from: start it without --resume")
+    if saved and not resume or (out / "config.json").exists() and not saved:
+        raise ValueError(f"{out} holds a checkpoint already: "
+                         + "--resume goes on with it, or " * saved + "choose another --out")
+    others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".") and path.name != "lost+found")
+    if others and not saved and not began(out / "log.jsonl"):
+        raise ValueError(f"{out} is not empty ({', '.join(others[:3])}): choose a new directory for --out")
+
+
+def began(log: Path) -> bool:
+    """Whether a file is the log of a training, such as one that ended before anything was saved."""
+    if not log.is_file():
+        return False
+    with open(log, "rb") as file:
+        return file.read(20).startswith(b'{"step": 0, "start"')
+
+
+# ---------------------------------------------------------------- start and resume
 
 def open_training(args, stages: dict, device) -> tuple:
-    """The state, the model, the splits, and whether they are resumed. Raises ValueError or OSError on rank 0."""
-    out, (rank, world) = Path(args.out), rank_and_world()
-    recover(out)
+    """The state, the model, the splits, and whether they are resumed. Raises ValueError or OSError, on all ranks
+    together (`agree`)."""
+    opened, failure = None, None
     try:
-        resumed = args.resume == "yes" or args.resume == "auto" and (out / "trainer").is_dir()
-        state, model, splits = resume(args, device) if resumed else start(args, stages, device)
-        if state["batch"] < world:
-            raise ValueError(f"a batch of {state['batch']} for {world} processes: each needs a sample")
+        resumed = args.resume is not None and saving.holds_training(Path(args.out))
+        state, model, splits = resume(args, stages, device) if resumed else start(args, stages, device)
+        if state["batch"] < rank_and_world()[1]:
+            raise ValueError(f"a batch of {state['batch']} for {rank_and_world()[1]} processes: each needs a sample")
         for split in splits:
             check(split, mixed_rows(split, state["tasks"], state["replay"], state["seed"]), model)
+        opened = state, model, splits, resumed
     except (ValueError, OSError) as error:
-        if rank:                                                    # a wrong value is wrong on all ranks: said once
-            if isinstance(error, OSError):
-                print(f"rank {rank}: {error}", file=sys.stderr)
-            sys.exit(2)
-        raise
-    return state, model, splits, resumed
+        failure = error
+    agree(failure)
+    return opened
 
 
 def open_model(source: Path, device, dtype: str) -> ExOmni:
@@ -133,24 +240,23 @@ def open_model(source: Path, device, dtype: str) -> ExOmni:
 
 def start(args, stages: dict, device) -> tuple:
     """A fresh start; stages: train.py's table -> the state of the training (a dict, saved for --resume), the model, the
-    splits. Raises ValueError or OSError for what can be known to be wrong before the first step."""
-    out = Path(args.out)
+    splits. Raises ValueError or OSError for what can be known to be wrong before the first step: first the arguments,
+    then the data, then the weights, which take longest to read."""
     needed = [name for name in ("stage", "data", "init_from") if getattr(args, name) is None]
     if needed:
         raise ValueError(f"{' and '.join('--' + n.replace('_', '-') for n in needed)} needed, or --resume")
-    if (out / "config.json").exists():
-        raise ValueError(f"{out} holds a checkpoint already: --resume goes on with it, or choose another --out")
+    source, width = Path(args.init_from), ExOmniConfig.from_dir(args.init_from).llm.hidden_size
     state = {name: getattr(args, name) for name in ("stage", "data", *FIXED)}
-    state |= {"seed": args.seed or 0, "step": 0, "best": None,
-              "dtype": args.dtype or ("bfloat16" if device.type == "cuda" else "float32")}
+    state |= {"seed": args.seed or 0, "step": 0, "seen": 0, "best": None, "changed": "",
+              "dtype": args.dtype or ("bfloat16" if device.type == "cuda" else "float32"),
+              "recipe": args.recipe or ("mini" if width < 512 else "v1")}
+    stage = choose_stage(args, stages[state["recipe"]], state["recipe"])
+    state["earlier"] = earlier_stages(source, args.stage, state["recipe"], args.anyway)
     splits = [Split(Path(args.data) / name) for name in ("train", "val")]
-    model = open_model(Path(args.init_from), device, state["dtype"])
-    state["recipe"] = args.recipe or ("mini" if model.config.llm.hidden_size < 512 else "v1")
-    stages = stages[state["recipe"]]
-    if args.stage not in stages:
-        raise ValueError(f"stage {args.stage} is unknown, {state['recipe']} has {', '.join(map(str, stages))}")
-    state["earlier"] = earlier_stages(Path(args.init_from), args.stage, state["recipe"], args.anyway)
-    state |= choose_stage(args, stages, splits[0]) | {"files": splits[0].manifest["files"]}
+    samples = len(mixed_rows(with_task(splits[0], stage, args.stage), stage.tasks, stage.replay, state["seed"]))
+    state |= asdict(stage) | {"files": splits[0].manifest["files"],
+                              "steps": args.steps or max(1, round(stage.epochs * samples / stage.batch))}
+    model = open_model(source, device, state["dtype"])
     if args.ablate:
         torch.manual_seed(state["seed"])                            # of what takes the place of the part
         model.ablate(args.ablate)
@@ -159,25 +265,44 @@ def start(args, stages: dict, device) -> tuple:
     return state, model, splits
 
 
-def resume(args, device) -> tuple:
+def resume(args, stages: dict, device) -> tuple:
     """As `start`, from what was saved last."""
     out = Path(args.out)
-    if not (out / "trainer").is_dir():
-        raise FileNotFoundError(f"{out} has no trainer/ to resume from: start it without --resume")
-    state = disk.read_json(out / "trainer" / "state.json")
-    given = [name for name in FIXED if getattr(args, name) is not None and getattr(args, name) != state.get(name)]
+    state = read_state(out / "trainer" / "state.json", stages)
+    given = [name for name in FIXED if getattr(args, name) is not None and getattr(args, name) != state[name]]
     if given or args.stage not in (None, state["stage"]):
         raise ValueError(f"{out} is resumed as it was started, stage {state['stage']}: leave out "
                          f"{', '.join('--' + name.replace('_', '-') for name in given or ['stage'])}")
-    state["data"] = args.data or state["data"]                      # it may have moved
+    new = {name: getattr(args, name) for name in ("batch", "accumulate") if getattr(args, name) is not None}
+    new["rates"] = state["rates"] | overridden(args.lr or [], state["rates"])
+    changed = [f"{name} {state[name]} -> {value}" for name, value in new.items() if value != state[name]]
+    state |= new | {"changed": "; ".join(changed), "data": args.data or state["data"]}     # the data may have moved
     splits = [Split(Path(state["data"]) / name) for name in ("train", "val")]
     if state["files"] != splits[0].manifest["files"]:
         raise ValueError(f"{state['data']} is not the data that {out} was started with: put it back, or start again")
     return state, open_model(out, device, state["dtype"]), splits
 
 
-def choose_stage(args, stages: dict, training: Split) -> dict:
+def read_state(path: Path, stages: dict) -> dict:
+    """trainer/state.json, as `State` and train.py's table describe it. Raises ValueError."""
+    state = asdict(disk.checked(State, disk.read_json(path), path))
+    table = stages.get(state["recipe"], {}).get(state["stage"])
+    if table is None or state["rates"].keys() != table.rates.keys() or not 0 <= state["step"] <= state["steps"]:
+        raise ValueError(f"{path}: step {state['step']} of {state['steps']} of stage {state['stage']} of "
+                         f"{state['recipe']!r}, training {', '.join(state['rates'])}: there is no such stage")
+    best, losses = state["best"] and {"loss": state["best"].get("loss")}, state["since_log"]["losses"]
+    for values, kind in ((state["rates"], disk.Positive), (state["replay"], int), (best or {}, float), (losses, float)):
+        for name in values:
+            disk.typed(values, name, kind, path)
+    if state["seen"] is None:                                       # saved by an earlier version
+        state["seen"] = state["step"] * state["batch"]
+    return state
+
+
+def choose_stage(args, stages: dict, recipe: str):
     """A recipe's stage with what the command line puts in its place. Raises ValueError."""
+    if args.stage not in stages:
+        raise ValueError(f"stage {args.stage} is unknown, {recipe} has {', '.join(map(str, stages))}")
     stage = stages[args.stage]
     new = {name: getattr(args, name) for name in ("epochs", "batch", "accumulate") if getattr(args, name) is not None}
     stage = replace(stage, rates=stage.rates | overridden(args.lr or [], stage.rates), **new)
@@ -186,22 +311,29 @@ def choose_stage(args, stages: dict, training: Split) -> dict:
                          f"{', '.join(stage.rates)}: give it to the stage that trains it")
     if args.ablate == "velocity" and stage.plain_mse:
         raise ValueError(f"--ablate velocity: stage {args.stage} of v2 has no velocity term to leave out")
+    return stage
+
+
+def with_task(training: Split, stage, number: int) -> Split:
+    """The split. Raises ValueError where it has no sample that the stage of this number learns from."""
     tasks = sorted({row["task"] for row in training.rows})
     if not set(stage.tasks) & set(tasks):
         raise ValueError(f"{training.directory} has no samples of task {' or '.join(stage.tasks)}, which stage "
-                         f"{args.stage} learns from, only of {', '.join(tasks) or 'none'}")
-    samples = len(mixed_rows(training, stage.tasks, stage.replay, args.seed or 0))
-    return asdict(stage) | {"steps": args.steps or max(1, round(stage.epochs * samples / stage.batch))}
+                         f"{number} learns from, only of {', '.join(tasks) or 'none'}")
+    return training
 
 
 def overridden(given: list, rates: dict) -> dict:
     """["1e-3"] or ["llm=1e-4", ...] -> part -> rate. Raises ValueError."""
     try:
         if len(given) == 1 and "=" not in given[0]:
-            return dict.fromkeys(rates, float(given[0]))
-        new = {part: float(rate) for part, rate in (text.split("=") for text in given)}
+            new = dict.fromkeys(rates, float(given[0]))
+        else:
+            new = {part: float(rate) for part, rate in (text.split("=") for text in given)}
     except ValueError:
         raise ValueError(f"--lr {' '.join(given)}: expected a number, or PART=RATE ...") from None
+    if not all(0 < rate <= LARGEST_RATE for rate in new.values()):  # NaN is neither
+        raise ValueError(f"--lr {' '.join(given)}: expected rates above 0 and up to {LARGEST_RATE:g}")
     if not new.keys() <= rates.keys():
         raise ValueError(f"--lr for {', '.join(new.keys() - rates.keys())}: this stage trains {', '.join(rates)}")
     return new
@@ -213,6 +345,8 @@ def earlier_stages(source: Path, stage: int, recipe: str, anyway: bool) -> dict:
     path = source / "stages.json"
     record = disk.read_json(path) if path.is_file() else {}
     earlier = {n: record[n] for n in map(str, range(1, stage)) if n in record}
+    for n in earlier:
+        disk.typed(earlier, n, Done, path)
     missing = [str(n) for n in range(1, stage) if str(n) not in earlier]
     broken = [f"stage {n} stopped at step {done['step']} of {done['steps']}"
               for n, done in earlier.items() if done["step"] < done["steps"]]
@@ -223,25 +357,3 @@ def earlier_stages(source: Path, stage: int, recipe: str, anyway: bool) -> dict:
         raise ValueError(f"{source} {what}: stage {stage} of {recipe} builds on it; train that first, or give --anyway "
                          "where it was trained elsewhere")
     return earlier
-
-
-def sibling(out: Path, name: str) -> Path:
-    """A hidden directory next to `out`: the checkpoint that is being written, or the one that is being replaced."""
-    return out.with_name(f".{out.name}.{name}")
-
-
-def keep_rest(old: Path, out: Path) -> None:
-    """Move what the old directory has beside its checkpoint, the log and what a reader put there, to the new one."""
-    for path in old.iterdir():
-        if not (out / path.name).exists() and not path.match("model*.safetensors"):
-            os.replace(path, out / path.name)
-    shutil.rmtree(old)
-
-
-def recover(out: Path) -> None:
-    """A training that was killed while `save` renamed left its last checkpoint, or its log, next to `out`."""
-    old = sibling(out, "old")
-    if rank_and_world()[0] == 0 and old.exists():
-        keep_rest(old, out) if out.exists() else os.replace(old, out)
-    if dist.is_initialized():
-        dist.barrier()

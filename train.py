@@ -20,8 +20,10 @@ import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from math import cos, pi
+from math import cos, isfinite, pi
 from pathlib import Path
+
+import cli                                                      # before torch, which takes seconds
 
 import numpy as np
 import torch
@@ -32,11 +34,11 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from checkpoint import ABLATIONS
-from cli import one_line_errors
 from data import chunks, collate, mixed_rows, rows_of, sample_order
 from model import LOSSES, loss_counts
-from progress import Log, announce, conclude, interrupts, load_optimizer, optimizer_tensors, save
-from runs import join, open_training, parse, pick_device, rank_and_world, sum_over_ranks
+from progress import Log, announce, conclude, interrupts, optimizer_tensors, save
+from runs import claimed, join, named_rank, open_training, parse, rank_and_world, sum_over_ranks
+from saving import load_optimizer
 from toy.augment import other_voice
 from toy.microbatches import Float64Sums, like_length
 from toy.muon import Muon, for_muon
@@ -139,7 +141,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 def micro_batches(model, split, rows, state: dict, accumulate: int, always, device) -> list:
     """The step's micro-batches that are this rank's: [(number, batch), ...], `accumulate` of them."""
     seed, step, (rank, world) = state["seed"], state["step"], rank_and_world()
-    chosen = sample_order(rows, seed, step * state["batch"], state["batch"])
+    chosen = sample_order(rows, seed, state["seen"], state["batch"])
     cut = like_length(split, chosen, world * accumulate) if state["toy"] else np.array_split(chosen, world * accumulate)
     batches = []
     for number in range(rank, len(cut), world):
@@ -179,7 +181,7 @@ def validate(model, split, state: dict, size: int, always, device, autocast) -> 
     sums, counts = sum_over_ranks(sums, device), sum_over_ranks(counts, device)
     figures = {name: sums[name] / counts[name] for name in terms if counts[name]}
     loss = sum(figures.get(name, 0.0) for name in state["losses"])
-    if figures and (state["best"] is None or loss < state["best"]["loss"]):
+    if figures and isfinite(loss) and (state["best"] is None or loss < state["best"]["loss"]):
         state["best"] = {"step": state["step"], "loss": loss, **figures}
     return figures
 
@@ -208,19 +210,23 @@ def assert_trained(parts: dict, trained) -> bool:
 
 
 def step_optimizers(trained: list, adamw, muons: list, sums: Float64Sums | None, state: dict) -> tuple:
-    """Clip the gradients to norm 1 and change the weights -> the norm before clipping, part -> the rate."""
+    """Clip the gradients to norm 1 and change the weights -> the norm before clipping, part -> the rate. Where the norm
+    is not finite, weights and moments stay as they are."""
     for p in trained:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # of a part that the batch has nothing for
     norm = sums.clip(trained) if sums else torch.nn.utils.clip_grad_norm_(trained, 1.0)
-    factor = schedule(state["step"], state["steps"], state["warmup"])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    skipped, factor = ~norm.isfinite(), schedule(state["step"], state["steps"], state["warmup"])
     for group in adamw.param_groups:
         group["lr"] = factor * group["rate"]
+    adamw.found_inf = skipped.float()                               # then it changes nothing; decided on the device
     adamw.step()
-    adamw.zero_grad()
     for rate, muon in muons:
-        muon.step(factor * rate)
-    rates = {part: factor * rate for part, rate in state["rates"].items()}
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm, rates
+        if not skipped:                                             # waits for the device: the toy's only
+            muon.step(factor * rate)
+    for p in trained:
+        p.grad = None
+    return norm, {part: factor * rate for part, rate in state["rates"].items()}
 
 
 def prepare(model, state: dict, device, recompute) -> tuple:
@@ -238,7 +244,7 @@ def prepare(model, state: dict, device, recompute) -> tuple:
 
 
 def train(args) -> None:
-    out, device, (rank, world) = Path(args.out), pick_device(args.device), rank_and_world()
+    device, (rank, world) = cli.pick_device(args.device), rank_and_world()
     state, model, (training, validation), resumed = open_training(args, STAGES, device)
     parts, adamw, muons = prepare(model, state, device, args.recompute)
     trained = [p for part in state["rates"] for p in parts[part].values()]
@@ -257,22 +263,25 @@ def train(args) -> None:
         announce(args, state, model, parts, (training, validation), accumulate, device)
     tensors = optimizer_tensors(parts, adamw, muons, state)
     if resumed:
-        load_optimizer(out, tensors)
-    log, checked = Log(out, state, device, resumed), False
+        load_optimizer(Path(args.out), tensors)
+    log, checked = Log(Path(args.out), state, device, resumed), False
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16")
     steps, last = state["steps"], min(args.stop_at or state["steps"], state["steps"])
 
     with interrupts() as asked:
         while state["step"] < last:
             batches = micro_batches(model, training, rows, state, accumulate, always, device)
-            counts = sum_over_ranks(count([batch for _, batch in batches]) | {"stop": len(asked)}, device)
+            counts = sum_over_ranks(count([batch for _, batch in batches])
+                                    | {"stop": len(asked), "skipped": log.in_a_row / world}, device)
+            log.check(state["step"], counts["skipped"])
             if counts["stop"]:
                 break
             losses = backward(model, batches, counts, state, sums, autocast)
             if not checked and all(counts[name] for name in needed):
                 checked = assert_trained(parts, state["rates"])
             norm, rates = step_optimizers(trained, adamw, muons, sums, state)
-            state["step"] = done = state["step"] + 1
+            state["seen"], state["step"] = state["seen"] + state["batch"], state["step"] + 1
+            done = state["step"]
             log.add(losses, norm, counts["tokens"])
             # Now and then: log, validate, save.
             if done % args.log_every == 0 or done == steps:
@@ -281,10 +290,11 @@ def train(args) -> None:
                 if done % (args.val_every or -(-steps // 5)) == 0 or done == steps:
                     size = -(-state["batch"] // (world * accumulate))
                     log.validation(done, validate(model, validation, state, size, always, device, autocast))
-                if done % (args.save_every or -(-steps // 10)) == 0 or done == last:
-                    save(out, model, state, tensors, log, device)
+                due = done % (args.save_every or -(-steps // 10)) == 0 and not log.in_a_row
+                if due or done == last:
+                    save(Path(args.out), model, state, tensors, log)
         if log.saved < state["step"]:                               # interrupted
-            save(out, model, state, tensors, log, device)
+            save(Path(args.out), model, state, tensors, log)
     conclude(log, state, STAGES[state["recipe"]])
     if state["step"] < last:
         sys.exit(130)
@@ -294,12 +304,13 @@ def main(argv=None) -> None:
     args = parse(argv, __doc__.splitlines()[0], STAGES, ABLATIONS)
     joins = "RANK" in os.environ and not dist.is_initialized()      # one of torchrun's processes
     try:
-        with one_line_errors():
+        with cli.one_line_errors(debug=args.debug), named_rank():
             if joins:
-                join(pick_device(args.device))
-            train(args)
+                join(cli.pick_device(args.device))
+            with claimed(args):
+                train(args)
     finally:
-        if joins:
+        if joins and dist.is_initialized():
             dist.destroy_process_group()
 
 

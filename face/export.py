@@ -1,13 +1,16 @@
-"""A face track (T, K) -> a file that other tools open, chosen by its ending; a page of many answers; a contact sheet.
+"""A face track (T, K) -> a file that other tools open, by its ending; an answer's files; a page of many; a picture.
 
 Shapes: T face frames at 30 per second, K = 52 blendshapes in the order of arkit.ARKIT_NAMES.
 """
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 import disk
-from face.arkit import ARKIT_NAMES, read_track, tidy, write_csv, write_json, write_npy
+from face.arkit import ARKIT_NAMES, tidy, write_csv, write_json, write_npy
+from face.captures import read_track
 from face.gltf import write_glb
 from face.head import Head, make_head
 from face.render import find_ffmpeg, find_pillow, sheet, write_video
@@ -55,47 +58,90 @@ def formats(text: str) -> list:
     return asked
 
 
-def write_answer(directory: Path, answer, rate: int, head: Head, more=()) -> list:
-    """An answer (model.Answer; its sound at `rate` Hz) as answer.txt, .wav, .json, .html and the endings in `more`, each
-    under a temporary name first -> their paths.
+def unfit(head: Head, endings) -> dict:
+    """Of these endings those that cannot show the head -> why. Each is tried on one frame."""
+    why = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for ending in endings:
+            try:
+                export(Path(folder) / f"answer.{ending}", np.ones((1, len(ARKIT_NAMES))), head=head)
+            except ValueError as error:
+                why[ending] = str(error).replace(f"{folder}{os.sep}", "")
+    return why
 
-    Without sound (no speech decoder) or without a face (an empty reply) there are no such files; those that an earlier
-    answer left in the directory would not belong to this one and are removed.
+
+# ---- an answer's files ---------------------------------------------------------------------------------------------
+
+def check_folder(folder, inputs=()) -> None:
+    """Raises ValueError or OSError where an answer cannot be written to a folder, or would replace one of the files
+    that it is made from."""
+    folder = Path(folder).absolute()
+    for target in (folder / f"answer.{ending}" for ending in ("txt", "wav", *EXPORTS)):
+        if target.is_dir():
+            raise ValueError(f"{target} is a directory, and the answer needs that name: choose another --out")
+        taken = [path for path in inputs if target.exists() and target.samefile(path)]
+        if taken:
+            raise ValueError(f"{taken[0]} would be replaced by the answer: choose another --out than {folder}")
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        raise ValueError(f"--out {there} is no directory: choose another")
+    try:
+        with tempfile.TemporaryDirectory(dir=there, prefix=".answer."):
+            pass
+    except OSError as error:
+        raise OSError(f"{there} cannot be written to ({error.strerror}): choose another --out") from None
+
+
+def write_answer(folder: Path, answer, rate: int, head: Head, endings=("html",)) -> list:
+    """An answer (model.Answer; its sound at `rate` Hz) as answer.txt, .wav, .json and these endings -> their paths.
+
+    All are written to a hidden directory inside the folder, then renamed: one that fails leaves an earlier answer as it
+    was. Without sound (no speech decoder) or without a face (an empty reply) there are no such files; what an earlier
+    answer has beyond these is removed. Raises ValueError for numbers that are not finite, or as `export`.
     """
     import soundfile
-    track, sound = answer.face.float().clamp(0, 1).numpy(), answer.waveform      # the decoder's last layer is linear
-    present = ["txt", *["wav"] * (sound is not None), "json", *dict.fromkeys(["html", *more] if len(track) else [])]
-    files = {ending: directory / f"answer.{ending}" for ending in dict.fromkeys(["wav", "html", *more, *present])}
-    for ending in set(files) - set(present):
-        files[ending].unlink(missing_ok=True)
-    with disk.replacing(files["txt"]) as temporary:
-        temporary.write_text(answer.text + "\n", encoding="utf-8")
-    if sound is not None:
-        with disk.replacing(files["wav"]) as temporary:
-            soundfile.write(temporary, sound.float().numpy(), rate, format="WAV", subtype="PCM_16")
-    write_json(files["json"], track, "answer.wav")
-    for ending in present[present.index("json") + 1:]:
-        export(files[ending], track, files["wav"] if sound is not None else None, answer.text, head)
-    return [files[ending] for ending in present]
+    track, sound = answer.face.float().numpy(), answer.waveform
+    sound = None if sound is None else sound.float().numpy()
+    if not all(np.isfinite(values).all() for values in (track, sound) if values is not None):
+        raise ValueError("the answer has numbers that are not finite, nothing is written: is the checkpoint damaged?")
+    track = track.clip(0, 1)                                            # the decoder's last layer is linear
+    present = dict.fromkeys(["txt", *["wav"] * (sound is not None), "json", *(endings if len(track) else ())])
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".answer.", ignore_cleanup_errors=True) as hidden:
+        new = {ending: Path(hidden) / f"answer.{ending}" for ending in present}
+        new["txt"].write_text(answer.text + "\n", encoding="utf-8", errors="replace")
+        if sound is not None:
+            soundfile.write(os.fsencode(new["wav"]), sound, rate, format="WAV", subtype="PCM_16")
+        write_json(new["json"], track, "answer.wav")
+        for ending in [ending for ending in present if ending not in ("txt", "wav", "json")]:
+            export(new[ending], track, new.get("wav"), answer.text, head)
+        for path in new.values():
+            os.replace(path, folder / path.name)
+    for ending in {"txt", "wav", *EXPORTS} - present.keys():
+        (folder / f"answer.{ending}").unlink(missing_ok=True)
+    return [folder / f"answer.{ending}" for ending in present]
 
 
-def gallery(folder, head: Head) -> Path:
-    """Write folder/gallery.html, one page of all answers in the folder and below it, and return its path.
+def gallery(folder, head: Head, answers=None) -> Path:
+    """Write folder/gallery.html, one page of all answers in the folder and below it, and return its path. answers: the
+    folders of those that are wanted.
 
     An answer is a folder with an answer.json and, where there are any, its answer.wav and answer.txt. They are sorted
-    by path; empty replies are left out. Raises ValueError where there is no answer.
+    by path; empty replies and hidden folders are left out. Raises ValueError where there is no answer.
     """
-    folder, answers = Path(folder), []
-    for found in sorted(folder.rglob("answer.json")):
-        if disk.read_json(found).get("weightMat") == []:
+    folder, entries = Path(folder), []
+    found = sorted(folder.rglob("answer.json")) if answers is None else [one / "answer.json" for one in answers]
+    for path in found:
+        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if hidden or disk.read_json(path).get("weightMat") == []:
             continue
-        sound, said = found.with_suffix(".wav"), found.with_suffix(".txt")
-        text = said.read_text(encoding="utf-8").strip() if said.exists() else ""
-        answers.append((found.parent.name, read_track(found), sound if sound.exists() else None, text))
-    if not answers:
+        sound, said = path.with_suffix(".wav"), path.with_suffix(".txt")
+        text = said.read_text(encoding="utf-8", errors="replace").strip() if said.exists() else ""
+        entries.append((path.parent.name, read_track(path), sound if sound.exists() else None, text))
+    if not entries:
         raise ValueError(f"{folder} holds no answer.json, nor does any folder in it: answer something with sample.py "
                          "first")
-    write_gallery(folder / "gallery.html", answers, FPS, head)
+    write_gallery(folder / "gallery.html", entries, FPS, head)
     return folder / "gallery.html"
 
 

@@ -1,9 +1,11 @@
 """sample.py: every kind of input works or is refused in one line, and nothing that existed is lost."""
+import importlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +15,14 @@ from safetensors.torch import load_file, save_file
 
 import prepare
 import sample
-from face.arkit import ARKIT_NAMES, read_track
+from face import make_head
+from face.arkit import ARKIT_NAMES
+from face.captures import read_track
+from face.gltf import write_glb
 from face_decoder import frames_for_units
 from flow import OUTPUT_RATE, mel_frames
 
+export = importlib.import_module("face.export")      # face.export is the function
 ROOT = Path(__file__).parent.parent
 QUESTION = ROOT / "tests" / "fixtures" / "question.wav"
 SHORT = ["--max-new-tokens", "3", "--temperature", "0"]
@@ -96,10 +102,13 @@ def test_the_same_seed_gives_the_same_answer(checkpoint, tmp_path):
 def test_several_questions_are_a_batch_with_a_folder_each(checkpoint, out, tmp_path):
     other = tmp_path / "other.wav"
     soundfile.write(other, sine(0.5), 16_000)
+    export.write_answer(out / "9-stale", made(), OUTPUT_RATE, make_head())
     ask(checkpoint, out, "--audio", QUESTION, other)
     ask(checkpoint, tmp_path / "alone", "--audio", other)
-    assert sorted(p.name for p in out.iterdir()) == ["1-question", "2-other", "gallery.html"]
+    assert sorted(p.name for p in out.iterdir()) == ["1-question", "2-other", "9-stale", "gallery.html"]
     assert read(out / "2-other")[0] == read(tmp_path / "alone")[0]
+    page = (out / "gallery.html").read_text(encoding="utf-8")
+    assert "2-other" in page and "9-stale" not in page, "that is of an earlier batch"
 
 
 def test_a_conversation_goes_on_until_an_empty_line(checkpoint, out, monkeypatch, capsys):
@@ -228,3 +237,135 @@ def test_the_command_itself_exits_with_2_and_one_line(tmp_path):
                          capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr == "error: nowhere.wav not found: expected an audio file\n"
+
+
+# ---------------------------------------------------------------- an answer's files: together or not at all
+
+def test_a_conversation_begins_with_what_was_given_and_survives_mistakes(out, tmp_path, monkeypatch, capsys):
+    spaced = Path(shutil.copy(QUESTION, tmp_path / "my question.wav"))
+    heard = [f"'{spaced}'", str(spaced).replace(" ", "\\ "), spaced.as_uri()]
+    read_as_text = ["what is it? " * 30, "yes and/or no?", '"Quoted", is it?']
+    bad = ["./nowhere", "a misspelt name.wav", "~/nowhere.flac", f"{tmp_path}/", str(out / "12" / "answer.wav")]
+    (out / "12").mkdir(parents=True)
+    shutil.copy(QUESTION, bad[-1])                                  # the question lies where its answer would
+    lines, asked = iter([*heard, *read_as_text, *bad, ""]), []
+
+    def answer(model, sampling, chats, clips, folders, writing):
+        asked.append((chats[0][-1]["content"][-1].get("text"), clips is not None))
+        return [SimpleNamespace(text="So it is.")]
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr(sample, "load", lambda args: (None, {}))
+    monkeypatch.setattr(sample, "ask", answer)
+    sample.main(["--interactive", "--text", "Hello", "--audio", str(QUESTION), "--out", str(out)])
+    texts = [text.strip() for text in read_as_text]
+    assert asked == [("Hello", True), *[(None, True)] * 3, *((text, False) for text in texts)]
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == len(bad) and all(line.startswith("error: ") for line in errors), errors
+    assert all("not found" in line for line in errors[:3]) and "is a directory" in errors[3]
+    assert "would be replaced" in errors[4]
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--max-new-tokens", "4000"], "expected a whole number from 1 to 3750"), (["--max-new-tokens", "0"], "expected"),
+    (["--temperature", "1e-320"], "expected 0 or a finite number from 1e-05"),
+    (["--temperature", "nan"], "expected a number"),
+    (["--top-p", "0"], "expected a number from"), (["--device", "foo"], "--device foo"), (["--seed", "-1"], "expected"),
+    (["--interactive", "--audio", "a.wav", "b.wav"], "one question after the other")])
+def test_a_wrong_argument_is_refused_before_anything_is_opened(out, capsys, monkeypatch, options, says):
+    monkeypatch.setattr(sample, "load", None)
+    assert says in refused(lambda: sample.main(["--text", "Hi", "--out", str(out), *options]), out, capsys)
+
+
+@pytest.mark.parametrize("kind", ["same name", "link to it", "link as it", "in a batch", "template"])
+def test_the_question_is_never_replaced(out, tmp_path, capsys, monkeypatch, kind):
+    monkeypatch.setattr(sample, "load", None)
+    folder = out / "1-answer" if kind == "in a batch" else out
+    folder.mkdir(parents=True)
+    question, options = folder / "answer.wav", []
+    if kind == "link as it":
+        question.symlink_to(shutil.copy(QUESTION, tmp_path / "q.wav"))
+    else:
+        shutil.copy(QUESTION, question)
+    asked = [question]
+    if kind == "link to it":
+        asked = [tmp_path / "link.wav"]
+        asked[0].symlink_to(question)
+    elif kind == "in a batch":
+        asked = [question, QUESTION]
+    elif kind == "template":
+        asked, options = [QUESTION], ["--template", folder / "answer.glb"]
+        write_glb(options[1], make_head(), np.zeros((1, 52)), 30)
+    with pytest.raises(SystemExit):
+        sample.main([*map(str, ["--out", out, *options, "--audio", *asked])])
+    assert "would be replaced by the answer" in capsys.readouterr().err
+    assert question.read_bytes() == QUESTION.read_bytes()
+
+
+@pytest.mark.parametrize("kind, says", [("a file", "is no directory"), ("below a file", "is no directory"),
+                                        ("a name taken", "answer.html is a directory")])
+def test_an_out_that_cannot_be_written_is_refused_before_the_model_is_opened(out, capsys, monkeypatch, kind, says):
+    monkeypatch.setattr(sample, "load", None)
+    if kind == "a name taken":
+        (out / "answer.html").mkdir(parents=True)
+    else:
+        out.write_text("mine")
+    with pytest.raises(SystemExit):
+        sample.main(["--text", "Hi", "--out", str(out / "below" if kind == "below a file" else out)])
+    assert says in capsys.readouterr().err
+
+
+def made(seconds=1, face=1.0, text="new", sound=0.1):
+    """An answer such as `generate` gives."""
+    return SimpleNamespace(text=text, face=torch.full((30 * seconds, 52), face), units=[0],
+                           waveform=None if sound is None else torch.full((OUTPUT_RATE * seconds,), sound))
+
+
+def contents(directory):
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("kind", ["face", "sound", "export", "rename"])
+def test_an_answer_is_written_whole_or_not_at_all(out, monkeypatch, kind):
+    """What an earlier one left there stays, all of it."""
+    head = make_head()
+    export.write_answer(out, made(text="old"), OUTPUT_RATE, head, ["html", "csv"])
+    before, values = contents(out), {}
+    if kind in ("face", "sound"):
+        values[kind] = float("nan")
+    elif kind == "export":
+        monkeypatch.setitem(export.EXPORTS, "html", lambda *_: 1 / 0)
+    else:
+        monkeypatch.setattr(export.os, "replace", lambda *_: 1 / 0)
+    with pytest.raises((ValueError, ZeroDivisionError)):
+        export.write_answer(out, made(**values), OUTPUT_RATE, head)
+    assert contents(out) == before
+    monkeypatch.undo()
+    export.write_answer(out, made(sound=None), OUTPUT_RATE, head)
+    assert set(contents(out)) == {"answer.txt", "answer.json", "answer.html"}, "no sound, no csv of another answer"
+
+
+def test_a_head_that_one_format_cannot_show_costs_that_format_alone(checkpoint, out, monkeypatch, capsys):
+    def too_large(path, *_):
+        raise ValueError(f"{path}: the head has too many triangles")
+    monkeypatch.setitem(export.EXPORTS, "html", too_large)
+    ask(checkpoint, out, "--text", "Hi", "--export", "csv")
+    assert set(contents(out)) == {f"answer.{ending}" for ending in ("txt", "wav", "json", "csv")}
+    printed = capsys.readouterr()
+    assert printed.err.startswith("no .html: answer.html: the head has too many triangles\n")
+    assert "watch" not in printed.out
+
+
+def test_a_closed_console_does_not_cost_the_answer(checkpoint, out, monkeypatch):
+    def closed(*_, **__):
+        raise BrokenPipeError
+    load = sample.load
+
+    def loaded(args):
+        result = load(args)
+        monkeypatch.setattr("builtins.print", closed)
+        return result
+    monkeypatch.setattr(sample, "load", loaded)
+    with pytest.raises((SystemExit, BrokenPipeError)):
+        ask(checkpoint, out, "--text", "Hi")
+    monkeypatch.undo()
+    read(out)

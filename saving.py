@@ -1,0 +1,197 @@
+"""How a training's checkpoint gets to the disk: at any time, whatever is killed, a whole one is there.
+
+    OUT/config.json, ...   the checkpoint, as `ExOmni.from_pretrained` opens it
+    OUT/trainer/           what --resume needs besides: state.json, optimizer/ (see progress.py), and files.json, the
+                           names of all the checkpoint's files: no others are ever touched
+    OUT/previous/          the checkpoint before it, as whole
+    OUT/.saving/           a checkpoint that is being written: removed at the next start
+    OUT/.saved/            a whole one that is being put in its place, file by file: finished at the next start
+
+Everything happens inside OUT, which may be a mount point or a symbolic link. Renaming .saving to .saved decides: before
+it the old checkpoint counts, after it the new one.
+"""
+import os
+import pickle
+import shutil
+import warnings
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import filesystem, metadata
+from torch.distributed.checkpoint.api import CheckpointException
+
+import disk
+
+FILES = "trainer/files.json"
+
+
+def commit(out: Path) -> None:
+    """Make the checkpoint in OUT/.saving the one of OUT, and the one before OUT/previous. Raises OSError."""
+    new = out / ".saving"
+    names = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
+    disk.write_json(new / FILES, {"files": sorted(names)})
+    flush(new)
+    previous = out / "previous"
+    for name in [*files_of(previous), FILES]:
+        (previous / name).unlink(missing_ok=True)
+    previous.mkdir(exist_ok=True)
+    os.replace(new, out / ".saved")
+    flush_directory(out)
+    put_in_place(out)
+
+
+def put_in_place(out: Path) -> None:
+    """Move the files of OUT/.saved into OUT, those that were there to OUT/previous. Killed at any moment, it may be
+    called again: a file in .saved is a move that is still to be done, and the list of files moves last."""
+    new, previous = out / ".saved", out / "previous"
+    if (new / FILES).exists():
+        names = files_of(new)
+        for name in [name for name in files_of(out) if name not in names]:
+            move(name, out, previous)
+        folders = {parent.as_posix() for name in names for parent in PurePath(name).parents}
+        for name in sorted(name for name in folders if (out / name).is_symlink() and name != "."):
+            move(name, out, previous)                       # a reader's link: what it leads to is not ours
+        for name in [*names, FILES]:
+            if (new / name).exists():
+                move(name, out, previous)
+                move(name, new, out)
+        flush_directory(out)
+    remove_empty(new)
+    remove_empty(previous)
+
+
+def recover(out: Path) -> None:
+    """Finish or undo a save that was killed. Raises OSError."""
+    if (out / ".saved").is_dir():
+        put_in_place(out)
+    if (out / ".saving").is_dir():
+        shutil.rmtree(out / ".saving")
+
+
+def holds_training(out: Path) -> bool:
+    """Whether something was saved there, be it in the middle of the move to its place."""
+    return any((out / folder / "trainer" / "state.json").is_file() for folder in (".", ".saved"))
+
+
+def files_of(directory: Path) -> list:
+    """Names of the files of the checkpoint in a directory; none where it has no list. Raises ValueError."""
+    path = directory / FILES
+    if not path.exists():
+        return []
+    names = disk.typed(disk.read_json(path), "files", list[str], path)
+    outside = [name for name in names if PurePath(name).is_absolute() or ".." in PurePath(name).parts]
+    if outside:
+        raise ValueError(f"{path} names {outside[0]}, which is not in {directory}: was it changed by hand?")
+    return names
+
+
+def move(name: str, source: Path, target: Path) -> None:
+    """Move a file from one directory to the same name in another, if it is there."""
+    if os.path.lexists(source / name):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(source / name, target / name)
+
+
+def remove_empty(directory: Path) -> None:
+    """Remove the empty directories below a directory, and it too if nothing is left."""
+    for folder, *_ in os.walk(directory, topdown=False):
+        with suppress(OSError):                             # not empty
+            os.rmdir(folder)
+
+
+def flush(directory: Path) -> None:
+    """Wait until all files below a directory are on the disk: a rename must not get there before what it renames."""
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with open(Path(folder) / name, "rb+" if os.name == "nt" else "rb") as file:
+                os.fsync(file.fileno())
+        flush_directory(Path(folder))
+
+
+def flush_directory(directory: Path) -> None:
+    with suppress(OSError):                                 # Windows and some network file systems know no such thing
+        handle = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+# ---------------------------------------------------------------- the optimizer
+
+# What the pickled list of its tensors may name: no other class or function is ever called.
+ALLOWED = {(kind.__module__, kind.__name__): kind for kind in (
+    metadata.Metadata, metadata.MetadataIndex, metadata.StorageMeta, metadata.TensorStorageMetadata,
+    metadata.TensorProperties, metadata.ChunkStorageMetadata, metadata.BytesStorageMetadata,
+    metadata._MEM_FORMAT_ENCODING, filesystem._StorageInfo, torch.Size, torch.serialization._get_layout)}
+ALLOWED |= {(module, name): PurePath for module in ("pathlib", "pathlib._local")    # the latter is Python 3.13's
+            for name in ("PosixPath", "WindowsPath")}
+ALLOWED |= {("torch", str(dtype).removeprefix("torch.")): dtype for dtype in vars(torch).values()
+            if isinstance(dtype, torch.dtype)}
+
+
+class Restricted(pickle.Unpickler):
+    def find_class(self, module, name):
+        if (module, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return ALLOWED[module, name]
+
+
+class Reader(dcp.FileSystemReader):
+    """torch's, without its free pickle.load."""
+
+    def read_metadata(self, *_, **__):
+        path = Path(self.path) / ".metadata"
+        try:
+            with open(disk.regular(path, "what torch.distributed.checkpoint wrote"), "rb") as file:
+                found = Restricted(file).load()
+            found.storage_meta = found.storage_meta or metadata.StorageMeta()
+            found.storage_meta.load_id = self.load_id
+        except (FileNotFoundError, PermissionError):
+            raise
+        except Exception as error:                          # a damaged pickle ends in any of them
+            why = str(error) or type(error).__name__
+            raise ValueError(f"{path} is not what torch.distributed.checkpoint writes ({why})") from None
+        return found
+
+
+@contextmanager
+def single_process():
+    """torch.distributed.checkpoint warns that there is one process: we know."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
+def save_optimizer(directory: Path, tensors: dict) -> None:
+    """name -> tensor, on all ranks together. Raises OSError on every rank."""
+    with single_process(), collective_errors():
+        dcp.save(tensors, checkpoint_id=directory, no_dist=not dist.is_initialized())
+
+
+def load_optimizer(out: Path, tensors: dict) -> None:
+    """Fill name -> tensor, as `save_optimizer` was given it. Raises ValueError on every rank."""
+    directory = out / "trainer" / "optimizer"
+    reader = Reader(directory)
+    try:
+        reader.read_metadata()                              # torch, which reads it again, would print a traceback
+        with single_process(), collective_errors():
+            dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
+    except Exception as error:                              # torch's own words for a cut file, a missing name, a size
+        why = " ".join(str(error).split())[:300] or type(error).__name__
+        other = out / "previous"
+        before = f": go on with --out {other}, the checkpoint before it" if (other / FILES).exists() else ""
+        raise ValueError(f"{directory} cannot be read ({why}){before}") from error
+
+
+@contextmanager
+def collective_errors():
+    """CheckpointException, which is no Exception, has what went wrong on which rank: the first of it as an OSError."""
+    try:
+        yield
+    except CheckpointException as error:
+        cause = next(iter(error.failures.values()))[0]
+        raise OSError(str(cause) or type(cause).__name__) from cause
