@@ -4,7 +4,7 @@ The tokenizer is a safetensors file whose names speech_tokenizer.py knows. The d
 flow.pt and hift.pt; they are read without importing or running anything that they name. Names of tensors:
 docs/spec/glm4_voice.md 1.4, 2.7 and 3.3.
 """
-import pickle
+import itertools
 import re
 import shutil
 import zipfile
@@ -18,6 +18,10 @@ import weights
 from corpora.tally import Tally
 from speech_decoder import SpeechDecoder
 from speech_tokenizer import SpeechTokenizer
+
+# Of config.yaml at most: the published one is a few pages.
+YAML_BYTES, YAML_VALUES, YAML_DEPTH = 100_000, 10_000, 50
+SHARED = 4                      # names that a tensor of a .pt file may have, each of which takes its memory
 
 
 def convert_tokenizer(source: Path, out: Path, tally: Tally) -> int:
@@ -74,12 +78,19 @@ def copy(source: Path, out: Path, *names) -> None:
 
 def read_pt(path: Path) -> tuple:
     """A torch file of tensors, bare or under "state_dict" or "model" -> ({name: tensor}, names of other entries, such
-    as the epoch). Nothing but tensors is unpickled. Raises FileNotFoundError or ValueError."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: expected config.yaml, flow.pt and hift.pt")
-    try:                                                    # the older of torch's two formats cannot be mapped
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    as the epoch). Nothing but tensors is unpickled, and no more memory taken than the file is large. Raises
+    FileNotFoundError or ValueError."""
+    size = disk.regular(path, "config.yaml, flow.pt and hift.pt").stat().st_size
+    try:
+        mapped = zipfile.is_zipfile(path)                   # the older of torch's two formats cannot be mapped
+        if mapped:
+            with zipfile.ZipFile(path) as archive:          # torch compresses nothing, and checks no checksum
+                members = archive.infolist()
+                large = sum(member.file_size for member in members) > size
+                if large or any(member.compress_type for member in members) or archive.testzip():
+                    raise ValueError("a compressed or damaged member")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:                              # a damaged pickle ends in any of them
         code = re.search(r"GLOBAL (\S+)", str(error))
         problem = f"holds code ({code[1]}), not only tensors: it was not run, use another file" if code else \
             "is not a complete torch file: fetch it again"
@@ -88,8 +99,15 @@ def read_pt(path: Path) -> tuple:
         state = state.get(key, state) if isinstance(state, dict) else state
     if not isinstance(state, dict):
         raise ValueError(f"{path} holds a {type(state).__name__}, expected a dict of tensors")
-    tensors = {name: value.clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
-    return tensors, [str(name) for name in state if name not in tensors]
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    for name, tensor in tensors.items():
+        if not isinstance(name, str) or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(f"{path}: {name!r} is {tensor.layout} on {tensor.device}, expected a name and an ordinary "
+                             "tensor")
+    if sum(tensor.nbytes for tensor in tensors.values()) > SHARED * size:
+        raise ValueError(f"{path} has tensors larger than itself: it is damaged, fetch it again")
+    return ({name: tensor.clone() for name, tensor in tensors.items()},
+            [str(name) for name in state if name not in tensors])
 
 
 # ---- hyperpyyaml --------------------------------------------------------------------------------------------------
@@ -105,15 +123,17 @@ def read_hyperpyyaml(path: Path) -> dict:
         import yaml
     except ImportError:
         raise OSError(f"`pip install pyyaml` to read {path}") from None
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: it holds the sizes of the speech decoder, fetch it again")
+    size = disk.regular(path, "the sizes of the speech decoder, as published").stat().st_size
+    if size > YAML_BYTES:
+        raise ValueError(f"{path} has {size} bytes, expected at most {YAML_BYTES}: is it the decoder's config.yaml?")
     try:
-        root = yaml.load(path.read_text(encoding="utf-8"), hyperpyyaml_loader(yaml))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid yaml ({' '.join(str(error).split())}): fetch it again") from None
+        root = yaml.load(path.read_text(encoding="utf-8-sig"), hyperpyyaml_loader(yaml))
+    except Exception as error:                            # PyYAML's own, and any other for an odd scalar
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ValueError(f"{path} is not valid yaml ({reason}): fetch it again") from None
     if not isinstance(root, dict):
         raise ValueError(f"{path} holds a yaml {type(root).__name__}, expected flow and hift")
-    return resolve(root, root, path)
+    return resolve(root, path)
 
 
 def hyperpyyaml_loader(yaml):
@@ -128,7 +148,13 @@ def hyperpyyaml_loader(yaml):
         return loader.construct_sequence(node, deep=True) if isinstance(node, yaml.SequenceNode) else node.value
 
     class Loader(yaml.SafeLoader):
-        pass
+        def compose_node(self, parent, index):
+            """No aliases (`*name`): ten lines of them can stand for more values than memory holds."""
+            if self.check_event(yaml.AliasEvent):
+                alias = self.peek_event()
+                raise yaml.YAMLError(f"alias *{alias.anchor} in line {alias.start_mark.line + 1}, expected the values "
+                                     "themselves")
+            return super().compose_node(parent, index)
 
     Loader.add_multi_constructor("!", tagged)
     Loader.add_implicit_resolver("tag:yaml.org,2002:float",         # YAML 1.1 reads 1e-06, without a point, as a word
@@ -136,16 +162,24 @@ def hyperpyyaml_loader(yaml):
     return Loader
 
 
-def resolve(value, root: dict, path: Path):
-    """`value` with each `Reference` in it replaced by what it stands for in `root`, the whole file at `path`. Raises
-    ValueError for one that stands for nothing."""
-    if isinstance(value, Reference):
-        target = root
-        for key in re.findall(r"[^<>\[\]]+", value):
-            if not isinstance(target, dict) or key not in target:
-                raise ValueError(f"{path} refers to {value}, which it does not hold")
-            target = target[key]
-        return resolve(target, root, path)
-    if isinstance(value, dict):
-        return {key: resolve(inner, root, path) for key, inner in value.items()}
-    return [resolve(inner, root, path) for inner in value] if isinstance(value, list) else value
+def resolve(root: dict, path: Path) -> dict:
+    """The file at `path` with each `Reference` in it replaced by what it stands for. Raises ValueError for one that
+    stands for nothing, for itself, or for more than a configuration has."""
+    values = itertools.count()
+
+    def walk(value, depth=0):
+        if depth > YAML_DEPTH or next(values) > YAML_VALUES:
+            raise ValueError(f"{path} refers to itself, or is nested deeper than {YAML_DEPTH}, or has more than "
+                             f"{YAML_VALUES} values: is it the decoder's config.yaml?")
+        if isinstance(value, Reference):
+            target = root
+            for key in re.findall(r"[^<>\[\]]+", value):
+                if not isinstance(target, dict) or key not in target:
+                    raise ValueError(f"{path} refers to {value}, which it does not hold")
+                target = target[key]
+            return walk(target, depth + 1)
+        if isinstance(value, dict):
+            return {key: walk(inner, depth + 1) for key, inner in value.items()}
+        return [walk(inner, depth + 1) for inner in value] if isinstance(value, list) else value
+
+    return walk(root)

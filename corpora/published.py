@@ -4,9 +4,9 @@ The layout is the release's (docs/spec/ex_omni.md 7), with speech_tokenizer/ and
 `ExOmni.from_pretrained` opens it. Every tensor is accounted for. What no published model holds (projector, generator
 parts, face decoder) starts from random weights: `train.py` is for that.
 """
-import re
 import shutil
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 import disk
 import weights
-from checkpoint import TOKENIZER_FILES, ExOmniConfig, official_name, our_name, preset, write_checkpoint
+from checkpoint import (TOKENIZER_FILES, ExOmniConfig, dtype_of, generation_fields, official_name, our_name, preset,
+                        write_checkpoint)
+from corpora import hub
 from corpora.glm4_voice import convert_decoder, convert_tokenizer
 from corpora.tally import Tally
 from model import ExOmni
@@ -27,15 +29,13 @@ LLMS = {"qwen3-0.6b": "Qwen/Qwen3-0.6B", "qwen3-1.7b": "Qwen/Qwen3-1.7B", "qwen3
         "qwen3-8b": "Qwen/Qwen3-8B"}
 SOURCES = {"speech_encoder": "openai/whisper-large-v3", "speech_generator": "Qwen/Qwen3-0.6B",
            "speech_tokenizer": "THUDM/glm-4-voice-tokenizer", "speech_decoder": "THUDM/glm-4-voice-decoder"}
-# What is fetched of a repository. Whisper's also has the same weights in other types and frameworks.
-WANTED = ["*.json", "merges.txt", "*.tiktoken", "model.safetensors", "model-*.safetensors", "config.yaml", "*.pt"]
 
 
-def convert_published(out: Path, args, tally: Tally) -> None:
+def convert_published(out: Path, args, tally: Tally, before: dict) -> None:
     """Write a checkpoint to the empty directory `out` from published parts, or from the official release.
 
-    args: the command line of `prepare.py weights`: preset, llm, release, the parts of SOURCES, dtype, seed. Raises
-    ValueError or OSError."""
+    args: the command line of `prepare.py weights`: preset, llm, release, the parts of SOURCES, revision, dtype, seed.
+    before: hub.read_record of the checkpoint that is replaced. Raises ValueError or OSError."""
     names = {part: getattr(args, part) for part in SOURCES}
     if args.release is None:
         if args.llm is None and args.preset not in LLMS:
@@ -43,12 +43,15 @@ def convert_published(out: Path, args, tally: Tally) -> None:
         names = {"llm": args.llm or LLMS[args.preset]} | names
     else:
         names = {"release": args.release} | names
-    for part, source in names.items():
-        print(f"{part:<18}{source}")
-    text = fetch(names.get("llm") or args.release)
-    decoder, tokenizer = fetch(args.speech_decoder), fetch(args.speech_tokenizer)
+    asked, record = hub.revisions(args.revision, names), {}
+
+    def fetch(part, wanted=hub.WANTED):
+        return hub.fetch(part, names[part], asked.get(part), before, record, wanted)
+
+    text = fetch("llm" if args.release is None else "release")
+    decoder, tokenizer = fetch("speech_decoder"), fetch("speech_tokenizer")
     if args.release is None:
-        encoder, generator = fetch(args.speech_encoder), fetch(args.speech_generator)
+        encoder, generator = fetch("speech_encoder"), fetch("speech_generator")
     known = convert_decoder(decoder, out / "speech_decoder", tally)
     units = convert_tokenizer(tokenizer, out / "speech_tokenizer", tally)
     if args.release is None:
@@ -57,7 +60,7 @@ def convert_published(out: Path, args, tally: Tally) -> None:
                    (encoder, ("speech_encoder.",), encoder_name),
                    (generator, ("speech_generator.llm.",), backbone_name)]
     else:
-        config = release_config(text, args.speech_encoder, args.speech_generator)
+        config = release_config(text, partial(fetch, wanted=["config.json"]))
         sources = [(text, ("",), lambda name: our_name(name, config.llm.tie_word_embeddings))]
     if not units <= config.generator.unit_vocab <= known:
         raise ValueError(f"the speech tokenizer has {units} units, the generator {config.generator.unit_vocab}, the "
@@ -66,6 +69,8 @@ def convert_published(out: Path, args, tally: Tally) -> None:
     print(f"{'dtype':<18}{config.dtype}\n{'seed':<18}{args.seed}")
     copy_tokenizer(text, out, config.llm.vocab_size)
     convert(out, config, sources, args.seed, tally)
+    if record:
+        disk.write_json(out / hub.RECORD, record)
 
 
 # ---- name maps: a file's tensor name -> our parameter name, None for what is dropped on purpose. A name that no
@@ -89,68 +94,39 @@ def backbone_name(name: str) -> str | None:
     return None if name == "lm_head.weight" else "speech_generator.llm." + name.removeprefix("model.")
 
 
-# ---- sources ------------------------------------------------------------------------------------------------------
+# ---- configurations -----------------------------------------------------------------------------------------------
 
-def fetch(source: str, wanted=WANTED) -> Path:
-    """A local directory as it is, or else a Hugging Face repository, downloaded into the hub's cache: what was
-    fetched before, even in part, is not fetched again. Raises OSError with a hint where neither can be had."""
-    if Path(source).is_dir():
-        return Path(source)
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise FileNotFoundError(f"{source} is not a directory here, nor is it named like a repository, owner/name")
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise OSError(f"{source} is not a directory here: `pip install huggingface_hub` to download it") from None
-    try:
-        return Path(snapshot_download(source, allow_patterns=list(wanted)))
-    except (OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise OSError(f"{source} is not a directory here and could not be downloaded ({reason}): give a local "
-                      "directory, or run again to resume") from None
-
-
-def tensor_files(directory: Path) -> list:
-    """The safetensors files of a checkpoint, as Hugging Face names them. Raises FileNotFoundError."""
-    whole = directory / "model.safetensors"
-    files = [whole] if whole.is_file() else sorted(directory.glob("model-*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{directory} has no model.safetensors nor model-*.safetensors: fetch it again")
-    return files
+def read_config(directory: Path) -> dict:
+    """config.json of a model. Raises FileNotFoundError or ValueError, the latter for a LoRA adapter too."""
+    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
+        raise ValueError(f"{directory} is {weights.FOREIGN['lora_A']}")
+    return disk.read_json(directory / "config.json")
 
 
 def published_config(base: ExOmniConfig, llm: Path, encoder: Path, generator: Path, units: int) -> ExOmniConfig:
     """The preset's own parts around the geometry of the published ones. Raises ValueError where they do not fit."""
-    values, encoder_values = disk.read_json(llm / "config.json"), disk.read_json(encoder / "config.json")
-    missing = [f.name for f in fields(WhisperConfig) if f.name not in encoder_values]
-    if missing:
-        raise ValueError(f"{encoder / 'config.json'} is not a Whisper config: missing {', '.join(missing)}")
-    text = Qwen3Config.from_dict(values, str(llm / "config.json"))
-    backbone = Qwen3Config.from_dict(disk.read_json(generator / "config.json"), str(generator / "config.json"))
+    values = read_config(llm)
+    text = Qwen3Config.from_dict(values, llm / "config.json")
+    backbone = Qwen3Config.from_dict(read_config(generator), generator / "config.json")
     if text.vocab_size != backbone.vocab_size:
         raise ValueError(f"{llm} has {text.vocab_size} token ids, the speech generator's {generator} has "
                          f"{backbone.vocab_size}: expected the same, it reads the language model's ids")
-    path = llm / "generation_config.json"
-    generation = disk.read_json(path) if path.is_file() else {}
-    stop = generation.get("eos_token_id", values.get("eos_token_id"))
-    stop = base.stop_ids if stop is None else tuple(stop) if isinstance(stop, list) else (stop,)
     return replace(
         base, llm=text,
-        speech_encoder=WhisperConfig(**{f.name: encoder_values[f.name] for f in fields(WhisperConfig)}),
+        speech_encoder=WhisperConfig.from_dict(read_config(encoder), encoder / "config.json"),
         generator=replace(base.generator, llm=backbone, unit_vocab=units),
         face=replace(base.face, state_dim=backbone.hidden_size, unit_vocab=units),
-        stop_ids=stop, top_p=generation.get("top_p") or 1.0,
-        dtype=values.get("torch_dtype") or values.get("dtype") or "float32")
+        **generation_fields(llm, values, text.vocab_size), dtype=dtype_of(values, llm / "config.json"))
 
 
-def release_config(release: Path, encoder: str, generator: str) -> ExOmniConfig:
+def release_config(release: Path, fetch) -> ExOmniConfig:
     """The official config.json. It names directories for the geometry of Whisper and of the generator's backbone; where
-    they did not come along, `encoder` and `generator` give it."""
-    values, given = disk.read_json(release / "config.json"), {}
-    for ours, named, source in (("speech_encoder_config", "pretrain_speech_encoder_weights", encoder),
-                                ("speech_generator_config", "pretrain_speech_generator_weights", generator)):
+    they did not come along, fetch(part) gives one that has it."""
+    values, given = read_config(release), {}
+    for ours, named, part in (("speech_encoder_config", "pretrain_speech_encoder_weights", "speech_encoder"),
+                              ("speech_generator_config", "pretrain_speech_generator_weights", "speech_generator")):
         if ours not in values and not (release / str(values.get(named)) / "config.json").is_file():
-            given[ours] = disk.read_json(fetch(source, ["config.json"]) / "config.json")
+            given[ours] = read_config(fetch(part))
     return ExOmniConfig.from_dir(release, given)
 
 
@@ -177,12 +153,11 @@ def convert(out: Path, config: ExOmniConfig, sources: list, seed: int, tally: Ta
     Raises ValueError, before anything is written, for tensors that are missing, left over or of another shape.
     """
     dtype = getattr(torch, config.dtype)
-    with weights.shapes_only():
-        target = ExOmni(config).to(dtype).state_dict()
+    target = weights.skeleton(lambda: ExOmni(config), dtype, sources[0][0] / "config.json").state_dict()
     origin = {}                                             # our name -> (file, name in the file)
     for directory, prefixes, rename in sources:
         part = {name: t for name, t in target.items() if name.startswith(prefixes)}
-        found = {path: weights.shapes(path) for path in tensor_files(directory)}
+        found = {path: weights.shapes(path) for path in weights.files(directory)}
         matched, dropped = weights.plan(part, found, rename, str(directory))
         origin |= {name: (path, stored) for path, names in matched.items() for stored, name in names.items()}
         tally.ignored += dropped

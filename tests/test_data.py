@@ -1,10 +1,13 @@
 """data.py: what is written is what is read, damage is noticed, and what is supervised is the answer."""
 import json
+import os
+import time
 
 import numpy as np
 import pytest
 import torch
 
+import prepared
 from data import Split, Writer, check, chunks, collate, fingerprint, mixed_rows, rows_of, sample_order
 from model import ExOmni, loss_counts
 from tokenizer import SPEECH_ID, with_system
@@ -24,7 +27,7 @@ def write(directory, numbers=range(4), finish=True):
             if row["id"] not in out:
                 out.add(row, **arrays)
         if finish:
-            out.finish(tokenizer="abc")
+            finish(out) if callable(finish) else out.finish(tokenizer="abc")
 
 
 def test_what_is_written_is_what_is_read(tmp_path):
@@ -93,12 +96,194 @@ def test_damage_is_noticed(tmp_path):
         Split(tmp_path)
 
 
+def flip(directory, name, *places):
+    """Change bytes of a file; its size stays."""
+    content = bytearray((directory / name).read_bytes())
+    for at in places:
+        content[at] ^= 255
+    (directory / name).write_bytes(content)
+
+
+def edit_manifest(directory, edit):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    edit(manifest)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def edit_row(directory, edit, number=2):
+    """Change the row of a line, and the manifest so that it fits: whoever does this means it."""
+    path = directory / "samples.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    row = json.loads(lines[number - 1])
+    lines[number - 1] = edit(row) or json.dumps(row).encode() + b"\n"
+    path.write_bytes(b"".join(lines))
+    restate(directory, "samples.jsonl")
+
+
+def restate(directory, name):
+    """The manifest states the size and checksum that a file has."""
+    path = directory / name
+    true = {"bytes": path.stat().st_size, "crc32": prepared.checksum(path)}
+    edit_manifest(directory, lambda m: m["files"][name].update(true))
+
+
+def cut_with_edited_sizes(directory):
+    for name, width in (("audio.i16", 2), ("units.u16", 2), ("face.f16", 104)):
+        path = directory / name
+        os.truncate(path, path.stat().st_size // 2 // width * width)
+        edit_manifest(directory, lambda m: m["files"][name].update(bytes=path.stat().st_size))
+
+
+def spoilt(name, value):
+    """A value of one sample's array is another, and the checksum is right."""
+    def harm(directory):
+        array = np.memmap(directory / prepared.ARRAYS[name][0], prepared.ARRAYS[name][1], "r+")
+        array[300 if name == "face" else 7] = value         # of s0 is the first, of s1 the second
+        array.flush()
+        restate(directory, prepared.ARRAYS[name][0])
+    return harm
+
+
+ROW = "samples.jsonl line 2"
+DAMAGES = {
+    "forty flipped bytes": (lambda d: flip(d, "audio.i16", *range(80, 120)), "audio.i16 is damaged"),
+    "a flipped byte of a face": (lambda d: flip(d, "face.f16", 11), "face.f16 is damaged"),
+    "a wrong crc": (lambda d: edit_manifest(d, lambda m: m["files"]["units.u16"].update(crc32=1)), "u16 is damaged"),
+    "a crc in words": (lambda d: edit_manifest(d, lambda m: m["files"]["units.u16"].update(crc32="1")),
+                       "field files.units.u16.crc32 is '1', expected a whole number"),
+    "no size": (lambda d: edit_manifest(d, lambda m: m["files"]["face.f16"].pop("bytes")), "files.face.f16.bytes"),
+    "no entry": (lambda d: edit_manifest(d, lambda m: m["files"].pop("face.f16")), "field files.face.f16 is missing"),
+    "no files": (lambda d: edit_manifest(d, lambda m: m.update(files=[])), "field files is a list"),
+    "another count": (lambda d: edit_manifest(d, lambda m: m.update(samples=3)), "has 4 samples, its manifest says 3"),
+    "a vocabulary of nothing": (lambda d: edit_manifest(d, lambda m: m.update(unit_vocab=0)), "field unit_vocab is 0"),
+    "a manifest of a list": (lambda d: (d / "manifest.json").write_text("[]"), "expected an object"),
+    "a cut tail": (cut_with_edited_sizes, "samples.jsonl line 3, sample s2: audio is"),
+    "a cut row": (lambda d: os.truncate(d / "samples.jsonl", 200), ROW),
+    "no rows": (lambda d: (d / "samples.jsonl").unlink(), "samples.jsonl not found"),
+    "a directory": (lambda d: ((d / "face.f16").unlink(), (d / "face.f16").mkdir()), "face.f16 is a directory"),
+    "half a frame": (lambda d: (os.truncate(d / "face.f16", 105), restate(d, "face.f16")), "a multiple of 104"),
+    "no json": (lambda d: edit_row(d, lambda row: b"{'id': 1}\n"), f"{ROW} is not json"),
+    "deep json": (lambda d: edit_row(d, lambda row: b"[" * 100_000 + b"\n"), f"{ROW} is not json"),
+    "no object": (lambda d: edit_row(d, lambda row: b"3\n"), f"{ROW} is not a json object"),
+    "no id": (lambda d: edit_row(d, lambda row: row.pop("id") and None), f"{ROW}: field id is missing"),
+    "an id twice": (lambda d: edit_row(d, lambda row: row.update(id="s0")), f"{ROW}, sample s0: an earlier line has"),
+    "no task": (lambda d: edit_row(d, lambda row: row.pop("task") and None), "sample s1: field task is missing"),
+    "an unknown task": (lambda d: edit_row(d, lambda row: row.update(task="sing")), "sample s1: field task is 'sing'"),
+    "no text": (lambda d: edit_row(d, lambda row: row.update(answer=None)), "sample s1: field answer is None"),
+    "messages of text": (lambda d: edit_row(d, lambda row: row.update(messages="hi")), "field messages is 'hi'"),
+    "a message of nobody": (lambda d: edit_row(d, lambda row: row.update(messages=[{"role": "me"}])), "whose role is"),
+    "a negative start": (lambda d: edit_row(d, lambda row: row.update(audio=[-1, 5])), "field audio[0] is -1"),
+    "half a unit": (lambda d: edit_row(d, lambda row: row.update(units=[0, 1.5])), "field units[1] is 1.5"),
+    "three numbers": (lambda d: edit_row(d, lambda row: row.update(units=[0, 1, 2])), "units is [0, 1, 2]"),
+    "beyond the end": (lambda d: edit_row(d, lambda row: row.update(face=[50, 5])), "face is [50, 5], expected"),
+    "a face that is no number": (spoilt("face", np.nan), "sample s0 has nan among its face, expected -1 to 2"),
+    "a face out of range": (spoilt("face", -1.5), "sample s0 has -1.5 among its face"),
+    "a unit too large": (spoilt("units", 16384), "sample s1 has 16384 among its units, expected 0 to 16383"),
+}
+
+
+@pytest.mark.parametrize("spoil, says", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_data_is_refused_by_file_line_and_sample(tmp_path, spoil, says):
+    """Also where it was whole when it was opened before."""
+    write(tmp_path, finish=lambda out: out.finish(unit_vocab=16384))
+    long_ago = time.time_ns() - 10 ** 10
+    for path in tmp_path.iterdir():
+        os.utime(path, ns=(long_ago, long_ago))
+    Split(tmp_path)
+    assert len(json.loads((tmp_path / prepared.MEMORY).read_text())) == 4
+    spoil(tmp_path)
+    with pytest.raises((ValueError, FileNotFoundError)) as refused:
+        Split(tmp_path)
+    assert says in str(refused.value) and str(tmp_path) in str(refused.value)
+
+
+def test_what_was_read_through_is_not_read_again_until_it_changes(tmp_path, monkeypatch):
+    write(tmp_path)
+    read, checksum = [], prepared.checksum
+    monkeypatch.setattr(prepared, "checksum", lambda path: read.append(path.name) or checksum(path))
+
+    def opened(*age):
+        for path in tmp_path.iterdir():
+            os.utime(path, *age)
+        Split(tmp_path)
+        return len(read), read.clear()
+
+    assert opened()[0] == opened()[0] == 4, "just written: they may change again within a tick of the clock"
+    assert [opened((1000, 1000))[0] for _ in range(3)] == [4, 4, 4], "ctime says that somebody was there"
+    Split(tmp_path)
+    assert not read or len(read.clear() or []) == 0
+    (tmp_path / prepared.MEMORY).write_text('{"audio.i16": 3')
+    Split(tmp_path)
+    assert len(read) == 4, "a damaged memory is none"
+
+
+def test_a_read_only_directory_can_be_opened(tmp_path, monkeypatch):
+    write(tmp_path)
+    monkeypatch.setattr(prepared.disk, "write_json", lambda *_: (_ for _ in ()).throw(PermissionError("read-only")))
+    assert len(Split(tmp_path)) == 4 and not (tmp_path / prepared.MEMORY).exists()
+
+
+# ---------------------------------------------------------------- the writer
+
 @pytest.mark.parametrize("row, arrays, says", [
-    ({"task": "sing"}, {}, "expected a new id"), ({}, {"units": np.array([70000])}, "16-bit ids"), ({}, {"units": np.array([-1])}, "16-bit ids"),
-    ({}, {"face": np.zeros((3, 51))}, r"face of shape \(3, 51\)"), ({}, {"audio": np.array([np.nan])}, "finite")])
+    ({"task": "sing"}, {}, "expected a new id"), ({}, {"units": np.array([70000])}, "16-bit ids"),
+    ({}, {"units": np.array([-1])}, "16-bit ids"), ({}, {"face": np.zeros((3, 51))}, r"face of shape \(3, 51\)"),
+    ({}, {"face": np.full((3, 52), 2.5)}, "weights from -1 to 2"), ({}, {"audio": np.array([np.nan])}, "finite")])
 def test_what_the_format_cannot_hold_is_refused(tmp_path, row, arrays, says):
     with Writer(tmp_path) as out, pytest.raises(ValueError, match=says):
         out.add({"id": "a", "task": "qa", "messages": [], "answer": ""} | row, **arrays)
+
+
+def test_a_full_disk_is_said_and_the_same_command_goes_on(tmp_path, monkeypatch):
+    write(tmp_path / "at once")
+
+    class Full:
+        def write(self, _):
+            raise OSError(28, "No space left on device")
+        tell = flush = lambda self: 0
+
+    with pytest.raises(OSError, match="cannot be written.*No space left.*make room"), Writer(tmp_path / "full") as out:
+        for n in range(4):
+            row, arrays = sample(n)
+            out.add(row, **arrays)
+            out.files["face"] = Full()
+    write(tmp_path / "full")
+    for file in (tmp_path / "at once").iterdir():
+        assert (tmp_path / "full" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_two_writers_do_not_write_the_same_directory(tmp_path):
+    with Writer(tmp_path) as out:
+        with pytest.raises(ValueError, match=f"in use by process {os.getpid()}"):
+            Writer(tmp_path)
+        row, arrays = sample(0)
+        out.add(row, **arrays)
+        out.finish()
+    assert len(Split(tmp_path)) == 1 and "s0" in Writer(tmp_path)
+
+
+def test_finished_data_stays_finished_until_something_is_added(tmp_path):
+    write(tmp_path)
+    with Writer(tmp_path) as out:
+        assert "s3" in out
+    assert len(Split(tmp_path)) == 4
+    write(tmp_path, range(6), finish=False)
+    with pytest.raises(FileNotFoundError, match="no manifest.json"):
+        Split(tmp_path)
+    write(tmp_path, range(6))
+    assert len(Split(tmp_path)) == 6
+
+
+@pytest.mark.parametrize("finish", [True, False])
+@pytest.mark.parametrize("spoil", [lambda d: flip(d, "samples.jsonl", 3), lambda d: (d / "samples.jsonl").unlink()],
+                         ids=["a broken row before whole ones", "no rows"])
+def test_what_no_interrupt_breaks_is_not_cut_away(tmp_path, spoil, finish):
+    write(tmp_path, finish=finish)
+    spoil(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises((ValueError, FileNotFoundError), match="samples.jsonl"):
+        Writer(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 # ---------------------------------------------------------------- batches
@@ -257,12 +442,12 @@ WRONG = {
     "an asr sample without sound": (("asr", SPOKEN, "a", {}), "s0, task asr, lacks audio"),
     "a face sample without units": (("face", WRITTEN, "a", dict(face=np.ones((12, 52)))), "s0, task face, lacks units"),
     "a qa sample with a face but no units": (("qa", WRITTEN, "a", dict(face=np.ones((12, 52)))), "task qa, lacks units"),
-    "a clip longer than the window": (("asr", SPOKEN, "a", dict(audio=np.zeros(480_001))),
-                                      "s0 has 30.0 s of speech.*hears 30.0 s"),
+    "a clip longer than the context": (("asr", SPOKEN, "a", dict(audio=np.zeros(391 * 16_000))),
+                                       "s0 has 391.0 s of speech.*context holds 390.0 s"),
     "a face at another rate": (("face", WRITTEN, "a", dict(units=units(25), face=np.ones((61, 52)))),
                                "s0 has 61 face frames, its 25 units at 30 fps need 60"),
     "units beyond the vocabulary": (("tts", WRITTEN, "a", dict(units=units(200, 199))),
-                                    "of 200 or more kinds, the checkpoint's of 96"),
+                                    "s0 has 96 among its units, expected 0 to 95"),
 }
 
 

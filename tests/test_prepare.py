@@ -1,4 +1,7 @@
 """`prepare.py weights`: its command line and the tiny preset. What is converted: test_published.py."""
+import itertools
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 import torch
 
 import prepare
+import saving
 from model import ExOmni
 from published_models import files, refused
 from speech_tokenizer import SpeechTokenizer
@@ -32,6 +36,9 @@ def test_the_tiny_preset_answers_without_any_source(tmp_path, monkeypatch):
     (["--preset", "qwen3-9b"], "preset 'qwen3-9b' is unknown, expected one of"),
     ([], "--preset"),
     (["--preset", "tiny", "--llm", "x"], "takes no llm"),
+    (["--preset", "tiny", "--revision", "llm=1"], "takes no revision"),
+    (["--preset", "qwen3-8b", "--revision", "1234"], "expected PART=COMMIT, PART being one of llm, speech_encoder"),
+    (["--preset", "tiny", "--seed", "-1"], "'-1': expected a whole number"),
     (["--release", "x", "--llm", "y"], "not both")])
 def test_arguments_that_cannot_be(tmp_path, capsys, words, expected):
     assert expected in refused(capsys, "weights", "--out", tmp_path / "out", *words)
@@ -39,28 +46,107 @@ def test_arguments_that_cannot_be(tmp_path, capsys, words, expected):
 
 
 def test_overwrite_replaces_checkpoints_only(tmp_path, capsys):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter").write_text("1")
+    for name, content in (("thesis", "chapter"), ("trained", "config.json"), ("trained", "stages.json")):
+        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name / content).write_text("{}")
     (tmp_path / "file").write_text("2")
-    for name in ("thesis", "file"):
+    before = files(tmp_path)
+    for name in ("thesis", "trained", "file"):
         refused(capsys, "weights", "--preset", "tiny", "--out", tmp_path / name, "--overwrite")
-    assert len(files(tmp_path)) == 2
+    assert {name: content for name, content in files(tmp_path).items() if name.name != ".lock"} == before
 
 
-def test_a_failed_swap_puts_the_old_checkpoint_back(tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    prepare.main(["weights", "--preset", "tiny", "--out", str(out)])
-    before, rename = files(out), Path.rename
+# ---- the swap -----------------------------------------------------------------------------------------------------
 
-    def fail_once(path, target):
-        if path.name == "new":
-            raise OSError("no")
-        return rename(path, target)
+OLD = {"config.json": "old", "model-00001-of-00002.safetensors": "old", "model-00002-of-00002.safetensors": "old",
+       "vocab.json": "old", "speech_decoder/flow.safetensors": "old", "notes.txt": "a reader's"}
+NEW = dict.fromkeys(("config.json", "model.safetensors", "tokenizer.json", "speech_decoder/flow.safetensors"), "new")
 
-    monkeypatch.setattr(Path, "rename", fail_once)
-    with pytest.raises(SystemExit):
-        prepare.main(["weights", "--preset", "tiny", "--out", str(out), "--overwrite"])
-    assert files(out) == before and list(tmp_path.iterdir()) == [out]
+
+def fill(directory, content):
+    for name, text in content.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text)
+
+
+def seen(directory):
+    """What is in a directory, without what saving.py keeps there."""
+    return {str(name): content.decode() for name, content in files(directory).items()
+            if name.parts[0] not in (".lock", "trainer", "previous")}
+
+
+def build(out):
+    with prepare.building(out, overwrite=True) as new:
+        fill(new, NEW)
+
+
+def test_a_kill_at_any_moment_leaves_the_old_checkpoint_or_the_new_one(tmp_path):
+    """A child is killed at its first change of the directory, at its second, ... until it comes to the end."""
+    def child(out, last):
+        count = itertools.count(1)
+
+        def counted(change):
+            return lambda *args, **kwargs: os._exit(9) if next(count) == last else change(*args, **kwargs)
+        try:
+            for name in ("replace", "unlink", "rmdir"):
+                setattr(os, name, counted(getattr(os, name)))
+            build(out)
+            os._exit(0)
+        finally:
+            os._exit(1)
+
+    found, new = [], NEW | {"notes.txt": "a reader's"}
+    for last in range(1, 200):
+        out = tmp_path / str(last)
+        fill(out, OLD)
+        pid = os.fork()
+        if not pid:
+            child(out, last)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        assert code in (0, 9)
+        saving.recover(out)                                 # as the next command does
+        found.append(seen(out) == new)
+        assert found[-1] or seen(out) == OLD, last
+        if code == 0:
+            break
+        if last % 8 == 0:
+            build(out)
+            assert seen(out) == new and not (out / "previous").exists(), "and the next one goes through"
+    assert code == 0 and found[-1] and not found[0] and found == sorted(found)
+
+
+def test_a_failed_swap_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    fill(tmp_path / "out", OLD)
+    monkeypatch.setattr(saving, "commit", lambda out: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        build(tmp_path / "out")
+    assert seen(tmp_path / "out") == OLD
+
+
+def test_an_interrupt_in_the_last_moment_comes_too_late(tmp_path, monkeypatch):
+    """Or "nothing was written" would be wrong."""
+    fill(tmp_path / "out", OLD)
+    step, handler = saving.put_in_place, signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(saving, "put_in_place", lambda out: os.kill(os.getpid(), signal.SIGINT) or step(out))
+    build(tmp_path / "out")
+    assert seen(tmp_path / "out") == NEW | {"notes.txt": "a reader's"}
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_link_stays_one_and_nothing_is_left_next_to_it(tmp_path):
+    fill(tmp_path / "disk", OLD)
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    build(tmp_path / "out")
+    assert (tmp_path / "out").is_symlink() and seen(tmp_path / "disk")["config.json"] == "new"
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "out"}
+
+
+def test_two_commands_do_not_write_the_same_checkpoint(tmp_path, capsys):
+    with prepare.building(tmp_path / "out", overwrite=False) as new:
+        fill(new, NEW)
+        assert f"in use by process {os.getpid()}" in refused(
+            capsys, "weights", "--preset", "tiny", "--out", tmp_path / "out")
+    assert seen(tmp_path / "out") == NEW
 
 
 def test_the_command_line(tmp_path):

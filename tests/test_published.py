@@ -2,6 +2,7 @@
 import os
 import shutil
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -208,16 +209,36 @@ def test_the_official_release(originals, tmp_path, capsys, complete):
 
 # ---- fetching ---------------------------------------------------------------------------------------------------
 
-def test_defaults_are_fetched_from_the_hub_by_name(hub, tmp_path, monkeypatch):
-    wanted = {}
+COMMITS = {name: format(n + 1, "x") * 40 for n, name in enumerate(dict.fromkeys(HUB.values()))}
 
-    def download(repository, allow_patterns):
-        wanted.setdefault(repository, set()).update(allow_patterns)
-        return str(hub / next(part for part, name in HUB.items() if name == repository))
+
+@pytest.fixture
+def downloads(hub, monkeypatch):
+    """A hub with one commit of each repository; what was asked of it: (repository, revision, patterns)."""
+    asked, commits = [], dict(COMMITS)
+    shutil.rmtree(hub / "speech_generator")                 # the 0.6B is both
+
+    def download(repository, *, revision=None, allow_patterns):
+        asked.append((repository, revision, allow_patterns))
+        part = next(part for part, name in HUB.items() if name == repository)
+        snapshot = hub / "snapshots" / part / (revision or commits[repository])
+        snapshot.parent.mkdir(parents=True, exist_ok=True)
+        if not snapshot.exists():
+            snapshot.symlink_to(hub / part)
+        return str(snapshot)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    shutil.rmtree(hub / "speech_generator")                 # the 0.6B is both
-    prepare.main(["weights", "--preset", "qwen3-0.6b", "--out", str(tmp_path / "out")])
+    return asked, commits
+
+
+FETCH = ["weights", "--preset", "qwen3-0.6b", "--out"]
+
+
+def test_defaults_are_fetched_from_the_hub_by_name(downloads, tmp_path):
+    prepare.main([*FETCH, str(tmp_path / "out")])
+    wanted = {}
+    for repository, _, patterns in downloads[0]:
+        wanted.setdefault(repository, set()).update(patterns)
     assert set(wanted) == set(HUB.values())
     for patterns in wanted.values():
         needed = ["config.json", "config.yaml", "tokenizer.json", "merges.txt", "model.safetensors", "flow.pt",
@@ -225,6 +246,53 @@ def test_defaults_are_fetched_from_the_hub_by_name(hub, tmp_path, monkeypatch):
         spared = ["pytorch_model.bin", "model.fp32-00001-of-00002.safetensors", "flax_model.msgpack", "campplus.onnx"]
         filtered = huggingface_hub.utils.filter_repo_objects(needed + spared, allow_patterns=list(patterns))
         assert list(filtered) == needed
+
+
+def test_what_was_fetched_is_printed_and_written_down(downloads, hub, tmp_path, capsys):
+    prepare.main([*FETCH, str(tmp_path / "out"), "--speech-decoder", str(hub / "speech_decoder")])
+    printed, record = capsys.readouterr().out, disk.read_json(tmp_path / "out" / "sources.json")
+    assert record.keys() == HUB.keys() - {"speech_decoder"}
+    for part, entry in record.items():
+        assert (entry["repository"], entry["commit"]) == (HUB[part], COMMITS[HUB[part]])
+        assert f"{HUB[part]} at commit {COMMITS[HUB[part]]}" in printed
+    assert record["llm"]["files"]["model.safetensors"] == (hub / "llm" / "model.safetensors").stat().st_size
+    asked = downloads[0]
+    assert all(revision == COMMITS[name] for name, revision, patterns in asked if "*.pt" in patterns), "of one commit"
+
+
+def test_a_second_fetch_does_not_take_another_commit_in_silence(downloads, tmp_path, capsys):
+    out, (asked, commits) = tmp_path / "out", downloads
+    prepare.main([*FETCH, str(out)])
+    before, old, new = files(out), COMMITS[HUB["speech_encoder"]], "f" * 40
+    commits[HUB["speech_encoder"]] = new
+    asked.clear()
+    error = refused(capsys, *FETCH, out, "--overwrite")
+    assert f"is at commit {new} now" in error and f"--revision speech_encoder={old}" in error and files(out) == before
+    assert (HUB["speech_encoder"], new, published.hub.WANTED) not in asked, "nothing large was fetched in vain"
+    prepare.main([*FETCH, str(out), "--overwrite", "--revision", f"speech-encoder={old}"])
+    assert files(out) == before
+    recorded, record = published.hub.read_record(out), {}
+    published.hub.fetch("speech_encoder", HUB["speech_encoder"], new, recorded, record)
+    assert record["speech_encoder"]["commit"] == new != recorded["speech_encoder"][1], "where it is asked for"
+
+
+def test_the_installed_hub_library_names_the_commit(tmp_path, monkeypatch, capsys):
+    """huggingface_hub itself, without a network, on a cache as it leaves it."""
+    cache, commit = tmp_path / "cache", "c" * 40
+    snapshot = cache / "models--owner--name" / "snapshots" / commit
+    qwen(snapshot, True)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    for revision in (None, "main", commit):
+        record = {}
+        assert published.hub.fetch("llm", "owner/name", revision, {}, record) == snapshot
+        assert record["llm"]["commit"] == commit and "model.safetensors" in record["llm"]["files"]
+    with pytest.raises(OSError, match="owner/name is not a directory here and could not be downloaded at 1234 "):
+        published.hub.fetch("llm", "owner/name", "1234", {}, {})
+    with pytest.raises(ValueError, match="is a directory here, a repository has commits"):
+        published.hub.fetch("llm", str(snapshot), "main", {}, {})
 
 
 @pytest.mark.parametrize("size", ["0.6B", "1.7B", "4B", "8B"])
@@ -254,6 +322,10 @@ def test_a_mistyped_directory_is_not_looked_up(hub, tmp_path, monkeypatch, capsy
 
 
 # ---- what is wrong is said in one line, and nothing is written ---------------------------------------------------
+
+def edit(path, **values):
+    disk.write_json(path, disk.read_json(path) | values)
+
 
 def damage_llm(**tensors):
     return lambda hub: change(hub / "llm", lambda state: state.update(tensors))
@@ -289,11 +361,67 @@ def vocabularies(llm, generator):
             shutil.rmtree(hub / part)
             qwen(hub / part, part != "llm", vocab=vocab)
         write_tiny(hub / "llm")
+        disk.write_json(hub / "llm" / "generation_config.json", {"eos_token_id": 1})
     return harm
 
 
 CONV = "model.encoder.conv1.bias"
+FLOW = "speech_decoder/flow.pt"
+
+
+def quantised(part, name):
+    return lambda hub: change(hub / part, lambda state: state.update({name: torch.zeros(3)}))
+
+
+def shards(hub):
+    shutil.rmtree(hub / "llm")
+    qwen(hub / "llm", False, shard="60KB")
+    next(hub.glob("llm/model-00002-of-*")).unlink()
+
+
+def adapter(hub):
+    (hub / "llm/config.json").rename(hub / "llm/adapter_config.json")
+
+
+def rezipped(hub):
+    """flow.pt compressed: a small file that would be a large one in memory."""
+    with zipfile.ZipFile(hub / FLOW) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(hub / FLOW, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+
+
+def flipped(hub):
+    content = bytearray((hub / FLOW).read_bytes())
+    content[len(content) // 2] ^= 1
+    (hub / FLOW).write_bytes(content)
+
+
+ALIASES = "a: &a [x]\n" + "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
+REFERENCES = "a: [x]\n" + "".join(f"{b}: [{', '.join([f'!ref <{a}>'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi"))
 DAMAGES = {
+    "AWQ": (quantised("llm", "model.layers.0.mlp.up_proj.qweight"), "quantised with AWQ or GPTQ"),
+    "FP8": (quantised("speech_generator", "model.layers.0.mlp.up_proj.weight_scale_inv"), "quantised to FP8"),
+    "bitsandbytes": (quantised("speech_encoder", "model.encoder.layers.0.fc1.weight.absmax"), "with bitsandbytes"),
+    "a quantised config": (lambda hub: edit(hub / "llm/config.json", quantization_config={"quant_method": "gptq"}),
+                           "the model is quantised (gptq)"),
+    "a LoRA adapter": (adapter, "is a LoRA adapter"),
+    "a LoRA tensor": (quantised("llm", "base_model.model.layers.0.q_proj.lora_A.weight"), "is a LoRA adapter"),
+    "a missing shard": (shards, "lacks model-00002-of-0"),
+    "a compressed flow.pt": (rezipped, "flow.pt is not a complete torch file"),
+    "a flipped bit in flow.pt": (flipped, "flow.pt is not a complete torch file"),
+    "a tensor too large": (torch_file("flow.pt", {"a": torch.zeros(1).expand(10 ** 12)}), "tensors larger than itself"),
+    "names that are numbers": (torch_file("flow.pt", {1: torch.zeros(1)}), "expected a name"),
+    "a sparse tensor": (torch_file("flow.pt", {"a": torch.eye(3).to_sparse()}), "expected a name and an ordinary"),
+    "a yaml of aliases": (config_yaml(ALIASES + "flow: *i\nhift: 1"), "not valid yaml (alias *a in line 2"),
+    "a yaml of references": (config_yaml(REFERENCES + "flow: !ref <i>\nhift: 1"), "more than 10000 values"),
+    "a yaml that refers to itself": (config_yaml("flow: !ref <flow>\nhift: 1"), "refers to itself"),
+    "a deep yaml": (config_yaml("flow: " + "[" * 5000), "not valid yaml"),
+    "a large yaml": (config_yaml("flow: 1\n" * 30_000), "240000 bytes, expected at most 100000"),
+    "a python tag": (config_yaml("flow: !!python/object/apply:os.system [exit]\nhift: 1"), "not valid yaml"),
+    "an odd scalar": (config_yaml("flow: !!int x\nhift: !!timestamp y"), "not valid yaml"),
+    "no file but a directory": (lambda hub: ((hub / FLOW).unlink(), (hub / FLOW).mkdir()), "flow.pt is a directory"),
     "a missing tensor": (without("llm", "model.norm.weight"), "1 missing: llm.norm.weight"),
     "a left-over tensor": (damage_llm(**{"model.visual.bias": torch.zeros(2)}), "1 left over: model.visual.bias"),
     "a wrong shape": (damage_whisper(**{CONV: torch.zeros(5)}), f"{CONV} is [5], expected [24]"),
@@ -315,7 +443,7 @@ DAMAGES = {
     "another vocabulary": (vocabularies(300, 310), "has 300 token ids"),
     "a tokenizer too large": (vocabularies(200, 200), "259 ids, its model 200"),
     "a unit too many": (lambda hub: speech_tokenizer(hub / "speech_tokenizer", UNITS + 1), f"has {UNITS + 1} units"),
-    "no Whisper": (lambda hub: shutil.copy(hub / "llm/config.json", hub / "speech_encoder"), "not a Whisper config"),
+    "no Whisper": (lambda hub: shutil.copy(hub / "llm/config.json", hub / "speech_encoder"), "num_mel_bins is missing"),
 }
 
 
