@@ -42,7 +42,7 @@ import sample
 from data import Split
 from decode import GREEDY, RepetitionAware
 from face.head import make_head
-from face.measure import average, held_out_faces
+from face.measure import average, endings, held_out_faces
 from face_decoder import UNIT_RATE
 from speech_generator import LONGEST, MIN_UNITS
 from toy.marking import answer_tables, load_jiwer, mark_answers, share, speak, write_texts
@@ -131,14 +131,14 @@ def speech(model, args, said: list, transcribe) -> dict:
 # ---------------------------------------------------------------- face
 
 def face(model, args, said: list, head) -> dict:
-    """Teacher-forced on held-out answers, then the lips of what was said against its sound."""
+    """Teacher-forced on held-out answers; then the lips of what was said against its sound, and how its faces end."""
     found, kept = {"held_out": held_out_faces(model, args.data, head)}, right_ones(said)
     columns = found["held_out"]
     show("face, teacher-forced on held-out answers", list(columns),
          [[figure, *(column[figure] for column in columns.values())] for figure in columns["ours"]])
-    if kept:
-        found["generated"] = lip_lags(kept, head)
-        show("face, generated answers", ["figure"], found["generated"].items())
+    tracks = [answer.face.float().clamp(0, 1).numpy() for _, answer, _ in said if len(answer.face)]
+    found["generated"] = (lip_lags(kept, head) if kept else {}) | endings(tracks, head)
+    show("face, generated answers", ["figure"], found["generated"].items())
     return found
 
 

@@ -6,12 +6,13 @@
     head.py, head_mesh.py, mesh.py      our head: a mesh made by numpy with the 52 shapes
     gltf.py, template.py        the .glb format, and other people's heads from .glb and .npz files
     render.py                   pictures and videos without a GPU
-    viewer.py, viewer.html      the page that plays an answer in a browser
+    viewer.py and viewer.html, viewer.css, viewer_head.js, viewer.js    the page that plays an answer in a browser
     export.py                   a track as any of these files, chosen by its ending
 
 The street uses what is imported below (sample.py), `measure` (evaluate.py), and `arkit`, `head` and `metrics` in its
 tests and in toy/.
 """
+import cli      # noqa: F401   before torch, which takes seconds
 from face.arkit import ARKIT_NAMES
 from face.export import EXPORTS, export, formats, gallery, write_answer
 from face.head import make_head

@@ -63,7 +63,7 @@ class Masks:
         self.v = mesh.v
         self.skin, lids, bag = (mesh.part == name for name in ("skin", "lids", "bag"))
         self.mouth = self.skin | bag | (mesh.part == "lips")
-        fade = [smooth(mesh.v / .8), np.clip(1 + mesh.v, 0, 1) ** 2, 1]
+        fade = [smooth(mesh.v / .8), np.clip((1 + mesh.v) / .95, 0, 1) ** 2, 1]
         self.soft = np.select([lids, bag, self.mouth], fade) * (z > 0)
         self.off_nose = np.maximum(smooth((-2.4 - self.y) / .9), smooth((np.abs(self.x) - 1.4) / 1.4))
 
@@ -209,7 +209,7 @@ def make_head() -> Head:
                  shirt()])
     mesh, mirror = mirrored(half)
     own = np.arange(len(half.points))
-    column, row = own % (HALF + 1), BAG * (HALF + 1)                # the slit is row BAG of the first grid
+    column, row = own % (HALF + 1), len(BAG) * (HALF + 1)           # the slit comes after the bag in the first grid
     slit, across = (np.where(own < len(skin.points), row + index, own) for index in (column, HALF - column))
     slit, across = (np.append(index, mirror[index[mirror[len(half.points):]]]) for index in (slit, across))
     deltas = both_sides(shapes(mesh, slit, across), mirror)

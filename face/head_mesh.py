@@ -13,7 +13,10 @@ MOUTH_TILT = np.radians(27)         # the mouth lies this far below the horizon,
 MOUTH = 2.35, 0.22                  # half width of the slit, and how far the red reaches past its corner
 LIP = 0.58, 0.80                    # height of the red of the upper and the lower lip
 EYE, EYE_RADIUS = np.array([3.2, 1.0, 5.75]), 1.90
-HALF, BAG, RED, RINGS = 48, 6, 6, 36    # columns of half a mouth; rings inside it, on the lips, and out to the scalp
+HALF, RED, RINGS = 48, 6, 36        # columns of half a mouth; rings on the lips, and from there out to the scalp
+# Rings inside the mouth, back to front: v, share of the full height, cm behind the face. The last is short and straight
+# behind the slit: the normals there are means over it and the red of the lips, and must not turn away from the viewer.
+BAG = np.array([(-1, 0, 4.5), (-.8, .5, 3.2), (-.6, .9, 2.1), (-.4, 1, 1.3), (-.2, .5, .7), (-.05, .02, .2)])
 
 SKINTONE, BLUSH, LIPRED, INSIDE = (.95, .745, .62), (.93, .53, .46), (.81, .44, .41), (.36, .09, .10)
 HAIR, HAIR_LIGHT, LASH, SHIRT = (.27, .165, .11), (.43, .27, .17), (.20, .12, .09), (.25, .46, .55)
@@ -105,10 +108,9 @@ def mouth_and_skin() -> Mesh:
     red = np.where(sin > 0, upper * bow, -lower) * np.abs(sin) ** .9    # from the slit to the edge of the red
     slit = .16 * cos ** 2 - .07 * np.exp(-(cos / .25) ** 2)         # corners a little up, the middle a little down
     v, rows = [], []                                                # rows: x, y along the face and height over it
-    for t in np.linspace(1, 0, BAG, endpoint=False):
-        open_ = np.where(sin > 0, 1.2, 1.9) * np.sin(np.pi * t ** .8)
-        v.append(-t)
-        rows.append(((width - .1 * t * t) * cos, slit + open_ * sin, -.5 * t ** .7 - 4.0 * t * t))
+    for inwards, share, depth in BAG:
+        v.append(inwards)
+        rows.append(((width - .1 * inwards ** 2) * cos, slit + np.where(sin > 0, 1.2, 1.9) * share * sin, -depth))
     for t in np.linspace(0, 1, RED + 1):
         bulge = .32 * np.sin(np.pi * (.12 + .88 * t)) * np.abs(sin) ** .5
         v.append(t)
@@ -123,7 +125,7 @@ def mouth_and_skin() -> Mesh:
     v = np.array(v)[:, None] + 0 * u
     lip = mix(LIPRED, (.64, .28, .27), np.clip(1 - np.abs(v) / .35, 0, 1))
     soft_edge = np.select([v > 1.001, v > .999], [1, .55], 0)
-    color = mix(mix(lip, INSIDE, smooth(-v / .3)), complexion(points), soft_edge)
+    color = mix(mix(lip, INSIDE, smooth(-v / .06)), complexion(points), soft_edge)
     mesh = grid(points, color, np.select([v < 0, v <= 1], ["bag", "lips"], "skin"), u, v)
     return mesh._replace(faces=mesh.faces[~(hair_depth(mesh.points) > .10)[mesh.faces].all(1)])     # hidden by hair
 

@@ -1,7 +1,7 @@
 """How good a checkpoint's faces are on answers that training never saw, against the teacher's tracks (for evaluate.py).
 
 Teacher-forced on the face samples of val: reference units and the generator's hidden states -> face. The metrics are
-those of metrics.py (docs/spec/face.md 1) and a few more: lag, jitter, lips closed in silence.
+those of metrics.py (docs/spec/face.md 1) and a few more: lag, jitter, lips closed in silence, rest at the end.
 
 A track is (T, K): T face frames at 30 per second, K = 52 blendshapes in the order of arkit.ARKIT_NAMES.
 """
@@ -21,6 +21,9 @@ CLOSED = 0.10                       # share of the opening below which lips are 
 STILL = 0.1                         # % of the interocular distance: lips whose gap varies less do not move
 MOST_LAG = 5                        # frames: the largest lag to the teacher that is tried
 EDGE = 0.1                          # seconds: this close to a phone, lips in a pause may already or still be open
+SHUT = 0.3                          # weight of eyeBlink from which an eye counts as closed
+SEAM = 6                            # frames at either end of an answer, the 0.2 s in which it leaves rest or returns
+BLINKS = [ARKIT_NAMES.index("eyeBlink" + side) for side in ("Left", "Right")]
 JAW, MOUTH = ARKIT_NAMES.index("jawOpen"), [name.startswith(("jaw", "mouth")) for name in ARKIT_NAMES]
 
 
@@ -67,6 +70,21 @@ def silent_frames(phones: list, frames: int) -> np.ndarray:
     return silent
 
 
+def shake(tracks) -> float:
+    """Sum of the changes of speed, frame by frame, of all jaw and mouth weights of the tracks [(T, K), ...]."""
+    return sum(float(np.abs(np.diff(track[:, MOUTH], 2, axis=0)).sum()) for track in tracks)
+
+
+def endings(tracks: list, head) -> dict:
+    """How tracks [(T, K), ...], T > 0, end -> shares of them, None of no tracks; what is shown after a take holds it.
+
+    A closed eye: eyeBlink of at least SHUT. Parted lips: a gap of at least CLOSED of the track's own opening.
+    """
+    gaps = [lip_gap(track, head) for track in tracks]
+    return {"ends with a closed eye": average(track[-1, BLINKS].max() >= SHUT for track in tracks),
+            "ends with parted lips": average(gap[-1] >= max(CLOSED * np.percentile(gap, 95), STILL) for gap in gaps)}
+
+
 def face_figures(tracks: list, references: list, voices: list, head) -> dict:
     """Name of a metric -> its value, of tracks [(T, K), ...] against the teacher's.
 
@@ -104,9 +122,10 @@ def face_figures(tracks: list, references: list, voices: list, head) -> dict:
     speeds = [velocity_error(*pair) for pair in pairs]
     for group in speeds[0]:
         figures[f"velocity error, {group}"] = over_frames(speed[group] for speed in speeds)
-    shake = lambda tracks: sum(np.abs(np.diff(track[:, MOUTH], 2, axis=0)).sum() for track in tracks)
-    figures["jitter"] = ratio(shake(track for track, _ in pairs), shake(reference for _, reference in pairs))
-    return figures
+    for name, part in (("jitter", np.s_[:]), (f"jitter, first {SEAM} frames", np.s_[:SEAM]),
+                       (f"jitter, last {SEAM} frames", np.s_[-SEAM:])):
+        figures[name] = ratio(*(shake(track[part] for track in side) for side in zip(*pairs)))
+    return figures | endings([track for track, _ in pairs], head)
 
 
 # --- what a checkpoint makes -----------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ const view = {...FRONT};
 let answer, index = -1, time = 0, playing = false;
 let onSound = false, from = 0, since = 0;                            // the clock of `time` while playing, see now()
 let head, draw, posedAt = -1, scheduled = false;
+let untouched = true;                                                // neither played nor sought: the face is at rest
+const REST = .2;                                                     // seconds from the last frame's end to rest
 const current = new Float32Array(data.names.length);
 
 /** Seconds into the answer. While there is sound, its own position is the clock, so the face cannot drift from it; some
@@ -28,6 +30,7 @@ function run() {
 }
 
 function play() {
+  untouched = false;
   if (time >= answer.seconds - .001) seek(0);
   playing = true;
   run();
@@ -42,6 +45,7 @@ function pause() {
 }
 
 function seek(to) {
+  [untouched, posedAt] = [false, -1];
   time = clamp(to, 0, answer.seconds);
   if (playing) run();
   else if (answer.sound) audio.currentTime = Math.min(time, answer.heard);
@@ -59,13 +63,14 @@ audio.onerror = () => {
   invalidate();
 };
 
-/** The 52 weights at a time in seconds: linear between two frames; the last frame is held. */
+/** The 52 weights at a time in seconds: linear between two frames; after the last one they fade to rest. */
 function weightsAt(seconds, into) {
   const place = clamp(seconds * answer.fps, 0, answer.frames - 1), frame = Math.floor(place), part = place - frame;
   const next = Math.min(frame + 1, answer.frames - 1), columns = into.length;
+  const gone = clamp((seconds - answer.frames / answer.fps) / REST, 0, 1), left = 1 - gone * gone * (3 - 2 * gone);
   for (let k = 0; k < columns; k++) {
     const a = answer.track[frame * columns + k], b = answer.track[next * columns + k];
-    into[k] = (a + (b - a) * part) / 65535;
+    into[k] = (a + (b - a) * part) / 65535 * left;
   }
   return into;
 }
@@ -81,7 +86,8 @@ function show() {
   scheduled = false;
   time = now();
   if (playing && !onSound && time >= answer.seconds) pause();
-  if (posedAt !== time) weightsAt(time, current);
+  if (untouched) current.fill(0);
+  else if (posedAt !== time) weightsAt(time, current);
   drawFace();
   showProgress();
   if (playing) invalidate();
@@ -184,10 +190,11 @@ function drawCurve(ink, column, width, top, height) {
     for (let i = first; i < Math.min(first + each, answer.frames); i++) if (weight(i) > weight(widest)) widest = i;
     ink.lineTo(x(widest), y(widest));
   }
-  ink.lineTo(width, y(answer.frames - 1));
+  ink.lineTo(x(answer.frames), y(answer.frames - 1));
+  ink.lineTo(x(answer.frames + REST * answer.fps), top + height);
+  ink.lineTo(width, top + height);
   ink.lineWidth = 1.5;
   ink.stroke();
-  ink.lineTo(width, top + height);
   ink.lineTo(0, top + height);
   ink.globalAlpha = .16;
   ink.fill();
@@ -202,7 +209,7 @@ function select(chosen) {
   answer = data.answers[index];
   answer.spoken = -2;                                                // no index, nor the -1 before the first sentence
   time = 0;
-  posedAt = -1;
+  [untouched, posedAt] = [true, -1];
   URL.revokeObjectURL(audio.src);
   if (answer.sound) audio.src = URL.createObjectURL(new Blob([bytes(answer.sound)], {type: "audio/wav"}));
   else audio.removeAttribute("src");
@@ -369,6 +376,7 @@ function start() {
   for (const each of data.answers) {
     each.track = new Uint16Array(bytes(each.track).buffer);
     each.levels = bytes(each.levels);
+    each.seconds = Math.max(each.seconds, each.frames / each.fps + REST);
   }
   bindControls();
   bindView($("face"));

@@ -39,9 +39,9 @@ def write_viewer(path, track, fps: float = 30, audio=None, text: str = "", head:
     """Write one page that plays one answer.
 
     track: (T, K), clipped to [0, 1], frame t shown at t / fps s. audio: path of a sound file, or None. text: what is
-    said. head: `make_head()` unless given. Sound and face may differ in length: the page lasts as long as the longer
-    one, and the face keeps its last frame. Raises ValueError for a track or a sound that it cannot show, and where the
-    page would be larger than PAGE_BYTES, which is 35 minutes of sound at 22.05 kHz.
+    said. head: `make_head()` unless given. After its last frame the face fades to rest within 0.2 s. The page lasts
+    until then, or as long as the sound if that is longer. Raises ValueError for a track or a sound that it cannot show,
+    and where the page would be larger than PAGE_BYTES, which is 35 minutes of sound at 22.05 kHz.
     """
     write_gallery(path, [(title, track, audio, text)], fps, head, title)
 

@@ -131,11 +131,14 @@ void main() {
   gl_Position = vec4(spot.xy * lens.xy, (depth * (far + near) - 2. * far * near) / (far - near), depth);
 }`;
 const FRAGMENT = `
+#extension GL_OES_standard_derivatives : enable
 precision highp float;
 uniform vec4 lens;
 varying vec3 spot, facing; varying vec4 tint; varying float cover;
 const vec3 KEY = vec3(.2442, .4395, .8640);                          // (0.25, 0.45, 0.86) at length 1
 void main() {
+  vec3 right = dFdx(spot), up = dFdy(spot);                          // the depth of a triangle seen edge-on is a guess:
+  if (abs(right.z) + abs(up.z) > 20. * (abs(right.x) + abs(up.y))) discard;    // it would shine through what is before
   vec3 n = normalize(facing), eye = normalize(vec3(0, 0, lens.z) - spot);
   if (dot(n, eye) < -.3) n = -n;                                     // inside of an open part; slivers have no side
   float gloss = tint.a;
@@ -151,6 +154,7 @@ void main() {
 
 /** WebGL state for a head on a canvas. Returns draw(width, height), which renders the head's current pose. */
 function makeRenderer(gl, head) {
+  gl.getExtension("OES_standard_derivatives");
   const program = gl.createProgram();
   for (const [kind, source] of [[gl.VERTEX_SHADER, VERTEX], [gl.FRAGMENT_SHADER, FRAGMENT]]) {
     const shader = gl.createShader(kind);

@@ -289,7 +289,7 @@ def test_a_byte_order_mark_does_no_harm(saved, tmp_path, encoding):
 
 def test_a_directory_that_is_being_saved_and_an_adapter_are_refused(saved, tmp_path):
     (copied(saved, tmp_path, lambda tensors: tensors) / ".saved").mkdir()
-    with pytest.raises(ValueError, match="is being saved, or a save was killed: try again, or complete it with"):
+    with pytest.raises(ValueError, match="is being saved, or a save was killed: try again, or run the command"):
         ExOmni.from_pretrained(tmp_path)
     (tmp_path / ".saved").rmdir()
     (tmp_path / "config.json").rename(tmp_path / "adapter_config.json")

@@ -17,6 +17,7 @@ import evaluate
 import train
 from data import Split, Writer, collate
 from face import measure as face_measure
+from face.arkit import ARKIT_NAMES
 from face.head import make_head
 from face_decoder import FPS, face_loss
 from model import Answer, ExOmni
@@ -79,6 +80,20 @@ def test_a_face_held_still_gets_no_marks(voice, head, still):
 def test_a_trembling_face_has_more_jitter(voice, head):
     tremble = voice["face"] + 0.05 * (np.arange(FRAMES) % 2)[:, None]
     assert face_measure.face_figures([tremble], [voice["face"]], [voice], head)["jitter"] > 2
+
+
+def test_how_an_answer_ends_and_trembles_there(voice, head):
+    own, frame = voice["face"], np.arange(FRAMES)[:, None]
+    figures = lambda track: face_measure.face_figures([track, own], [own, own], [voice, voice], head)
+    names = ["jitter, first 6 frames", "jitter, last 6 frames", "ends with a closed eye", "ends with parted lips"]
+    assert [figures(own)[name] for name in names] == pytest.approx([1, 1, 0, 0])
+    found = figures(own + .2 * (frame >= FRAMES - 3))
+    assert found[names[0]] == pytest.approx(1) and found[names[1]] > 2 and found[names[2]] == 0
+    cut = figures(own[:45])                                     # in the middle of a vowel
+    assert cut[names[3]] == .5
+    blinking = own.copy()
+    blinking[-1, ARKIT_NAMES.index("eyeBlinkRight")] = .5
+    assert figures(blinking)[names[2]] == .5 and face_measure.endings([], head)[names[2]] is None
 
 
 def test_without_recordings_what_needs_them_is_left_out(voice, head, tmp_path):

@@ -1,8 +1,10 @@
 """Our head: what each shape moves, in which direction, and that the mesh stays whole (docs/spec/face.md 5.2)."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from face import head
+from face import head, render
 from face.arkit import ARKIT_NAMES
 
 # Mouth targets of the phoneme classes (docs/spec/face.md 6.3), and the upper face
@@ -109,6 +111,25 @@ def test_mouth_close_seals_the_opened_jaw(face):
         assert gap(face, jawOpen=jaw, mouthClose=jaw) < .02 * opened
     chin = part(face, "jawOpen", "lower teeth")[:, 1].mean()
     assert chin < -.02 and np.abs(part(face, "mouthClose", "lower teeth")).max() == 0      # sealed lips, lowered jaw
+
+
+@pytest.mark.parametrize("sealed", [
+    {}, dict(jawOpen=1, mouthClose=1), dict(mouthRollLower=1), dict(mouthSmile=1), dict(mouthPress=1),
+    dict(jawOpen=.25, mouthClose=.25, mouthRollLower=.4, mouthRollUpper=.25, mouthPress=.35, mouthShrugLower=.25)])
+def test_the_inside_of_a_sealed_mouth_stays_behind_lips_and_skin(face, sealed):
+    """The page renders both sides of a triangle, so both are here. Green is the bag, all else is black."""
+    bag = face.faces[np.isin(face.faces, face.parts["bag"]).any(1)]
+    colors = np.zeros_like(face.colors)
+    colors[face.parts["bag"], 1] = 1
+    picture = render.still(replace(face, colors=colors, faces=np.concatenate([face.faces, bag[:, ::-1]])),
+                           weights(**sealed), 400, background=(0, 0, 0), close=True).astype(int)
+    assert (picture[..., 1] > picture[..., 0] + 20).sum() == 0
+
+
+def test_the_lips_face_forward_up_to_the_seam(face):
+    """Where a normal turns away from the viewer, the page takes the other side for lit: the seam would be jagged."""
+    seam = render.normals(face.vertices, face.faces)[np.concatenate([face.upper, face.lower])]
+    assert seam[:, 2].min() > 0
 
 
 def test_the_neutral_head_is_its_own_mirror_image(face):

@@ -43,11 +43,14 @@ def buzz(phones, rate=16_000):
     return 0.3 * sound * np.sin(2 * np.pi * 120 * t)
 
 
+@pytest.mark.parametrize("step", [None, .025])         # seconds: as exact as flite's, and as a neural voice's
 @pytest.mark.parametrize("text", SAID)
-def test_lips_close_in_p_b_m_and_touch_the_teeth_in_f_v(text):
-    track = track_of(PHONES[text])
+def test_lips_close_in_p_b_m_and_touch_the_teeth_in_f_v(text, step):
+    phones = [(name, *(time if step is None else round(time / step) * step for time in span))
+              for name, *span in PHONES[text]]
+    track = track_of(phones)
     for names, share in (("pbm", 0.10), ("fv", 0.35)):
-        spans = [(start, end) for name, start, end in PHONES[text] if name in names]
+        spans = [(start, end) for name, start, end in phones if name in names]
         assert not spans or closure_rate(track, spans, HEAD, share) == 1
 
 
@@ -92,6 +95,22 @@ def test_weights_stay_in_range_and_do_not_jump(text):
     assert (weight(track, "mouthClose") <= weight(track, "jawOpen") + 1e-6).all()
     lids = [name.startswith("eye") for name in ARKIT_NAMES]
     assert np.abs(np.diff(track[:, ~np.array(lids)], axis=0)).max() < 0.35  # open next to closed: 3 frames
+
+
+@pytest.mark.parametrize("silence", [0, .05, .2, 1])   # seconds after the last sound
+@pytest.mark.parametrize("text", SAID)
+def test_a_take_begins_and_ends_at_rest(text, silence):
+    end = PHONES[text][-2][2]
+    phones = [*PHONES[text][:-1], ("pau", end, end + silence)]
+    for seed in range(20):
+        track = track_of(phones, sound=buzz(phones), seed=seed)
+        assert not track[[0, -1]].any()
+        shut = np.flatnonzero(weight(track, "eyeBlinkLeft") > 0) / 30
+        assert ((shut >= .2) & (shut < len(track) / 30 - .3)).all()
+        edges = np.abs(np.diff(np.concatenate([track[:6], track[-6:]])[:, ARKIT_NAMES.index("jawOpen")], axis=0))
+        assert edges.max() < .25
+        looks = [name.startswith("eyeLook") for name in ARKIT_NAMES]
+        assert np.abs(np.diff(track[:, looks], axis=0)).max() < .051          # a way of 0.1 takes two frames
 
 
 def test_lips_move_with_the_sound():

@@ -104,6 +104,20 @@ def test_weights_on_screen_are_the_tracks_between_two_frames(page):
         assert abs(np.array(page.evaluate("viewer.weights()")) - expected).max() < 1e-5         # 16-bit steps: 8e-6
 
 
+def test_the_face_is_at_rest_before_the_first_frame_and_after_the_last(browser, folder):
+    """What is paused in between is held; within 0.2 s after the last frame everything fades."""
+    viewer.write_viewer(folder / "half.html", np.full((30, 52), .5))
+    page = open_page(browser, folder / "half.html")
+    weights = lambda: np.array(page.evaluate("viewer.weights()"))
+    for _ in range(2):
+        assert not weights().any()
+        for seconds, expected in ((0, .5), (.5, .5), (1, .5), (1.1, .25), (1.2, 0)):
+            at(page, seconds)
+            np.testing.assert_allclose(weights(), expected, atol=1e-4, err_msg=str(seconds))
+        page.evaluate("viewer.select(0)")
+        wait(page, "!viewer.weights()[0]")
+
+
 def test_three_times_show_three_mouths(page):
     closed, wide, again, rounded = (at(page, frame / 30) for frame in (37, 27, 37, 87))     # PP, aa, PP, WW
     mouth = np.s_[len(closed) // 2:]
@@ -143,7 +157,7 @@ def test_keys_play_seek_mute_and_reset(page):
     at(page, 0)
     time = lambda: page.evaluate("viewer.time")
     for key, seconds in (("ArrowRight", 1 / 30), ("ArrowRight", 2 / 30), ("ArrowLeft", 1 / 30),
-                         ("Shift+ArrowRight", 31 / 30), ("End", 10), ("Shift+ArrowLeft", 9), ("Home", 0)):
+                         ("Shift+ArrowRight", 31 / 30), ("End", 10.2), ("Shift+ArrowLeft", 9.2), ("Home", 0)):
         page.keyboard.press(key)
         assert time() == pytest.approx(seconds, abs=1e-6), key
     page.keyboard.press("Space")
@@ -173,10 +187,10 @@ def test_a_press_or_drag_on_the_waveform_seeks(page):
     box = page.locator(".lanes").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
     page.mouse.down()
-    assert page.evaluate("viewer.time") == pytest.approx(5, abs=0.02)           # 10 s on some 500 pixels
+    assert page.evaluate("viewer.time") == pytest.approx(5.1, abs=0.02)         # 10.2 s on some 500 pixels
     page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + 90)
     page.mouse.up()
-    assert page.evaluate("viewer.time") == pytest.approx(8, abs=0.02)
+    assert page.evaluate("viewer.time") == pytest.approx(8.16, abs=0.02)
 
 
 def test_sound_and_face_advance_together(page):
@@ -199,7 +213,7 @@ def test_it_stops_at_the_end_and_plays_again_from_the_start(page):
     at(page, 9.7)
     page.locator("#play").click()
     wait(page, "!viewer.playing")
-    assert page.evaluate("viewer.time") == pytest.approx(10)
+    assert page.evaluate("viewer.time") == pytest.approx(10.2) and not any(page.evaluate("viewer.weights()"))
     assert page.locator("#play").get_attribute("aria-label") == "Play again"
     page.locator("#play").click()
     wait(page, "viewer.playing && viewer.time < 5")
@@ -262,7 +276,7 @@ def test_a_gallery_switches_between_answers_also_silent_and_uneven_ones(browser,
     page = open_page(browser, folder / "gallery.html")
     buttons = page.locator("#gallery button")
     assert buttons.all_text_contents() == ["First", "Silent", "Uneven"]
-    for i, seconds in ((1, 1.5), (2, 40 / 30), (0, 2)):
+    for i, seconds in ((1, 1.5 + .2), (2, 40 / 30 + .2), (0, 2 + .2)):
         buttons.nth(i).click()
         assert page.evaluate("viewer.duration") == pytest.approx(seconds)
         assert buttons.nth(i).get_attribute("aria-current") == "true"
@@ -358,7 +372,7 @@ def test_a_page_of_one_frame_and_of_an_hour(browser, folder, frames):
     text = "\u202ehello </script> \U0001f600 \"'` &amp; ${data}\\"
     viewer.write_viewer(folder / "long.html", np.resize(demo_track(300), (frames, 52)), text=text)
     page = open_page(browser, folder / "long.html")
-    assert page.evaluate("viewer.duration") == pytest.approx(frames / 30)
+    assert page.evaluate("viewer.duration") == pytest.approx(frames / 30 + .2)
     assert at(page, frames / 30 - 0.001).std() > 15 and page.locator("#words").text_content() == text
     assert page.complaints == []
 

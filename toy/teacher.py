@@ -70,6 +70,9 @@ ROUND = [COLUMN[name] for name in ("mouthPucker", "mouthSmile", "mouthStretch")]
 UNSHAPED, UNSHAPED_SHARE = ("PP", "DD", "nn", "kk"), .15     # these leave rounding and spreading to their neighbours
 SIBILANT_JAW, TEETH_JAW, LIPS_JAW = .25, .12, .25
 SHORT_PAUSE, SHORT_PAUSE_ALPHA = .27, .2        # seconds: a shorter pause between sounds does not close the mouth
+FROM_REST, TO_REST = .1, .2                     # seconds at both ends in which the face leaves rest and returns to it
+DOWN, SHUT, UP = .08, .04, .16                  # seconds of a blink
+AWAKE = .2, .3                                  # seconds at both ends without a blink
 
 
 def face_track(phones: list, frames: int, sound=None, rate: int = 16_000, seed: int = 0) -> np.ndarray:
@@ -77,7 +80,8 @@ def face_track(phones: list, frames: int, sound=None, rate: int = 16_000, seed: 
 
     frames: face_decoder.frames_for_units of the speech's units, so that both clocks agree. sound (samples,): its
     waveform; without one every phone is said equally loud. seed: of blinks and gaze. Raises ValueError for a phone that
-    flite does not have, and where there is nothing to say.
+    flite does not have, and where there is nothing to say. The first and the last frame are at rest, all weights 0:
+    lips sealed, eyes open and straight ahead.
     """
     if not len(phones) or frames < 1:
         raise ValueError(f"{len(phones)} phones in {frames} frames: a face needs at least one of each")
@@ -92,7 +96,9 @@ def face_track(phones: list, frames: int, sound=None, rate: int = 16_000, seed: 
     blink(track, pauses, random)
     brows(track, pieces, loud)
     gaze(track, random)
-    return track.clip(0, 1).astype(np.float32)
+    times = np.arange(frames) / FPS
+    awake = ease(times / FROM_REST) * ease((times[-1] - times) / TO_REST)   # a share of sealed lips is sealed lips
+    return (track * awake[:, None]).clip(0, 1).astype(np.float32)
 
 
 def put(track, name: str, values) -> None:
@@ -182,20 +188,26 @@ def constrain(lips, pieces: list) -> np.ndarray:
 
 # ---- what does not depend on the words (docs/spec/face.md 6.5) ----------------------------------------------------
 
+def ease(x) -> np.ndarray:
+    """0 below 0, 1 above 1, a raised cosine in between."""
+    return (1 - np.cos(np.pi * np.clip(x, 0, 1))) / 2
+
+
 def hump(times, start: float, rise: float, hold: float, fall: float) -> np.ndarray:
-    """0, up within `rise` seconds from `start`, 1 for `hold`, down within `fall`: raised cosines at times (T,)."""
-    up, down = ((times - start) / rise).clip(0, 1), ((times - start - rise - hold) / fall).clip(0, 1)
-    return (np.cos(np.pi * down) - np.cos(np.pi * up)) / 2
+    """0, up within `rise` seconds from `start`, 1 for `hold`, down within `fall`, at times (T,)."""
+    return ease((times - start) / rise) - ease((times - start - rise - hold) / fall)
 
 
 def blink(track, pauses: list, random: np.random.Generator) -> None:
-    """Every 3.5 s or so (log-normal, 1.2 to 7), at a pause if one is within half a second; 80 ms down, 40 shut, 160
-    up."""
+    """Every 3.5 s or so (log-normal, 1.2 to 7), at a pause if one is within half a second. The eyes are open at both
+    ends of a take: whoever shows it holds its last frame."""
     times, gap = np.arange(len(track)) / FPS, lambda: float(np.exp(random.normal(np.log(3.5), .4)).clip(1.2, 7))
-    at = gap() * random.random()
-    while at < len(track) / FPS:
+    first, last = AWAKE[0], len(track) / FPS - AWAKE[1] - (DOWN + SHUT + UP)
+    at = first + gap() * random.random()
+    while at < last:
         near = min((max(start, min(at, end)) for start, end in pauses), key=lambda pause: abs(pause - at), default=at)
-        shut = hump(times, near if abs(near - at) < .5 else at, .08, .04, .16)
+        near = min(max(near, first), last)
+        shut = hump(times, near if abs(near - at) < .5 else at, DOWN, SHUT, UP)
         put(track, "eyeBlink", .95 * shut)
         put(track, "eyeSquint", .1 * shut)
         at += gap()
@@ -216,8 +228,8 @@ def brows(track, pieces: list, loud) -> None:
 
 
 def gaze(track, random: np.random.Generator) -> None:
-    """Both eyes jump by up to 0.05 every half to two seconds."""
-    frame = 0
+    """Both eyes look elsewhere, by up to 0.05, every half to two seconds; the way takes two frames."""
+    frame, looks = 0, [n for n, name in enumerate(ARKIT_NAMES) if name.startswith("eyeLook")]
     while frame < len(track):
         until = frame + round(FPS * random.uniform(.5, 2))
         across, up = random.uniform(-.05, .05, 2)
@@ -226,3 +238,4 @@ def gaze(track, random: np.random.Generator) -> None:
             for side in (left, right):
                 track[frame:until, ARKIT_NAMES.index("eyeLook" + side)] = max(value, 0)
         frame = until
+    track[1:, looks] = (track[1:, looks] + track[:-1, looks]) / 2
