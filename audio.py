@@ -64,9 +64,8 @@ def load_audio(path) -> torch.Tensor:
     return waveform
 
 
-@contextmanager
-def open_sound(path):
-    """The soundfile.SoundFile of a path. Raises ValueError where it is not audio, or of an absurd rate."""
+def forwards(raw):
+    """The soundfile.SoundFile of an open file. Raises soundfile.LibsndfileError where it is not audio."""
     import soundfile
 
     class Forwards(soundfile.SoundFile):
@@ -75,9 +74,16 @@ def open_sound(path):
         def seekable(self):
             return False
 
+    return Forwards(raw)
+
+
+@contextmanager
+def open_sound(path):
+    """The soundfile.SoundFile of a path. Raises ValueError where it is not audio, or of an absurd rate."""
+    import soundfile
     with open(path, "rb") as raw:           # opened here: soundfile cannot encode every file name
         try:
-            file = Forwards(raw)
+            file = forwards(raw)
         except soundfile.LibsndfileError as error:
             raise ValueError(f"{path} is not audio that can be read ({error.error_string.rstrip('.')}): "
                              "give a wav, flac, ogg or mp3 file") from None

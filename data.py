@@ -76,8 +76,8 @@ class Writer:
 
     def add(self, row: dict, **arrays) -> dict:
         """Append one sample and return its row. audio and answer_audio (samples,) float in [-1, 1] or int16, units
-        (U,) int, face (T, 52) float; or the [start, length] of an array that is already here. Raises ValueError for what the
-        format cannot hold, OSError where the disk is full: the writer is closed then."""
+        (U,) int, face (T, 52) float; or the [start, length] of an array that is already here. Raises ValueError for
+        what the format cannot hold, OSError where the disk is full: the writer is closed then."""
         if row["task"] not in TASKS or row["id"] in self.rows:
             raise ValueError(f"sample {row['id']}, task {row['task']}: expected a new id and one of {', '.join(TASKS)}")
         arrays = {name: array if isinstance(array, list) else encoded(ENTRIES[name], array)
@@ -206,7 +206,8 @@ def check(split: Split, rows, model) -> None:
         length = {name: row[name][1] if name in row else 0 for name in ARRAYS}
         where = f"{split.directory}: sample {row['id']}"
         if lacking:
-            raise ValueError(f"{where}, task {row['task']}, lacks {', '.join(lacking)}: run prepare.py again")
+            raise ValueError(f"{where}, task {row['task']}, lacks {', '.join(lacking)}: `prepare.py units`, "
+                             "`label` and `speak` make what is missing; or leave it out")
         if length["audio"] > longest:
             raise ValueError(f"{where} has {length['audio'] / SAMPLE_RATE:.1f} s of speech, the checkpoint's context "
                              f"holds {longest / SAMPLE_RATE:.1f} s: leave it out or cut it")

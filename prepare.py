@@ -6,22 +6,35 @@
     python prepare.py demo --out data/demo                                      synthetic speech: see toy/demo.py
     python prepare.py demo --answers mini/data                                  without flite: answers from a file
     python prepare.py demo --list                                               what one can ask, as jsonl
+    python prepare.py corpus librispeech LibriSpeech --out data/libri           a public corpus: see corpora/
+    python prepare.py corpus table recordings.csv --out data/mine               your own sound, texts and faces
+    python prepare.py speak data/mine --tts "piper -m voice.onnx -f {out}"      answers spoken by any program
+    python prepare.py units data/mine --checkpoint mini                         speech units of the answers
+    python prepare.py label data/mine --teacher audio2face3d DIR                their faces
 
-`weights` makes a checkpoint directory that `ExOmni.from_pretrained` opens (corpora/published.py). `demo` makes what
-`train.py` reads (data.py). Each command is a pair of functions here: one adds its arguments, one does the work.
+`weights` makes a checkpoint directory that `ExOmni.from_pretrained` opens (corpora/published.py). `demo` and `corpus`
+make what `train.py` reads (data.py), the last three add to it. Each command is a pair of functions: one adds its
+arguments, one does the work.
 """
-import argparse
-import tempfile
+import shutil
+import signal
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import cli                                                      # before torch, which takes seconds
+
 import torch
 
-from checkpoint import ExOmniConfig, preset
-from cli import one_line_errors
+import disk
+import saving
+from checkpoint import TOKENIZER_FILES, ExOmniConfig, preset
+from corpora import hub, readers
+from corpora.label import add_label
 from corpora.published import LLMS, SOURCES, convert_published
+from corpora.speak import add_speak
 from corpora.tally import Tally
+from corpora.units import add_units
 from flow import CFMConfig, EncoderConfig, EstimatorConfig, FlowConfig, MatchingConfig
 from hift import F0Config, HiFTConfig
 from model import ExOmni
@@ -29,6 +42,9 @@ from speech_decoder import SpeechDecoder, SpeechDecoderConfig
 from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 from tokenizer import write_tiny
 
+# What a checkpoint consists of; other files in its directory are somebody's own.
+CHECKPOINT_FILES = ("model*.safetensors*", "config.json", "generation_config.json", hub.RECORD, *TOKENIZER_FILES,
+                    "*.tiktoken", "speech_tokenizer/*", "speech_decoder/*")
 # The speech parts of the tiny preset; their units are those of PRESETS["tiny"].
 TINY_TOKENIZER = SpeechTokenizerConfig(num_mel_bins=80, d_model=32, encoder_attention_heads=2, encoder_ffn_dim=64,
                                        quantize_position=2, pooling_position=2, quantize_vocab_size=96)
@@ -43,9 +59,10 @@ TINY_DECODER = SpeechDecoderConfig(
 def add_weights(commands) -> None:
     """The arguments of `prepare.py weights`."""
     about = ("Published weights to one checkpoint directory. A source is a Hugging Face repository or a local "
-             "directory; what none of them holds is newly initialised.")
+             "directory; what none of them holds is newly initialised. sources.json in it says which commits were "
+             "fetched.")
     command = commands.add_parser("weights", help="published weights to one checkpoint directory", description=about)
-    command.set_defaults(command=make_weights)
+    command.set_defaults(command=make_weights, interrupted="nothing was written, downloads are kept")
     add = command.add_argument
     add("--preset", help=f"tiny (random, no sources) or a size: {', '.join(LLMS)}")
     add("--out", help="directory to write (default: checkpoints/PRESET, or checkpoints/release)")
@@ -56,7 +73,10 @@ def add_weights(commands) -> None:
         add(f"--{part.replace('_', '-')}", help=f"{what} (default: %(default)s)", default=SOURCES[part])
     add("--dtype", choices=["bfloat16", "float16", "float32"],
         help="of the model on disk (default: the language model's, or the release's)")
-    add("--seed", type=int, default=0, help="of newly initialised modules (default: %(default)s)")
+    add("--revision", nargs="+", default=[], metavar="PART=COMMIT", help="what to fetch of a repository, a "
+        "commit, tag or branch; PART is llm, speech-encoder, ... (default: the newest; with --overwrite it must be the "
+        "one of before)")
+    add("--seed", type=cli.seed, default=0, help="of newly initialised modules (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace the checkpoint in --out, once the new one is complete")
 
 
@@ -68,6 +88,7 @@ def make_weights(args) -> None:
         raise ValueError("--release holds the language model too: give it or --llm, not both")
     config = None if args.preset is None else preset(args.preset)
     given = [part for part in ("llm", "release", *SOURCES) if getattr(args, part) != SOURCES.get(part)]
+    given += ["revision"] * bool(args.revision)
     if args.preset == "tiny" and given:
         raise ValueError(f"the tiny preset is random and takes no {', '.join(given)}: choose another preset")
     out, tally = Path(args.out or f"checkpoints/{args.preset or 'release'}"), Tally()
@@ -76,7 +97,7 @@ def make_weights(args) -> None:
             torch.manual_seed(args.seed)
             make_tiny(new, replace(config, dtype=args.dtype or config.dtype), tally)
         else:
-            convert_published(new, args, tally)
+            convert_published(new, args, tally, hub.read_record(out))
         size = sum(path.stat().st_size for path in new.rglob("*") if path.is_file())
     tally.print_new(1 if args.preset == "tiny" else 2)
     print(f"wrote {out} ({size / 1e6:,.1f} MB): {tally}")
@@ -100,29 +121,56 @@ def make_tiny(out: Path, config: ExOmniConfig, tally: Tally) -> None:
 
 @contextmanager
 def building(out: Path, overwrite: bool):
-    """Yield an empty directory that replaces `out` at the end, or vanishes if anything fails. What was in `out` before
-    is removed last. Raises ValueError where `out` holds files that are not to be replaced."""
-    out = out.resolve()
+    """Yield an empty directory in `out` that becomes the checkpoint there at the end, or vanishes if anything fails. At
+    any time the old checkpoint or the whole new one counts (saving.py); files of neither stay. Raises ValueError where
+    `out` holds files that are not to be replaced, or where another process is at work there."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file, expected a directory: choose another --out")
-    if out.exists() and any(out.iterdir()):
-        if not overwrite:
-            raise ValueError(f"{out} already holds files: choose another --out, or replace it with --overwrite")
-        if not (out / "config.json").is_file():
-            raise ValueError(f"{out} holds files but no config.json, so it is no checkpoint: choose another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        new, old = Path(scratch) / "new", Path(scratch) / "old"
-        new.mkdir()
-        yield new
-        try:
-            if out.exists():
-                out.rename(old)
-            new.rename(out)
-        except BaseException:
-            if old.exists() and not out.exists():
-                old.rename(out)
-            raise
+    fresh, new = not out.exists(), out / ".saving"
+    try:
+        with disk.locked(out):
+            saving.recover(out)
+            check_replaceable(out, overwrite)
+            new.mkdir()
+            try:
+                yield new
+                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)      # it is done in a moment
+                try:
+                    replace_checkpoint(out)
+                finally:
+                    signal.signal(signal.SIGINT, handler)
+            except BaseException:
+                shutil.rmtree(new, ignore_errors=True)                      # commit has renamed it where it decided
+                raise
+    except BaseException:
+        if fresh and out.is_dir() and not any(path.name != ".lock" for path in out.iterdir()):
+            shutil.rmtree(out)
+        raise
+
+
+def check_replaceable(out: Path, overwrite: bool) -> None:
+    """Raises ValueError where a directory holds files that a new checkpoint is not to replace."""
+    if not any(path.name != ".lock" for path in out.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(f"{out} already holds files: choose another --out, or replace it with --overwrite")
+    if not (out / "config.json").is_file():
+        raise ValueError(f"{out} holds files but no config.json, so it is no checkpoint: choose another --out")
+    if (out / "stages.json").exists() or saving.holds_training(out):
+        raise ValueError(f"{out} holds a checkpoint that was trained, which nothing brings back: choose another --out, "
+                         "or remove it yourself")
+
+
+def replace_checkpoint(out: Path) -> None:
+    """out/.saving takes the place of the checkpoint in `out`, which is removed then. Raises OSError."""
+    found = [path.relative_to(out).as_posix() for pattern in CHECKPOINT_FILES for path in out.glob(pattern)]
+    if found:                                                       # by any version of this program, or by a person
+        disk.write_json(out / saving.FILES, {"files": sorted({*saving.files_of(out), *found})})
+    saving.commit(out)
+    previous = out / "previous"
+    for name in [*saving.files_of(previous), saving.FILES]:
+        (previous / name).unlink(missing_ok=True)
+    saving.remove_empty(previous)
 
 
 # ---- demo ---------------------------------------------------------------------------------------------------------
@@ -132,10 +180,10 @@ def add_demo(commands) -> None:
     about = ("The closed spoken domain as prepared data: questions in many voices, answers in one, their faces. Needs "
              "espeakng-loader, and flite or --answers. An interrupted one goes on; a second one does nothing.")
     command = commands.add_parser("demo", help="synthetic speech and faces for the mini model", description=about)
-    command.set_defaults(command=make_demo)
+    command.set_defaults(command=make_demo, interrupted="what was made is kept, the same command goes on from there")
     add = command.add_argument
     add("--out", default="data/demo", help="directory to write (default: %(default)s)")
-    add("--seed", type=int, default=0, help="of held-out phrasings, voices and all else (default: %(default)s)")
+    add("--seed", type=cli.seed, default=0, help="of held-out phrasings, voices and all else (default: %(default)s)")
     add("--size", choices=["small", "full"], default="full", help="small: to look at, a minute (default: %(default)s)")
     add("--answers", help="directory with shipped answers, units and faces: espeak-ng alone asks, flite is not needed "
                           "(default: mini/data where flite is not installed)")
@@ -148,20 +196,32 @@ def make_demo(args) -> None:
     command(args)
 
 
+# ---- corpus -------------------------------------------------------------------------------------------------------
+
+def add_corpus(commands) -> None:
+    """The arguments of `prepare.py corpus`."""
+    about = ("A public corpus, or recordings of your own, as prepared data. Uses all cores, skips and counts what is "
+             "of no use. An interrupted one goes on.")
+    command = commands.add_parser("corpus", help="a public corpus, or your own recordings", description=about)
+    command.set_defaults(command=readers.command, interrupted="what was written is kept, the same command goes on")
+    readers.add_arguments(command)
+
+
 # ---- the command --------------------------------------------------------------------------------------------------
 
-def arguments() -> argparse.ArgumentParser:
-    """The parser of the whole command line; a parsed one's `command` is the function that does the work."""
-    parser = argparse.ArgumentParser(description="Fetch, convert and generate what the model needs.")
+def arguments() -> cli.Parser:
+    """The parser of the whole command line; a parsed one's `command` is the function that does the work, `interrupted`
+    what is to be said where Ctrl-C ends it."""
+    parser = cli.Parser(description="Fetch, convert and generate what the model needs.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for add in (add_weights, add_demo):
+    for add in (add_weights, add_demo, add_corpus, add_speak, add_units, add_label):
         add(commands)
     return parser
 
 
 def main(argv=None) -> None:
     args = arguments().parse_args(argv)
-    with one_line_errors("interrupted: nothing was written, downloads are kept"):
+    with cli.one_line_errors(f"interrupted: {args.interrupted}", args.debug):
         args.command(args)
 
 

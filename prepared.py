@@ -133,8 +133,8 @@ def sized(path: Path, stated: File) -> int:
 
 
 def replace_files(new: Path) -> None:
-    """The files in SPLIT/NEW, a directory, take the place of those in SPLIT, all or none: where this is killed, the next
-    reader finds the old ones or finishes it. Raises OSError."""
+    """The files in SPLIT/NEW, a directory, replace those in SPLIT, all or none: where this is killed, the next reader
+    finds the old ones or finishes it. Raises OSError."""
     os.replace(new, new.parent / READY)                             # this decides
     finish_replacing(new.parent)
 

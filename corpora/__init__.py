@@ -5,6 +5,8 @@
     hub.py          Hugging Face repositories: fetched at one commit, which the checkpoint remembers
     tally.py        what became of every tensor
 
-Readers of public speech and face corpora belong here too, one file per corpus layout: from the files as their authors
-publish them to prepared data (data.py). There is none yet.
+    adding.py       arrays put into finished prepared data: units.py, label.py, speak.py are `prepare.py units` ...
+    audio2face.py   NVIDIA's Audio2Face-3D as teacher; blendshapes.py: its skin -> 52 weights
+    readers.py      `prepare.py corpus NAME`: asr.py, dialogues.py, faces.py and table.py read the layouts, corpus.py
+                    does the rest with sound.py and files.py
 """

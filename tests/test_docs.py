@@ -1,7 +1,6 @@
 """README.md and docs/walkthrough.md say what is so: files, names, figures, commands, and the code that they show."""
 import importlib
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,7 @@ import torch
 
 import train
 from checkpoint import ABLATIONS, PRESETS
-from data import Split, check, collate, rows_of
-from face.arkit import write_csv
+from data import Split
 from model import ExOmni
 from weights import shapes_only
 
@@ -121,7 +119,8 @@ def test_presets_table_has_their_sizes():
 
 # Command -> where its options are written.
 OPTIONS = {"-m face": ["face/__main__.py"], "-m toy": ["toy/make.py", "toy/pretrain.py"], "bench.py": ["bench.py"],
-           "prepare.py": ["prepare.py"], "evaluate.py": ["evaluate.py"], "sample.py": ["sample.py"],
+           "prepare.py": ["prepare.py",
+             *(f"corpora/{path.name}" for path in (ROOT / "corpora").glob("*.py"))], "evaluate.py": ["evaluate.py"], "sample.py": ["sample.py"],
            "train.py": ["train.py", "runs.py"], "docs/walkthrough.py": ["docs/walkthrough.py"]}
 
 
@@ -135,40 +134,6 @@ def test_options_that_are_named_exist(page):
                 code = "".join((ROOT / file).read_text("utf-8") for file in files)
                 for option in re.findall(r"(?<= )--[a-z][a-z-]*", command):
                     assert f'"{option}"' in code, f"{page}: {name} has no {option}: {line}"
-
-
-@pytest.fixture(scope="module")
-def own_data(tmp_path_factory):
-    """The README's example of own data, run as it stands there on four questions, one of them with a face."""
-    work = tmp_path_factory.mktemp("own")
-    (work / "recordings").mkdir()
-    (work / "mini").symlink_to(ROOT / "mini")
-    for clip in sorted((ROOT / "mini/questions").glob("*.wav"))[:4]:
-        shutil.copy(clip, work / "recordings")
-        (work / "recordings" / clip.with_suffix(".txt").name).write_text(f"About {clip.stem}.\n")
-    write_csv(work / "recordings/day.csv", torch.rand(20, 52).numpy())          # shorter than the sound
-    code, = fenced(section(README, "Your own data"), "python")
-    output_of("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}", cwd=work)
-    return work
-
-
-def test_own_data_of_the_readme_is_what_the_stages_learn_from(own_data):
-    model = ExOmni.from_pretrained(ROOT / "mini")
-    split, val = Split(own_data / "data/mine/train", verify=True), Split(own_data / "data/mine/val", verify=True)
-    assert sorted(row["task"] for row in split.rows) == ["asr"] * 3 + ["face"] + ["tts"] * 3
-    assert {row["task"] for row in val.rows} == {"asr", "tts"}
-    for stage in (1, 2, 3):
-        row = train.STAGES["v1"][stage]
-        rows = rows_of(split, row.tasks)
-        check(split, rows, model)
-        assert model(collate([split[i] for i in rows], model, row.losses)).keys() >= set(row.losses)
-
-
-def test_training_starts_from_own_data(own_data):
-    out = own_data / "out"
-    output_of(ROOT / "train.py", "--stage", 1, "--data", own_data / "data/mine", "--init-from", ROOT / "mini", "--out", out,
-              "--steps", 1, "--batch", 2)
-    assert (out / "model.safetensors").exists()
 
 
 def test_walkthrough_stands_in_its_page():

@@ -1,0 +1,275 @@
+"""From a public corpus to prepared data (data.py): what all readers share. `python prepare.py corpus NAME SOURCE`.
+
+A reader (asr.py, dialogues.py, faces.py, table.py; readers.py lists them) is a generator function of one layout. It
+yields rows, (where, make): where a row stands, for messages, and a function that gives its Clip (sound.py) or a list of
+the rows inside it, as the segments of a recording. It loads no sound. Here clips are decoded by worker processes,
+written in the reader's order, and counted where they are left out.
+
+    OUT/train, OUT/val    prepared data
+    OUT/corpus.json       the command that made it: another one is refused
+    OUT/skipped.jsonl     the clips whose sound or face was of no use. Remove it, and the command tries them again
+
+It may be killed at any time: the same command goes on after the last whole sample, and the files come out the same.
+"""
+import json
+import os
+import signal
+import threading
+import zlib
+from collections import Counter, deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, closing
+from itertools import chain
+from multiprocessing import get_all_start_methods, get_context, parent_process
+from pathlib import Path
+
+from tqdm import tqdm
+
+import disk
+from audio import SAMPLE_RATE
+from corpora.sound import Clip, Skip, Sound, decode
+from data import Writer
+from prepared import ENTRIES, ROW
+
+# What the user's turn says, next to the sound or before the text. Which one is chosen by the id of the sample.
+TRANSCRIBE = ("Write down what you hear.", "Transcribe the speech.", "What is being said?",
+              "Convert the audio to text.", "Please turn this speech into text.",
+              "Repeat in writing what the speaker says.")
+READ_ALOUD = ("Read aloud: ", "Read this text aloud: ", "Say the following: ", "Speak this sentence: ",
+              "Please read out: ", "Turn this text into speech: ")
+# Task -> what of a clip its sample has.
+PARTS = {"asr": ("audio",), "tts": ("answer_audio", "units"), "face": ("answer_audio", "units", "face"),
+         "qa": ("audio", "answer_audio", "units", "face"), "chat": ()}
+VAL = 0.01                  # share of val, where the corpus has none of its own
+AHEAD = 4                   # clips for each worker that are in memory at once
+SPLITS = ("train", "val")
+
+
+# ---- samples ------------------------------------------------------------------------------------------------------
+
+def chosen(texts: tuple, name: str) -> str:
+    """One of the texts, always the same for a name."""
+    return texts[zlib.crc32(name.encode(errors="replace")) % len(texts)]
+
+
+def user(*parts) -> dict:
+    """A user's turn: a str is text, None is the speech."""
+    content = [{"type": "speech"} if part is None else {"type": "text", "text": part} for part in parts]
+    return {"role": "user", "content": content if None in parts else "".join(parts)}
+
+
+def asr(name: str, text: str) -> dict:
+    """The sample of one who transcribes."""
+    return {"task": "asr", "messages": [user(None, chosen(TRANSCRIBE, name))], "answer": text}
+
+
+def spoken(name: str, text: str, task="tts") -> dict:
+    """The sample of one who reads a text aloud; task: tts, or face where the face is seen."""
+    return {"task": task, "messages": [user(chosen(READ_ALOUD, name) + text)], "answer": text}
+
+
+def utterance(name: str, text: str, sound: Sound, tasks=("asr",), **options) -> Clip:
+    """The clip of an utterance of some speaker: of tasks, asr has its sound and its text; tts its text alone, to be
+    spoken by the voice of the answers."""
+    make = {"asr": asr, "tts": spoken}
+    return Clip(name, [make[task](name, text.strip()) for task in tasks], audio=sound if "asr" in tasks else None,
+                **options)
+
+
+# ---- what is left out ---------------------------------------------------------------------------------------------
+
+class Skipped:
+    """Counts what is left out by its reason, remembers the first of each, and keeps the clips that had to be decoded to
+    know it in a file, so that they are not decoded again."""
+
+    def __init__(self, path: Path):
+        self.path, self.counts, self.first, self.known = path, Counter(), {}, {}
+        with open(path, "a+b") as file:                     # without the line that an interrupt broke
+            file.seek(0)
+            end = 0
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    row = json.loads(line)
+                    self.known[row["id"]] = Skip(row["reason"], row["detail"])
+                except (ValueError, LookupError, TypeError) as error:
+                    raise ValueError(f"{path} is damaged ({error}): remove it, and its clips are tried again") from None
+                end += len(line)
+            file.truncate(end)
+        self.file = open(path, "ab")
+
+    def count(self, where: str, skip: Skip) -> None:
+        self.counts[skip.reason] += 1
+        self.first.setdefault(skip.reason, f"{where}: {skip.detail}".removesuffix(": "))
+
+    def keep(self, name: str, skip: Skip) -> None:
+        """Count a clip that was decoded in vain, and write it down."""
+        self.count(name, skip)
+        row = {"id": name, "reason": skip.reason, "detail": skip.detail}
+        self.file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+        self.file.flush()
+
+    def close(self) -> None:
+        self.file.close()
+
+
+# ---- the work -----------------------------------------------------------------------------------------------------
+
+def import_corpus(rows, out: Path, about: dict, longest: dict, share=None, workers=1, manifest=None) -> str:
+    """Write the rows of a reader to out/train and out/val, and say what was written and what was not.
+
+    about: the command that makes it, for corpus.json. longest: seconds of audio and of answer_audio at most. share: of
+    val, by a hash of the group (VAL where the corpus has no split of its own). manifest: more for the manifests.
+    Raises ValueError where `out` is of another command, or where no row is of use; OSError where it cannot be
+    written."""
+    begin(out, about)
+    with ExitStack() as stack:
+        outs = {split: stack.enter_context(Writer(out / split)) for split in SPLITS}
+        skipped = stack.enter_context(closing(Skipped(out / "skipped.jsonl")))
+        bar = stack.enter_context(tqdm(desc=about["corpus"], unit="clip", disable=None))
+        clips = new_clips(rows, outs, skipped, share, bar)
+        for clip, arrays in stack.enter_context(closing(decoded(clips, longest, workers))):
+            if isinstance(arrays, Skip):
+                skipped.keep(clip.id, arrays)
+            else:
+                write(outs[clip.split], clip, arrays)
+            bar.update()
+        lines = [summary(split, outs[split].rows.values()) for split in SPLITS]
+        lines += [f"skipped {count:,}: {reason}, first {skipped.first[reason]}"
+                  for reason, count in skipped.counts.most_common()]
+        if not any(outs[split].rows for split in SPLITS):
+            raise ValueError(f"{about['source']} has no sample of use: {'; '.join(lines[len(SPLITS):])}")
+        for split in SPLITS:
+            if not outs[split].finished:
+                outs[split].finish(made_by="prepare.py corpus", split=split, **about, **(manifest or {}))
+    return "\n".join(lines)
+
+
+def begin(out: Path, about: dict) -> None:
+    """Write out/corpus.json, or compare the one that is there. Raises ValueError where it is of another command, or
+    where other data is there."""
+    path = out / "corpus.json"
+    if path.exists():
+        before = disk.read_json(path)
+        changed = [f"{key} {before.get(key)!r}, not {about.get(key)!r}" for key in about | before
+                   if before.get(key) != about.get(key)]
+        if changed:
+            raise ValueError(f"{out} was made with {'; '.join(changed)}: give the same command, or another --out")
+        return
+    if any((out / split).exists() for split in SPLITS):
+        raise ValueError(f"{out} holds other prepared data: choose another --out")
+    disk.write_json(path, about)
+
+
+def new_clips(rows, outs: dict, skipped: Skipped, share, bar):
+    """Yield the clips that are neither written nor known to be of no use, with their split; count all others."""
+    seen = set()
+    for where, made in flattened(rows):
+        try:
+            if isinstance(made, Skip):
+                raise made
+            clip = checked(made, share)
+            names = {row["id"] for row in clip.rows}
+            if names & seen:
+                raise Skip("duplicate id", clip.id)
+            seen |= names
+        except Skip as skip:
+            skipped.count(where, skip)
+            continue
+        known = skipped.known.get(clip.id)
+        if known is not None:
+            skipped.count(clip.id, known)
+        if known is not None or names <= outs[clip.split].rows.keys():
+            bar.update()
+        else:
+            yield clip
+
+
+def flattened(rows):
+    """Yield (where, Clip or Skip) of rows and of the rows inside them."""
+    for where, make in rows:
+        try:
+            made = make()
+        except Skip as skip:
+            made = skip
+        except MemoryError:
+            raise
+        except Exception as error:          # whatever a row may hold: it is one of many
+            made = Skip("bad row", f"{type(error).__name__}: {error}")
+        if isinstance(made, list):
+            yield from flattened(made)
+        else:
+            yield where, made
+
+
+def checked(clip: Clip, share) -> Clip:
+    """The clip with its split, its samples with all that they keep. Raises Skip for what no sample can be."""
+    if clip.split == "test":
+        raise Skip("test split", clip.id)
+    if share is not None or clip.split is None:
+        part = zlib.crc32((clip.group or clip.id).encode(errors="replace")) / 2 ** 32
+        clip.split = "val" if part < (VAL if share is None else share) else "train"
+    about = {key: value for key, value in clip.about.items() if key not in ROW}         # no name that means something
+    clip.rows = [{"id": f"{clip.id}-{row['task']}" if number else clip.id} | row | about
+                 for number, row in enumerate(clip.rows)]
+    for row in clip.rows:
+        if not row["answer"].strip() and row["task"] != "face":
+            raise Skip("empty text", clip.id)
+        try:
+            json.dumps(row, allow_nan=False, ensure_ascii=False).encode()       # no half characters, no NaN
+        except (ValueError, TypeError) as error:
+            raise Skip("bad row", f"{clip.id}: {error}") from None
+    return clip
+
+
+def write(out: Writer, clip: Clip, arrays: dict) -> None:
+    """Write the samples of a clip that are missing; they share its arrays."""
+    lie = {}                                # array -> [start, length], once it is written
+    for row in clip.rows:
+        parts = {name: lie.get(name, arrays[name]) for name in PARTS[row["task"]] if name in arrays}
+        written = out.rows[row["id"]] if row["id"] in out else out.add(row, **parts)
+        lie |= {name: written[name] for name in parts}
+
+
+def summary(split: str, rows) -> str:
+    """A split in one line: samples by task, hours of sound."""
+    tasks, end = Counter(), 0               # end: of the last sound in the file that they share
+    for row in rows:
+        tasks[row["task"]] += 1
+        end = max([end, *(sum(row[name]) for name, array in ENTRIES.items() if array == "audio" and name in row)])
+    counts = ", ".join(f"{task} {count:,}" for task, count in sorted(tasks.items()))
+    return f"{split:<6}{sum(tasks.values()):>10,} samples {end / SAMPLE_RATE / 3600:>10,.3f} h   {counts}".rstrip()
+
+
+# ---- workers ------------------------------------------------------------------------------------------------------
+
+def decoded(clips, longest: dict, workers: int):
+    """Yield (clip, its arrays or a Skip), in order, from worker processes. Raises OSError where one was ended."""
+    if workers == 1:
+        yield from ((clip, decode(clip, longest)) for clip in clips)
+        return
+    kind = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
+    context = get_context(kind)
+    if kind == "forkserver":
+        context.set_forkserver_preload(["__main__", "corpora.sound"])               # imported once, not by each worker
+    pool, waiting = ProcessPoolExecutor(workers, context, follow_parent), deque()
+    try:
+        for clip in chain(clips, [None] * workers * AHEAD):                         # at the end what still waits
+            if clip is not None:
+                waiting.append((clip, pool.submit(decode, clip, longest)))
+            if waiting and (clip is None or len(waiting) == workers * AHEAD):
+                first, future = waiting.popleft()
+                yield first, future.result()
+    except BrokenProcessPool:
+        raise OSError("a worker process was ended (for want of memory?): the same command goes on, --workers takes "
+                      "fewer") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def follow_parent() -> None:
+    """In a worker: Ctrl-C is for the parent alone, and where that was killed, the worker ends too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()

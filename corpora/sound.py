@@ -1,0 +1,170 @@
+"""One clip of a corpus -> its arrays: the part that is slow, and that worker processes do (corpus.py).
+
+Each clip is read from a file that is opened anew, and only its own span of it. So its samples do not depend on what was
+read before, and a long recording is decoded once, however many clips are cut from it.
+
+Shapes: U units, T face frames, K = 52 blendshapes.
+"""
+import io
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from audio import INT16, LOUD, MIN_SECONDS, RATES, SAMPLE_RATE, UNKNOWN, forwards, quiet
+from face.captures import read_track
+from face_decoder import FPS, UNIT_RATE, frames_for_units
+from prepared import encoded
+
+UNIT_SAMPLES = round(SAMPLE_RATE / UNIT_RATE)       # 1280: the speech tokenizer makes a unit of each, begun or whole
+WARM = 0.5                  # seconds decoded before a span: after a jump Opus is itself again only after a while
+APART = 1.0                 # seconds by which a face track may be longer or shorter than its sound
+CUT = 0.9                   # a file that holds less than this share of what its header says is cut off
+
+
+class Skip(Exception):
+    """Why a row does not become a sample. reason: one of few, they are counted; detail: about this row."""
+
+    def __init__(self, reason: str, detail=""):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, " ".join(str(detail).split())[:300]
+
+
+class Sound(NamedTuple):
+    """Where a sound lies; it is not loaded."""
+    path: Path | str                # the file, or the tar it lies in; in messages
+    begin: float = 0.0              # seconds of the file
+    end: float | None = None        # None: to its end
+    member: tuple | None = None     # (offset, bytes) of the file in an uncompressed tar
+    data: bytes | None = None       # the file itself, where it came out of a compressed one
+
+
+@dataclass
+class Clip:
+    """What a corpus has of one utterance or turn: the samples it becomes, and where their sound and face lie."""
+    id: str
+    rows: list                              # a dict for each sample: task, messages, answer
+    audio: Sound | None = None              # what the user says
+    answer_audio: Sound | None = None       # the answer, spoken
+    units: Path | None = None               # (U,) units of the answer, .npy
+    face: Path | None = None                # the answer's face track, as face.captures.read_track reads it
+    face_form: dict = field(default_factory=dict)       # how it reads it: fps, order
+    group: str = ""                         # speaker or dialogue, which is wholly in train or in val; the id without it
+    split: str | None = None                # train, val or test, where the corpus says
+    about: dict = field(default_factory=dict)           # kept with each sample
+
+
+def decode(clip: Clip, longest: dict):
+    """The arrays of a clip as their files hold them: audio and answer_audio (samples,), units (U,), face (T, K); or a
+    Skip. longest: seconds of audio and of answer_audio at most."""
+    try:
+        arrays = {name: encoded("audio", read_sound(sound, longest[name]))
+                  for name in ("audio", "answer_audio") if (sound := getattr(clip, name)) is not None}
+        if clip.units is not None:
+            arrays["units"] = read_units(clip.units)
+        if clip.face is not None:
+            arrays["face"] = read_face(clip, arrays)
+        return arrays
+    except Skip as skip:
+        return skip
+    except MemoryError:
+        raise
+    except Exception as error:              # whatever a damaged file brings about: it is one clip of many
+        return Skip("unreadable", f"{type(error).__name__}: {error}")
+
+
+# ---- sound --------------------------------------------------------------------------------------------------------
+
+def read_sound(sound: Sound, longest: float) -> np.ndarray:
+    """A sound as (samples,) float32 at 16 kHz, channels averaged. Raises Skip where it is missing, unreadable, cut off,
+    or not between MIN_SECONDS and `longest` seconds long; then no more than that is read."""
+    with opened(sound) as raw:
+        samples, rate = read_numpy(raw) if str(sound.path).endswith(".npy") else read_span(raw, sound, longest)
+    if len(samples) > longest * rate:
+        raise Skip("too long", f"{sound.path} is more than {longest:g} s")
+    if len(samples) < MIN_SECONDS * rate:
+        raise Skip("too short", f"{sound.path} has {len(samples) / rate:.3f} s")
+    peak = float(np.abs(samples).max())
+    if not peak <= LOUD:                                            # NaN is not, either
+        raise Skip("unreadable sound", f"{sound.path} has samples up to {peak:g}, expected -1 to 1")
+    import soxr                             # here, as soundfile below: prepare.py has commands that need no sound
+    samples = samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE)
+    return samples[:round(longest * SAMPLE_RATE)]                   # resampling may round up
+
+
+@contextmanager
+def opened(sound: Sound):
+    """The bytes of a sound as an open file. Raises Skip where it is missing or cut off."""
+    try:
+        raw = io.BytesIO(sound.data) if sound.data is not None else open(sound.path, "rb")
+    except OSError as error:
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        raise Skip("missing sound" if missing else "unreadable sound", error) from None
+    with raw:
+        if sound.member is None:
+            yield raw
+            return
+        offset, size = sound.member
+        raw.seek(offset)
+        data = raw.read(size)
+        if len(data) < size:
+            raise Skip("unreadable sound", f"{sound.path} is cut off")
+        yield io.BytesIO(data)
+
+
+def read_span(raw, sound: Sound, longest: float) -> tuple:
+    """The span of an open sound file -> (samples,) float32, mono, and its rate. Raises Skip."""
+    import soundfile
+    bad = lambda why: Skip("unreadable sound", f"{sound.path} {why}")
+    try:
+        with quiet(), forwards(raw) as file:
+            rate, begin = file.samplerate, round(sound.begin * file.samplerate)
+            if not RATES[0] <= rate <= RATES[1]:
+                raise bad(f"says it has {rate} samples per second")
+            stated = file.frames - begin if sound.end is None else round(sound.end * rate) - begin
+            known = sound.end is not None or file.frames != UNKNOWN
+            if known and stated > longest * rate:
+                raise Skip("too long", f"{stated / rate:.1f} s")
+            if known and stated <= 0 or begin > file.frames:
+                raise bad(f"has no sound from {sound.begin:g} s to {sound.end or file.frames / rate:g} s")
+            warm = min(begin, round(WARM * rate))
+            if begin:
+                file.seek(begin - warm)
+            samples = file.read(warm + (stated if known else int(longest * rate) + 1), "float32", always_2d=True)[warm:]
+    except soundfile.LibsndfileError as error:
+        raise bad(f"({error.error_string.rstrip('.')})") from None
+    if known and len(samples) < CUT * stated:
+        raise bad(f"is cut off: {len(samples) / rate:.1f} of {stated / rate:.1f} s")
+    return samples.mean(axis=1), rate
+
+
+def read_numpy(raw) -> tuple:
+    """A .npy file of sound at 16 kHz -> (samples,) float32, and the rate."""
+    samples = np.load(raw, allow_pickle=False)
+    return (samples / INT16 if samples.dtype.kind == "i" else samples).reshape(-1).astype(np.float32), SAMPLE_RATE
+
+
+# ---- units and face -----------------------------------------------------------------------------------------------
+
+def read_units(path: Path) -> np.ndarray:
+    """(U,) units in a .npy file. Raises Skip."""
+    try:
+        return encoded("units", np.load(path, allow_pickle=False).reshape(-1))
+    except (OSError, ValueError) as error:
+        raise Skip("unreadable units", f"{path}: {error}") from None
+
+
+def read_face(clip: Clip, arrays: dict) -> np.ndarray:
+    """The face track of a clip, as long as the units of its sound are: (T, K); the last frame is held. Raises Skip
+    where it cannot be read, or is not of the length of the sound."""
+    try:
+        track = read_track(clip.face, **clip.face_form)
+    except (OSError, ValueError) as error:
+        raise Skip("unreadable face", error) from None
+    units = len(arrays["units"]) if "units" in arrays else -(-len(arrays["answer_audio"]) // UNIT_SAMPLES)
+    frames = frames_for_units(units)
+    if abs(len(track) - frames) > APART * FPS:
+        raise Skip("face and sound differ", f"{clip.face} has {len(track) / FPS:.1f} s, its sound {frames / FPS:.1f}")
+    return encoded("face", np.pad(track[:frames], ((0, max(0, frames - len(track))), (0, 0)), mode="edge"))

@@ -1,0 +1,147 @@
+"""Readers of tables: csv, jsonl or parquet, with columns for sound and text. What no other reader knows fits them. See
+corpus.py.
+"""
+import csv
+from functools import partial
+from pathlib import Path
+
+from corpora.corpus import asr, spoken, user
+from corpora.files import fail, find, json_rows, text_of
+from corpora.sound import Clip, Skip, Sound
+
+COLUMNS = ("id", "audio", "text", "answer", "answer_audio", "face", "speaker", "split")
+ROWS = 16                   # of a parquet file that are in memory at once: they hold the sound itself
+
+
+def table(source: Path, args):
+    """A table of one's own.
+
+        SOURCE.csv, SOURCE.tsv      a header with some of: id, audio, text, answer, answer_audio, face, speaker, split
+        SOURCE.jsonl                lines of objects with these keys
+
+    What a row becomes follows from what it has:
+
+        audio, text                             asr         text is what is said
+        audio, answer                           qa          text, if it is there too, is what is asked
+        text, answer                            chat, qa    qa where answer_audio is there
+        text or answer, answer_audio            tts         read aloud by the voice of the answers
+        text or answer, answer_audio, face      tts, face   audio stands for answer_audio where that is missing
+        text or answer                          tts         a text to be spoken by another command
+        audio, text, answer_audio               asr, tts
+
+    audio, answer_audio and face are paths from the directory of SOURCE, or from --root. split is train, val or test. id
+    is the row's number where it is missing. Other columns are kept with each sample.
+    """
+    for path in find(source, ".csv", ".tsv", ".jsonl") if source.is_file() else ():
+        rows = json_rows(path) if path.suffix == ".jsonl" else csv_rows(path)
+        for number, (where, load) in enumerate(rows, 1):
+            yield where, partial(table_clip, load, f"{path.stem}-{number}", args.root or path.parent,
+                                 {"fps": args.fps, "order": args.order})
+
+
+def csv_rows(path: Path):
+    """The rows of a table, as json_rows gives them. Raises ValueError where its header names none of COLUMNS."""
+    with text_of(path) as file:
+        rows = csv.reader((line.replace("\0", "") for line in file), delimiter="\t" if path.suffix == ".tsv" else ",")
+        header = [name.strip() for name in next(rows, [])]
+        if not set(header) & {"audio", "text", "answer", "answer_audio"}:
+            raise ValueError(f"{path} has the columns {', '.join(header)[:200] or 'none'}, expected some of "
+                             f"{', '.join(COLUMNS)}")
+        while True:
+            try:
+                cells = next(rows)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield f"{path.name} line {rows.line_num}", partial(fail, "bad row", error)
+                continue
+            if cells:
+                yield f"{path.name} line {rows.line_num}", partial(named, header, cells)
+
+
+def named(header: list, cells: list) -> dict:
+    """A row of a table by the names of its columns, without the empty ones. Raises Skip where it has more cells."""
+    if len(cells) > len(header):
+        raise Skip("bad row", f"{len(cells)} cells, expected {len(header)}")
+    return {name: cell for name, cell in zip(header, cells) if cell.strip()}
+
+
+def table_clip(load, name: str, root: Path, form: dict) -> Clip:
+    """The clip of a row, as `table` says. form: of its face, as read_track takes it."""
+    row = {key: value for key, value in load().items() if value not in (None, "")}
+    name = str(row.pop("id", name))
+    text, answer = (str(row.pop(key, "")).strip() for key in ("text", "answer"))
+    audio, reply = (sound_of(row.pop(key, None), root, name) for key in ("audio", "answer_audio"))
+    face, split = row.pop("face", None), row.pop("split", None)
+    if split not in (None, "train", "val", "test"):
+        raise Skip("bad row", f"split {split!r}, expected train, val or test")
+    if face and not reply:
+        audio, reply = None, audio
+    if face and not reply:
+        raise Skip("missing sound", f"{name} has a face without a sound")
+    if answer and (audio or text):
+        question = user(None) if audio else user(text)
+        rows = [{"task": "qa" if audio or reply else "chat", "messages": [question], "answer": answer}]
+    else:
+        words = answer or text
+        rows = [asr(name, words)] if audio else []
+        rows += [spoken(name, words)] if words and (reply or not audio) else []
+        rows += [spoken(name, words, "face")] if face else []
+    if not rows:
+        raise Skip("empty text", name)
+    about = row | ({"text": text} if answer and text else {})
+    return Clip(name, rows, audio=audio, answer_audio=reply, face=root / face if face else None, face_form=form,
+                split=split, about=about)
+
+
+def sound_of(cell, root: Path, name: str):
+    """A cell -> its Sound: a path, the bytes of a sound file, or {bytes, path} as `datasets` writes them; None."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    if isinstance(cell, (bytes, bytearray)):
+        return Sound(name, data=bytes(cell))
+    return Sound(root / cell) if cell else None
+
+
+def parquet(source: Path, args):
+    """VoiceAssistant-400K, UltraVoice, InstructS2S-200K and other sets in parquet, as the Hugging Face hub holds them.
+
+        SOURCE, or SOURCE/**/*.parquet      columns that the options name; sounds are paths, bytes, or {bytes, path}
+
+        --question-audio question_audio --answer answer [--answer-audio ...] [--question ...] [--id ...]
+
+    Without --answer, --question is the transcript of its audio. A row's id is its file and number where --id is
+    missing. Needs `pip install pyarrow`.
+    """
+    try:
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise OSError("`pip install pyarrow` to read parquet") from None
+    names = {"audio": args.question_audio, "text": args.question, "answer": args.answer,
+             "answer_audio": args.answer_audio, "id": args.id}
+    names = {ours: theirs for ours, theirs in names.items() if theirs}
+    for path in find(source, ".parquet"):
+        where = path.relative_to(source).as_posix() if source.is_dir() else path.name
+        try:
+            file = ParquetFile(path)
+        except (OSError, ValueError) as error:              # pyarrow's own are such
+            yield where, partial(fail, "bad row", f"{path}: {error}")
+            continue
+        lacking = set(names.values()) - set(file.schema_arrow.names)
+        if lacking or not names:
+            raise ValueError(f"{path} has the columns {', '.join(file.schema_arrow.names)}, "
+                             + (f"not {', '.join(sorted(lacking))}" if lacking else "say which are what: --answer ..."))
+        yield from parquet_rows(file, where, names, args.root or path.parent)
+
+
+def parquet_rows(file, where: str, names: dict, root: Path):
+    """The rows of an open parquet file. names: ours -> the column's."""
+    number = 0
+    try:
+        for batch in file.iter_batches(ROWS, columns=[*dict.fromkeys(names.values())]):
+            for row in batch.to_pylist():
+                number += 1
+                ours = {name: row[column] for name, column in names.items()}
+                yield f"{where} row {number}", partial(table_clip, partial(dict, ours), f"{where}-{number}", root, {})
+    except (OSError, ValueError) as error:
+        yield f"{where} after row {number}", partial(fail, "bad row", f"damaged: {error}")
