@@ -56,6 +56,13 @@ def read_bytes(path, what: str) -> bytes:
     return path.read_bytes()
 
 
+def refuse_to_replace(inputs, out) -> None:
+    """Raises ValueError where the file `out` is one of the inputs (paths, or None), also through links."""
+    for path in inputs:
+        if path is not None and os.path.exists(out) and os.path.exists(path) and os.path.samefile(path, out):
+            raise ValueError(f"{out} is read here and would be replaced: choose another name to write to")
+
+
 def read_json(path) -> dict:
     """The object in a json file. Raises FileNotFoundError, or ValueError where it is not a json object."""
     data = read_bytes(path, f"a json file {Path(path).name}")

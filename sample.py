@@ -163,7 +163,7 @@ def converse(model, sampling, history: list, out: Path, writing, first=None) -> 
         folder = out / str(turn)
         try:
             line = "" if first else input("> ").strip()
-        except EOFError:
+        except (EOFError, RuntimeError):                            # the latter where stdin was closed
             return
         if not (line or first):
             return

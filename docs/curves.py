@@ -68,6 +68,7 @@ def main(argv=None) -> None:
     with one_line_errors(debug=args.debug):
         if Path(args.out).suffix.lower() not in (".png", ".svg"):
             raise ValueError(f"{args.out}: expected a path that ends in .png or .svg")
+        disk.refuse_to_replace([args.log], args.out)
         plot(read(args.log), args.out)
         print(f"wrote {args.out}")
 

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import cli
+import disk
 from face.arkit import ORDERS, ROTATIONS, few, write_csv
 from face.captures import Capture, read_capture
 from face.export import EXPORTS, contact_sheet, export, gallery
@@ -107,6 +108,8 @@ def run(args) -> None:
     ending = {"head": ".glb", "sheet": ".png"}.get(args.command)
     if ending and Path(args.out).suffix.lower() != ending:
         raise ValueError(f"{args.out}: expected a path that ends in {ending}")
+    if args.command != "measure":
+        disk.refuse_to_replace([getattr(args, name, None) for name in ("track", "audio", "template")], args.out)
     head = load_template(args.template) if args.template else make_head()
     if args.command == "measure":
         measure(args, head)

@@ -136,7 +136,7 @@ def gallery(folder, head: Head, answers=None) -> Path:
         if hidden or disk.read_json(path).get("weightMat") == []:
             continue
         sound, said = path.with_suffix(".wav"), path.with_suffix(".txt")
-        text = said.read_text(encoding="utf-8", errors="replace").strip() if said.exists() else ""
+        text = disk.read_bytes(said, "a text").decode("utf-8", "replace").strip() if said.exists() else ""
         entries.append((path.parent.name, read_track(path), sound if sound.exists() else None, text))
     if not entries:
         raise ValueError(f"{folder} holds no answer.json, nor does any folder in it: answer something with sample.py "

@@ -120,3 +120,12 @@ def test_a_failed_replacement_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.iterdir())
     disk.write_json(name, {})
     assert list(tmp_path.iterdir()) == [name]
+
+
+def test_what_is_read_is_not_replaced(tmp_path):
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    disk.refuse_to_replace([None, tmp_path / "a", tmp_path / "none"], tmp_path / "b")
+    for out in ("a", "link"):
+        with pytest.raises(ValueError, match=f"{out} is read here and would be replaced"):
+            disk.refuse_to_replace([tmp_path / "a"], tmp_path / out)

@@ -198,6 +198,8 @@ def test_measure_with_sound_adds_the_lag_and_takes_another_head(tmp_path, capsys
     (["convert", "in.csv", "out.fbx"], "unknown ending"),
     (["convert", "in.csv", "out.html", "--audio", "none.wav"], "none.wav: no such sound file"),
     (["convert", "in.csv", "out.html", "--audio", "in.csv"], "in.csv"),
+    (["convert", "in.csv", "in.csv"], "in.csv is read here and would be replaced"),
+    (["convert", "in.csv", "./in.csv"], "would be replaced"),
     (["convert", "in.csv", "out.csv", "--fps", "0"], "expected a number from 1 to 1000"),
     (["convert", "in.csv", "out.glb", "--template", "in.csv"], "in.csv"),
     (["head", "--out", "out.obj"], "ends in .glb"), (["sheet", "--out", "out.jpg"], "ends in .png"),
