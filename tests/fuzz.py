@@ -49,7 +49,8 @@ def run(main, argv: list, folder: Path) -> dict:
             for number, path in enumerate(log.values(), start=1):
                 os.dup2(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            sys.stdout, sys.stderr = (open(number, "w", closefd=False) for number in (1, 2))     # not a test's
+            sys.stdout = open(1, "w", closefd=False)                        # not a test's
+            sys.stderr = open(2, "w", closefd=False, errors="backslashreplace")        # as Python's own
             resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS + 1, CPU_SECONDS + 2))
             resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 30, 1 << 30))
             code = outcome(main, argv)
