@@ -3,10 +3,13 @@
     python bench.py decode                          # greedy decoding of a Qwen3-0.6B-shaped random model, batch 1
     python bench.py decode --against transformers   # the same weights in transformers' generate, turn by turn
     python bench.py flow                            # 50 units -> mel at the published size, against the plain way
+    python bench.py train --preset mini             # steps of every stage of train.py, on made-up samples
+    python bench.py train --preset qwen3-0.6b --layers 8 --against transformers     # the LLM's part, turn by turn
 
 Each round gives both ways their turn; printed is the median round, by wall time and by process CPU time (which a busy
 machine does not falsify). Decoding reads every weight once per token, so its limit is the speed at which a large
-matrix-vector product reads its matrix, measured in every round. The last line is json.
+matrix-vector product reads its matrix, measured in every round. Training is compared with the speed of a large matrix
+product (`work`). The last line is json.
 
 Shapes: U units, L mel frames, M mel bins.
 """
@@ -14,24 +17,35 @@ import json
 import platform
 import resource
 import time
+from argparse import BooleanOptionalAction
+from dataclasses import asdict, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from cli import Parser, one_line_errors, threads, whole                 # before torch, which takes seconds
+from cli import Parser, one_line_errors, pick_device, positive, threads, whole    # before torch, which takes seconds
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
+import train
 import weights
+from checkpoint import PRESETS, ExOmniConfig
+from data import collate
 from decode import GREEDY, Decoder
 from flow import cosine_time, mel_frames
-from qwen3 import SIZES, Qwen3
+from model import ExOmni
+from qwen3 import SIZES, Qwen3, Qwen3Config
 from speech_decoder import SpeechDecoder, SpeechDecoderConfig
+from toy.microbatches import Float64Sums
+from workload import made_up, random_model, work
 
 PROMPT, NEW = 32, 16            # tokens
 ROUNDS = 9
+DTYPES = ["float32", "bfloat16"]
 
 
 class Clock(NamedTuple):
@@ -56,12 +70,25 @@ def seconds(function) -> Clock:
 
 
 def memory_peak() -> str:
-    """Largest resident memory so far."""
+    """Most memory so far, or since `forget_peak`: of tensors on the GPU where it was used, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return f"{torch.cuda.max_memory_allocated() / 2 ** 30:.2f} GiB"
     status = Path("/proc/self/status")
     if status.exists():
         kib = int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
         return f"{kib / 2 ** 20:.2f} GiB"
     return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20:.2f} GiB"
+
+
+def forget_peak() -> None:
+    """Measure the most memory anew, where the system can."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pass
 
 
 def in_turn(ways: dict, rounds: int, each=lambda: None) -> dict:
@@ -114,17 +141,25 @@ def ours(model: Qwen3, ids):
     return decode
 
 
+def their_llm(config: Qwen3Config, state: dict, head):
+    """transformers' Qwen3ForCausalLM on the memory of ours: state, the tensors of a Qwen3, and its output matrix."""
+    from transformers import Qwen3Config as TheirConfig
+    from transformers import Qwen3ForCausalLM
+    rope = {"rope_type": "default", "rope_theta": config.rope_theta}
+    config = TheirConfig(**vars(config), rope_parameters=rope, use_cache=False)
+    with torch.device("meta"):
+        peer = Qwen3ForCausalLM(config)
+    peer.model.rotary_emb = type(peer.model.rotary_emb)(config).to(head.device)  # not in the state dict
+    state = {f"model.{name}": tensor.detach() for name, tensor in state.items()}
+    peer.load_state_dict(state | {"lm_head.weight": head.detach()}, assign=True)
+    peer.tie_weights()
+    return peer
+
+
 def transformers(model: Qwen3, ids):
     """The same for transformers' generate on the same weights."""
-    from transformers import GenerationConfig, Qwen3ForCausalLM
-    from transformers import Qwen3Config as TheirConfig
-    rope = {"rope_type": "default", "rope_theta": model.config.rope_theta}
-    config = TheirConfig(**vars(model.config), rope_parameters=rope)
-    with torch.device("meta"):
-        peer = Qwen3ForCausalLM(config).eval()
-    peer.model.rotary_emb = type(peer.model.rotary_emb)(config)     # its tables are not in the state dict
-    state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    peer.load_state_dict(state | {"lm_head.weight": state["model.embed_tokens.weight"]}, assign=True)
+    from transformers import GenerationConfig
+    peer = their_llm(model.config, model.state_dict(), model.embed_tokens.weight).eval()
     greedy = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
 
     class Streamer(list):
@@ -148,7 +183,7 @@ def bench_decode(args) -> dict:
     """Greedy decoding of a random model as a share of the memory bandwidth, and against a peer."""
     ids = torch.randint(0, 1000, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     matrix, vector, results = torch.randn(2 ** 17, 1024), torch.randn(1024), {}         # 0.5 GB: far beyond any cache
-    for dtype in args.dtype:
+    for dtype in args.dtype or DTYPES:
         model, limits = random_llm(args.size, getattr(torch, dtype)), []
         read = sum(p.nbytes for p in model.parameters())
         ways = {"ours": ours(model, ids)} | ({"transformers": transformers(model, ids)} if args.against else {})
@@ -199,16 +234,141 @@ def bench_flow(args) -> dict:
     return {"seconds": wall, "cpu_s": cpu, "times plain": faster}
 
 
+# ---------------------------------------------------------------- training
+
+def product_speed(device, dtype) -> Clock:
+    """FLOP per second of a large matrix product, the best of five by each clock."""
+    n = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return Clock(*(2 * n ** 3 / min(values) for values in zip(*(seconds(lambda: done(a @ b)) for _ in range(5)))))
+
+
+def done(tensor) -> None:
+    """Wait for what the device was given."""
+    if tensor.is_cuda:
+        torch.cuda.synchronize()
+
+
+def our_step(model: ExOmni, state: dict, device, recompute, read):
+    """A function that makes a step of train.py on the batch read() and returns its Clock, and the loss before it; how
+    long reading took is added to `waited`."""
+    parts, adamw, muons = train.prepare(model, state, device, recompute)
+    trained, waited = [p for part in state["rates"] for p in parts[part].values()], []
+    sums = Float64Sums(model, trained) if state["toy"] else None
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16")
+
+    def step() -> Clock:
+        begun = Clock.now()
+        batch = read()
+        waited.append(Clock.now().since(begun).wall)
+        losses = train.backward(model, [(0, batch)], train.count([batch]), state, sums, autocast)
+        done(train.step_optimizers(trained, adamw, muons, sums, state)[0])
+        step.loss = float(sum(losses.values()))
+        return Clock.now().since(begun)
+    step.waited = waited
+    return step
+
+
+def their_step(model: ExOmni, state: dict, device, batch: dict):
+    """The same for the LLM in transformers, on the same weights, with DistributedDataParallel over this process."""
+    peer = their_llm(model.config.llm, model.llm.state_dict(), (model.lm_head or model.llm.embed_tokens).weight).train()
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    peer = torch.nn.parallel.DistributedDataParallel(peer)
+    adamw = torch.optim.AdamW(peer.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    asked = {"input_ids": batch["input_ids"], "attention_mask": batch["mask"].long(), "labels": batch["labels"]}
+
+    def step() -> Clock:
+        begun = Clock.now()
+        with torch.autocast(device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16"):
+            loss = peer(**asked).loss
+        loss.backward()
+        done(torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0))
+        adamw.step()
+        adamw.zero_grad()
+        step.loss = float(loss.detach())
+        return Clock.now().since(begun)
+    return step
+
+
+def bench_train(args) -> dict:
+    """Steps of train.py's stages on made-up samples, or those of the LLM alone against a peer."""
+    config, device, results = PRESETS[args.preset], pick_device(args.device), {}
+    if args.layers:
+        less = lambda part: replace(part, num_hidden_layers=min(args.layers, part.num_hidden_layers))
+        encoder = replace(config.speech_encoder, encoder_layers=min(args.layers, config.speech_encoder.encoder_layers))
+        generator = replace(config.generator, llm=less(config.generator.llm))
+        config = replace(config, llm=less(config.llm), generator=generator, speech_encoder=encoder)
+    table = train.STAGES[args.recipe]
+    for dtype in args.dtype or [DTYPES[device.type == "cuda"]]:
+        limit = product_speed(device, getattr(torch, dtype))
+        for number in [max(table)] if args.against else args.stage or table:
+            if number not in table:
+                raise ValueError(f"stage {number} is unknown, {args.recipe} has {', '.join(map(str, table))}")
+            state = asdict(table[number]) | {"dtype": dtype, "seed": 0, "step": 0, "steps": 1 << 20}
+            name, task = f"stage {number} of {args.recipe}", state["tasks"][0]
+            if args.against:
+                name, task = f"the LLM in stage {number}", "chat"
+                state |= {"losses": ("text",), "rates": {"llm": state["rates"]["llm"]}, "toy": False}
+            results[f"{dtype} {name}"] = bench_stage(args, config, device, state, name, task, limit)
+    return results
+
+
+def bench_stage(args, config: ExOmniConfig, device, state: dict, name: str, task: str, limit: Clock) -> dict:
+    """One stage: `state`, a row of train.STAGES, on samples of this task; limit: `product_speed`.
+
+    MFU: `work` per second and limit; by CPU time where the CPU computes, which others may be using too."""
+    forget_peak()
+    model = random_model(config, device).to(getattr(torch, state["dtype"]))
+    rows = config.speech_encoder.max_source_positions // config.projector_stride
+    samples = made_up(task, args.samples, config, *[rows] * bool(args.against))         # as long as a spoken question
+    read = lambda: collate(samples, model, state["losses"], device)
+    ways = {"ours": our_step(model, state, device, args.recompute, read)}
+    if args.against:
+        ways["transformers"] = their_step(model, state, device, read())
+    taken, results = in_turn(ways, args.rounds), {}
+    (flop, tokens), waited = work(model, read(), state), ways["ours"].waited[1:]
+    if args.against:
+        dist.destroy_process_group()
+        ours, theirs = (way.loss for way in ways.values())
+        assert abs(ours - theirs) < 1e-2 * theirs, f"not the same work: losses {ours} and {theirs}"
+    for way, clocks in taken.items():
+        wall, cpu = (median(values) for values in zip(*clocks))
+        mfu = flop / cpu / limit.cpu if device.type == "cpu" else flop / wall / limit.wall
+        data = median(some / clock.wall for some, clock in zip(waited, clocks)) if way == "ours" else 0.0
+        print(f"{args.preset} {state['dtype']} {name}, {way}: {tokens / wall:,.0f} tokens/s, "
+              f"{tokens / cpu:,.0f} per CPU s, {1000 * wall:,.0f} ms a step, MFU {100 * mfu:.0f} % of "
+              f"{limit.wall / 1e9:,.0f} GFLOP/s, {100 * data:.1f} % for data, peak {memory_peak()}")
+        results[way] = {"tokens_per_s": tokens / wall, "tokens_per_cpu_s": tokens / cpu, "mfu": mfu,
+                        "data": data, "flop": flop, "tokens": tokens}
+    if args.against:
+        faster = results["times transformers"] = ratios(taken["transformers"], taken["ours"])
+        print(f"{args.preset} {state['dtype']} {name}: {faster['wall']:.2f} times the tokens/s of transformers with "
+              f"DDP by wall time, {faster['cpu']:.2f} by CPU time (medians of {args.rounds} rounds)")
+    return results
+
+
+BENCHES = {"decode": bench_decode, "flow": bench_flow, "train": bench_train}
+
+
 def parser() -> Parser:
     """The command line."""
     p = Parser(description=__doc__.splitlines()[0])
-    p.add_argument("what", choices=["decode", "flow"], help="what to time")
-    p.add_argument("--against", choices=["transformers"], help="decode: a peer to compare with on the same weights")
+    p.add_argument("what", choices=BENCHES, help="what to time")
+    p.add_argument("--against", choices=["transformers"],
+                   help="decode, train: a peer to compare with on the same weights; train: the language model's part")
     p.add_argument("--size", default="qwen3-0.6b", choices=[n for n, c in SIZES.items() if c.tie_word_embeddings],
                    help="decode: shape of the model")
-    p.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"], choices=["float32", "bfloat16"],
-                   help="decode: of the weights, one after the other")
+    p.add_argument("--dtype", nargs="+", choices=DTYPES,
+                   help="decode: of the weights, one after the other; train: to compute in (default: both for decode, "
+                   "as train.py for train)")
     p.add_argument("--units", type=whole(1, 3000), default=50, help="flow: how many, 12.5 for each second of speech")
+    p.add_argument("--preset", default="mini", choices=PRESETS, help="train: shape of the model")
+    p.add_argument("--layers", type=positive, help="train: at most so many in each transformer of the preset")
+    p.add_argument("--recipe", default="v1", choices=train.STAGES, help="train: whose stages")
+    p.add_argument("--stage", nargs="+", type=positive, help="train: which of them (default: all)")
+    p.add_argument("--samples", type=whole(1, 4096), default=4, help="train: of the micro-batch that is a step")
+    p.add_argument("--recompute", action=BooleanOptionalAction, help="train: recompute activations, as train.py does")
+    p.add_argument("--device", default="auto", help="train: auto, cpu, cuda, cuda:NUMBER, mps")
     p.add_argument("--rounds", type=whole(1, 1000), default=ROUNDS, help="how often each way gets its turn")
     p.add_argument("--threads", type=threads, default=2, help="of the processor")
     return p
@@ -219,12 +379,12 @@ def main(argv=None) -> None:
     args = parser().parse_args(argv)
     with one_line_errors(debug=args.debug):
         if args.what == "flow" and args.against:
-            raise ValueError("--against is for decode: flow is compared with its own plain way")
+            raise ValueError("--against is for decode and train: flow is compared with its own plain way")
         if args.against and find_spec(args.against) is None:
             raise ValueError("--against transformers: that package is not installed: `pip install transformers`")
         torch.set_num_threads(args.threads)
         print(f"{platform.processor() or platform.machine()}, {args.threads} threads, torch {torch.__version__}")
-        print(json.dumps({args.what: {"decode": bench_decode, "flow": bench_flow}[args.what](args)}))
+        print(json.dumps({args.what: BENCHES[args.what](args)}))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from decode import GREEDY, Decoder, RepetitionAware, TextSampler, decoder_for, s
 from face_decoder import CHANNELS, FaceDecoder, face_loss, frames_for_units
 from qwen3 import Qwen3
 from speech_decoder import SpeechDecoder
-from speech_generator import IGNORE, SpeechGenerator
+from speech_generator import IGNORE, GeneratorOutput, SpeechGenerator, gather_rows
 from tokenizer import SPEECH_ID, Tokenizer
 from whisper import WhisperEncoder, log_mels
 
@@ -68,18 +68,22 @@ class ExOmni(nn.Module):
         (clips,), how many a clip has, by default one; units (B, U) padded with -100; face (B, T, K) with frames (B,).
         A part whose input is in the batch always runs, and a sample that has none of it counts with weight zero
         (text-only samples do so in the paper; several processes must run the same modules).
+        What frozen parts made may take their place (frozen.py): encoded (W, S, D), or reply_states (B, N, D) or
+        unit_states (B, U + 1, D) with their mask.
         counts: the losses wanted, and what to divide each by; by default all, by `loss_counts(batch)`.
         """
         if counts is None:
             counts = {name: n.clamp(min=1) for name, n in loss_counts(batch).items() if name in LOSSES}
-        losses, labels, units = {}, batch["labels"], batch.get("units")
+        losses, labels, units, known = {}, batch["labels"], batch.get("units"), batch.keys()
         # The sound, as vectors among the embedded text: (W, S, D) -> (B, N + S, D).
         speech = None if batch.get("mel") is None else self.encode_speech(batch["mel"])
-        if "windows" in batch:
+        speech = self.speech_projector(batch["encoded"]) if "encoded" in known else speech
+        if "windows" in known:
             speech = [part.flatten(0, 1) for part in speech.split(batch["windows"].tolist())]
-        embeds, labels, _ = self.splice(batch["input_ids"], batch["mask"], labels, speech)
-        # What the LLM thinks at each position; it has seen this position and all before.
-        states = self.llm(embeds=embeds)                                                    # (B, N + S, D)
+        if not known & {"reply_states", "unit_states"}:
+            embeds, labels, _ = self.splice(batch["input_ids"], batch["mask"], labels, speech)
+            # What the LLM thinks at each position; it has seen this position and all before.
+            states = self.llm(embeds=embeds)                                                # (B, N + S, D)
         # The crux: the state at a position *predicts* the next token: the states of a reply begin one position early.
         #     position       6      7        8      9      10
         #     token          user   <assist> The    sky    <|im_end|>
@@ -97,8 +101,12 @@ class ExOmni(nn.Module):
         if units is None or not counts.keys() & {"units", "face"}:
             return losses
         # How the reply sounds: (B, U) units, and the generator's states on the units' clock.
-        context, context_mask = gather_rows(states, reply)
-        out = self.speech_generator(context, context_mask, gather_rows(next_token, spoken, fill=IGNORE)[0], units)
+        if "unit_states" in known:
+            context, out = None, GeneratorOutput(None, batch["unit_states"], batch["unit_states_mask"], None)
+        else:
+            context, context_mask = ((batch["reply_states"], batch["reply_states_mask"]) if "reply_states" in known else
+                                     gather_rows(states, reply))
+            out = self.speech_generator(context, context_mask, gather_rows(next_token, spoken, fill=IGNORE)[0], units)
         if "units" in counts:
             speaks = (units >= 0).any(1)
             losses["units"] = (out.losses * speaks).sum() / counts["units"]
@@ -394,10 +402,3 @@ def loss_counts(batch: dict) -> dict:
         if batch.get("face") is not None:
             counts["face"] = (batch["frames"] > 0).sum()
     return counts
-
-
-def gather_rows(x, mask, fill=0) -> tuple:
-    """The rows of x (B, N, ...) where mask (B, N), moved to the front and padded with `fill`; and their mask."""
-    rows = [row[keep] for row, keep in zip(x, mask)]
-    real = [torch.ones(len(row), dtype=torch.bool, device=x.device) for row in rows]
-    return pad_sequence(rows, batch_first=True, padding_value=fill), pad_sequence(real, batch_first=True)

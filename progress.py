@@ -24,28 +24,32 @@ from tqdm import tqdm
 
 import disk
 import saving
-from data import mixed_rows
+from loading import Stream
 from runs import agree, rank_and_world, sum_over_ranks
 
 PATIENCE = 10           # steps in a row whose gradient is not finite: then it does not get better by itself
 
 
-def announce(args, state: dict, model, parts: dict, splits, accumulate: int, device) -> None:
-    """What is about to be done. parts: name -> its parameters."""
+def announce(args, state: dict, model, parts: dict, chosen, accumulate: int, device) -> None:
+    """What is about to be done. parts: name -> its parameters; chosen: of training and validation, as
+    `runs.open_training` has it."""
     world, batch = rank_and_world()[1], state["batch"]
     ablated = [part.ablate for part in (model.config.generator, model.config.face) if part.ablate]
     why = "asked for" if args.recipe else f"the language model is {model.config.llm.hidden_size} wide"
     print(f"stage {state['stage']} of {state['recipe']} ({why}): {' + '.join(state['tasks'])} samples, losses "
           f"{' + '.join(state['losses'])}" + (f", without {', '.join(ablated)}" if ablated else ""))
-    counts = [len(mixed_rows(split, state["tasks"], replay, state["seed"]))
-              for split, replay in zip(splits, (state["replay"], {}))]
+    (training, numbers, _), (validation, checked, _) = chosen
     replayed = "".join(f", at most {count} {task} among them" for task, count in state["replay"].items())
-    print(f"{counts[0]} samples in {splits[0].directory}{replayed}, {counts[1]} in {splits[1].directory}; "
-          f"seed {state['seed']}")
-    micro, epochs = batch / world / accumulate, state["steps"] * batch / counts[0]
+    print(f"{len(numbers)} samples in {training}{replayed}, {len(checked)} in {validation}; seed {state['seed']}")
+    for mixture, _, skipped in chosen:
+        for reason, (count, first) in skipped.items():
+            print(f"left out of {mixture}: {count} {reason}; the first: {first}")
+    micro, epochs = batch / world / accumulate, state["steps"] * batch / len(Stream(training, numbers, state["seed"]))
     print(f"{batch} samples a step = {world} process{'es' * (world > 1)} x micro-batch {micro:.3g} x accumulation "
           f"{accumulate}; {state['steps']} steps, {epochs:.3g} epochs"
-          + (f" (accumulation {state['accumulate']} in the table)" if accumulate != state["accumulate"] else ""))
+          + (f" (accumulation {state['accumulate']} in the table)" if accumulate != state["accumulate"] else "")
+          + ("" if state["toy"] else "; smaller ones where lengths differ"
+             + (f" or above {state['tokens']} tokens" if state["tokens"] else "")))
     print(f"{'Muon for matrices, else ' * state['toy']}AdamW, betas 0.9 and 0.95, no weight decay; warm-up over "
           f"{state['warmup']:.0%} of the steps, then a cosine to zero; gradients clipped at norm 1"
           + "; face loss without its velocity term" * (model.config.face.velocity_weight == 0)
@@ -163,7 +167,7 @@ def conclude(log: Log, state: dict, stages: dict) -> None:
             f"; best validation loss {best['loss']:.4g} at step {best['step']}" if best else "")
             + f"; wrote {out}, log in {out / 'log.jsonl'}")
         print(f"try it: python sample.py --checkpoint {out} --text 'Hello'" + (
-            f"; next: python train.py --stage {stage + 1} --init-from {out} --data {state['data']} --out ..."
+            f"; next: python train.py --stage {stage + 1} --init-from {out} --data {' --data '.join(state['data'])} --out ..."
             if stage + 1 in stages else ""))
     if dist.is_initialized():
         dist.barrier()                                              # nobody leaves while another still writes

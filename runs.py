@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -18,9 +19,10 @@ import cli
 import disk
 import saving
 from checkpoint import ABLATIONS, ExOmniConfig
-from data import Split, check, mixed_rows
 from face_decoder import FaceConfig
+from loading import Mixture, Stream, fitting_numbers, mixed_rows, open_mixture
 from model import ExOmni
+from prepared import TASKS
 
 # What a training keeps to the end; --resume refuses other values.
 FIXED = ("init_from", "recipe", "epochs", "steps", "seed", "dtype", "ablate")
@@ -43,7 +45,7 @@ class SinceLog:
 class State:
     """trainer/state.json: what the training is and where it is. Inside the program a dict."""
     stage: Annotated[int, 1, 4]
-    data: str
+    data: list[str]                 # DIR or DIR=WEIGHT
     init_from: str
     recipe: str
     epochs: float
@@ -62,11 +64,12 @@ class State:
     replay: dict
     plain_mse: bool
     toy: bool
-    files: dict
+    files: list[dict]               # of the manifests of the training data
     since_log: SinceLog
     ablate: str | None = None
     seen: Count | None = None       # samples; not step x batch where --resume changed the batch
     changed: str = ""               # what the last --resume changed
+    tokens: Annotated[int, 1, 1 << 40] | None = None
 
 
 @dataclass
@@ -82,11 +85,14 @@ def parse(argv, about: str, recipes, ablations) -> argparse.Namespace:
     p = cli.Parser(description=about)
     add, batch = p.add_argument, cli.whole(1, LARGEST_BATCH)
     add("--stage", type=int, help="which row of the table: 1 to 4, of v2 1 to 3")
-    add("--data", help="prepared data: a directory with train/ and val/")
+    add("--data", action="append", metavar="DIR[=WEIGHT]", help="prepared data: a directory with train/ and val/; "
+        "again for more. An epoch has each sample of it WEIGHT times (default: 1)")
     add("--init-from", metavar="CHECKPOINT", help="the last stage's --out, or what the first one starts from")
-    add("--out", required=True, help="directory to write to, new or empty")
+    add("--out", help="directory to write to, new or empty")
     add("--resume", nargs="?", const="yes", choices=["yes", "auto"], help="go on with --out as it was started, from "
         "where it was last saved; auto: or start, if nothing was saved yet (for torchrun --max-restarts)")
+    add("--plan", type=cli.whole(1, 1 << 20), metavar="PROCESSES", help="only print where the memory of each of so many "
+        "processes would go, and which micro-batch fits; --init-from may be a preset")
     add("--anyway", action="store_true", help="start although the checkpoint does not say it saw the earlier stages")
     add("--recipe", choices=recipes, help="v1 or v2 of the paper, or the toy's (default: v1, or mini for a language "
         "model less than 512 wide)")
@@ -94,6 +100,11 @@ def parse(argv, about: str, recipes, ablations) -> argparse.Namespace:
     add("--steps", type=cli.positive, help="in place of --epochs")
     add("--batch", type=batch, help="samples an optimizer step over all processes, in place of the table's")
     add("--accumulate", type=batch, help="micro-batches that each process works through, in place of the table's")
+    add("--tokens", type=cli.positive, help="of a micro-batch at most, with padding: text, speech and units; it takes "
+        "more of them where needed")
+    add("--workers", type=cli.whole(0, 256), help="processes that read samples ahead of time (default: 4 on a GPU, "
+        "else none)")
+    add("--cache", metavar="DIR", help="compute what the frozen parts make of each sample once, and keep it there")
     add("--lr", nargs="+", metavar="RATE", help="for all trained parts, or PART=RATE for some")
     add("--ablate", choices=ablations, help="leave something out: v1's Tables 6 and 8, v2's Table 6")
     add("--seed", type=cli.seed, help="of the order of samples and of dropout (default: 0)")
@@ -105,7 +116,10 @@ def parse(argv, about: str, recipes, ablations) -> argparse.Namespace:
     add("--val-every", type=cli.positive, help="steps (default: up to five times in all)")
     add("--save-every", type=cli.positive, help="steps (default: up to ten times in all)")
     add("--stop-at", type=cli.positive, metavar="STEP", help="save and stop after this step; --resume goes on")
-    return p.parse_args(argv)
+    args = p.parse_args(argv)
+    if args.out is None and args.plan is None:
+        p.error("the following arguments are required: --out")
+    return args
 
 
 def join(device) -> None:
@@ -146,6 +160,20 @@ def agree(failure: Exception | None) -> None:
         sys.exit(2)
 
 
+def first_rank_first(make):
+    """make() on rank 0, then on the others: what it returns. Raises ValueError or OSError on all ranks together."""
+    made, (rank, world) = None, rank_and_world()
+    for turn in range(min(2, world)):
+        failure = None
+        try:
+            if turn == min(rank, 1):
+                made = make()
+        except (ValueError, OSError) as error:
+            failure = error
+        agree(failure)
+    return made
+
+
 @contextmanager
 def named_rank():
     """An error of one of torchrun's processes says whose it is."""
@@ -181,6 +209,8 @@ def claimed(args):
         except (ValueError, OSError) as error:
             failure = error
         agree(failure)
+        agree(None if saving.shared(out / ".lock") else ValueError(
+            f"--out {out} is not the same directory for all processes: it must be one that all nodes share"))
         yield
 
 
@@ -208,21 +238,26 @@ def began(log: Path) -> bool:
 # ---------------------------------------------------------------- start and resume
 
 def open_training(args, stages: dict, device) -> tuple:
-    """The state, the model, the splits, and whether they are resumed. Raises ValueError or OSError, on all ranks
-    together (`agree`)."""
-    opened, failure = None, None
-    try:
-        resumed = args.resume is not None and saving.holds_training(Path(args.out))
-        state, model, splits = resume(args, stages, device) if resumed else start(args, stages, device)
-        if state["batch"] < rank_and_world()[1]:
-            raise ValueError(f"a batch of {state['batch']} for {rank_and_world()[1]} processes: each needs a sample")
-        for split in splits:
-            check(split, mixed_rows(split, state["tasks"], state["replay"], state["seed"]), model)
-        opened = state, model, splits, resumed
-    except (ValueError, OSError) as error:
-        failure = error
-    agree(failure)
-    return opened
+    """The state, the model, for training and for validation (mixture, samples, skipped: as `fitting_numbers` says),
+    and whether they are resumed. What rank 0 has read through, the others need not read again. Raises ValueError or
+    OSError, on all ranks together."""
+    return first_rank_first(lambda: open_all(args, stages, device))
+
+
+def open_all(args, stages: dict, device) -> tuple:
+    """As `open_training`, on this rank."""
+    resumed = args.resume is not None and saving.holds_training(Path(args.out))
+    state, model, mixtures = resume(args, stages, device) if resumed else start(args, stages, device)
+    if state["batch"] < rank_and_world()[1]:
+        raise ValueError(f"a batch of {state['batch']} for {rank_and_world()[1]} processes: each needs a sample")
+    chosen = []
+    for mixture, replay in zip(mixtures, (state["replay"], {})):
+        numbers = mixed_rows(mixture, state["tasks"], replay, state["seed"])
+        chosen.append((mixture, *fitting_numbers(mixture, numbers, model)))
+    if not resumed:
+        epoch = len(Stream(*chosen[0][:2], state["seed"]))
+        state["steps"] = args.steps or max(1, round(state["epochs"] * epoch / state["batch"]))
+    return state, model, chosen, resumed
 
 
 def open_model(source: Path, device, dtype: str) -> ExOmni:
@@ -239,30 +274,28 @@ def open_model(source: Path, device, dtype: str) -> ExOmni:
 
 
 def start(args, stages: dict, device) -> tuple:
-    """A fresh start; stages: train.py's table -> the state of the training (a dict, saved for --resume), the model, the
-    splits. Raises ValueError or OSError for what can be known to be wrong before the first step: first the arguments,
-    then the data, then the weights, which take longest to read."""
+    """A fresh start; stages: train.py's table -> the state of the training (a dict, saved for --resume) without its
+    steps, the model, the mixtures of training and validation. Raises ValueError or OSError for what can be known to be
+    wrong before the first step: first the arguments, then the data, then the weights, which take longest to read."""
     needed = [name for name in ("stage", "data", "init_from") if getattr(args, name) is None]
     if needed:
         raise ValueError(f"{' and '.join('--' + n.replace('_', '-') for n in needed)} needed, or --resume")
     source, width = Path(args.init_from), ExOmniConfig.from_dir(args.init_from).llm.hidden_size
-    state = {name: getattr(args, name) for name in ("stage", "data", *FIXED)}
+    state = {name: getattr(args, name) for name in ("stage", "data", "tokens", *FIXED)}
     state |= {"seed": args.seed or 0, "step": 0, "seen": 0, "best": None, "changed": "",
               "dtype": args.dtype or ("bfloat16" if device.type == "cuda" else "float32"),
               "recipe": args.recipe or ("mini" if width < 512 else "v1")}
     stage = choose_stage(args, stages[state["recipe"]], state["recipe"])
     state["earlier"] = earlier_stages(source, args.stage, state["recipe"], args.anyway)
-    splits = [Split(Path(args.data) / name) for name in ("train", "val")]
-    samples = len(mixed_rows(with_task(splits[0], stage, args.stage), stage.tasks, stage.replay, state["seed"]))
-    state |= asdict(stage) | {"files": splits[0].manifest["files"],
-                              "steps": args.steps or max(1, round(stage.epochs * samples / stage.batch))}
+    mixtures = [open_mixture(args.data, name) for name in ("train", "val")]
+    state |= asdict(stage) | {"files": with_task(mixtures[0], stage, args.stage).files}
     model = open_model(source, device, state["dtype"])
     if args.ablate:
         torch.manual_seed(state["seed"])                            # of what takes the place of the part
         model.ablate(args.ablate)
     face = model.config.face
     face.velocity_weight = 0.0 if state["plain_mse"] or face.ablate == "velocity" else FaceConfig.velocity_weight
-    return state, model, splits
+    return state, model, mixtures
 
 
 def resume(args, stages: dict, device) -> tuple:
@@ -273,19 +306,24 @@ def resume(args, stages: dict, device) -> tuple:
     if given or args.stage not in (None, state["stage"]):
         raise ValueError(f"{out} is resumed as it was started, stage {state['stage']}: leave out "
                          f"{', '.join('--' + name.replace('_', '-') for name in given or ['stage'])}")
-    new = {name: getattr(args, name) for name in ("batch", "accumulate") if getattr(args, name) is not None}
+    new = {name: value for name in ("batch", "accumulate", "tokens") if (value := getattr(args, name)) is not None}
     new["rates"] = state["rates"] | overridden(args.lr or [], state["rates"])
     changed = [f"{name} {state[name]} -> {value}" for name, value in new.items() if value != state[name]]
     state |= new | {"changed": "; ".join(changed), "data": args.data or state["data"]}     # the data may have moved
-    splits = [Split(Path(state["data"]) / name) for name in ("train", "val")]
-    if state["files"] != splits[0].manifest["files"]:
-        raise ValueError(f"{state['data']} is not the data that {out} was started with: put it back, or start again")
-    return state, open_model(out, device, state["dtype"]), splits
+    mixtures = [open_mixture(state["data"], name) for name in ("train", "val")]
+    if state["files"] != mixtures[0].files:
+        raise ValueError(f"{' and '.join(state['data'])} is not the data that {out} was started with: put it back, or "
+                         "start again")
+    return state, open_model(out, device, state["dtype"]), mixtures
 
 
 def read_state(path: Path, stages: dict) -> dict:
     """trainer/state.json, as `State` and train.py's table describe it. Raises ValueError."""
-    state = asdict(disk.checked(State, disk.read_json(path), path))
+    values = disk.read_json(path)
+    for name, kind in (("data", str), ("files", dict)):             # saved by an earlier version: of one directory
+        if isinstance(values.get(name), kind):
+            values[name] = [values[name]]
+    state = asdict(disk.checked(State, values, path))
     table = stages.get(state["recipe"], {}).get(state["stage"])
     if table is None or state["rates"].keys() != table.rates.keys() or not 0 <= state["step"] <= state["steps"]:
         raise ValueError(f"{path}: step {state['step']} of {state['steps']} of stage {state['stage']} of "
@@ -309,17 +347,19 @@ def choose_stage(args, stages: dict, recipe: str):
     if args.ablate and ABLATIONS[args.ablate] not in stage.rates:
         raise ValueError(f"--ablate {args.ablate} changes the {ABLATIONS[args.ablate]}, stage {args.stage} trains "
                          f"{', '.join(stage.rates)}: give it to the stage that trains it")
+    if args.tokens and stage.toy:
+        raise ValueError(f"--tokens: the {recipe} recipe cuts each batch into as many pieces: give --accumulate")
     if args.ablate == "velocity" and stage.plain_mse:
         raise ValueError(f"--ablate velocity: stage {args.stage} of v2 has no velocity term to leave out")
     return stage
 
 
-def with_task(training: Split, stage, number: int) -> Split:
-    """The split. Raises ValueError where it has no sample that the stage of this number learns from."""
-    tasks = sorted({row["task"] for row in training.rows})
+def with_task(training: Mixture, stage, number: int) -> Mixture:
+    """The mixture. Raises ValueError where it has no sample that the stage of this number learns from."""
+    tasks = sorted(TASKS[n] for n in np.unique(training.column("task")))
     if not set(stage.tasks) & set(tasks):
-        raise ValueError(f"{training.directory} has no samples of task {' or '.join(stage.tasks)}, which stage "
-                         f"{number} learns from, only of {', '.join(tasks) or 'none'}")
+        raise ValueError(f"{training} has no samples of task {' or '.join(stage.tasks)}, which stage {number} learns "
+                         f"from, only of {', '.join(tasks) or 'none'}")
     return training
 
 

@@ -13,6 +13,7 @@ it the old checkpoint counts, after it the new one.
 import os
 import pickle
 import shutil
+import time
 import warnings
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
@@ -26,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 import disk
 
 FILES = "trainer/files.json"
+PATIENCE = 60                   # s
 
 
 def commit(out: Path) -> None:
@@ -118,6 +120,18 @@ def flush_directory(directory: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def shared(lock: Path) -> bool:
+    """Whether all processes see the file of rank 0: otherwise each would save its part of a checkpoint on another disk.
+    A network file system may need a while to show it. On all of them together."""
+    if not dist.is_initialized():
+        return True
+    text, until = [lock.read_text() if dist.get_rank() == 0 else None], time.monotonic() + PATIENCE
+    dist.broadcast_object_list(text)
+    while not (seen := lock.is_file() and lock.read_text() == text[0]) and time.monotonic() < until:
+        time.sleep(1)
+    return seen
 
 
 # ---------------------------------------------------------------- the optimizer

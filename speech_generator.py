@@ -119,3 +119,10 @@ class SpeechGenerator(nn.Module):
         decoder.run(each)
         decoder.check("the speech generator")
         return decoder
+
+
+def gather_rows(x, mask, fill=0) -> tuple:
+    """The rows of x (B, N, ...) where mask (B, N), moved to the front and padded with `fill`; and their mask."""
+    rows = [row[keep] for row, keep in zip(x, mask)]
+    real = [torch.ones(len(row), dtype=torch.bool, device=x.device) for row in rows]
+    return pad_sequence(rows, batch_first=True, padding_value=fill), pad_sequence(real, batch_first=True)

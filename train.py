@@ -4,9 +4,11 @@
     torchrun --nproc_per_node=8 train.py --stage 2 --data data/demo --init-from out/stage1 --out out/stage2
     python train.py --resume --out out/stage2
 
---data has train/ and val/, prepared by `prepare.py`. --out is a checkpoint like any other: `sample.py` opens it after
-every stage (progress.py says what else is in it). A resumed training is the one that was never stopped, bit for bit on
-one CPU: the order of the samples and the random numbers of each micro-batch follow from --seed and the step alone.
+--data has train/ and val/, prepared by `prepare.py`; several may be given, each with a weight (loading.py). --cache DIR
+keeps what the frozen parts make of each sample: all epochs train the rest alone (frozen.py). --out is a checkpoint like
+any other: `sample.py` opens it after every stage (progress.py says what else is in it). A resumed training is the one
+that was never stopped, bit for bit on one CPU: the order of the samples and the random numbers of each micro-batch
+follow from --seed and the step alone.
 
 Several processes: FSDP2. Each holds a shard of every weight, gradient and moment, and gathers a transformer block when
 it runs. --dtype bfloat16 computes in bfloat16 (autocast) and learns in float32, on one process too; only in float32 is
@@ -25,7 +27,6 @@ from pathlib import Path
 
 import cli                                                      # before torch, which takes seconds
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
@@ -34,7 +35,10 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from checkpoint import ABLATIONS
-from data import chunks, collate, mixed_rows, rows_of, sample_order
+from data import assemble, chunks, on_device
+from frozen import open_cache
+from loading import Steps, lengths_of, micro_batches, read_ahead, token_rates
+from memory import report
 from model import LOSSES, loss_counts
 from progress import Log, announce, conclude, interrupts, optimizer_tensors, save
 from runs import claimed, join, named_rank, open_training, parse, rank_and_world, sum_over_ranks
@@ -138,42 +142,51 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 # ---------------------------------------------------------------- batches
 
-def micro_batches(model, split, rows, state: dict, accumulate: int, always, device) -> list:
-    """The step's micro-batches that are this rank's: [(number, batch), ...], `accumulate` of them."""
-    seed, step, (rank, world) = state["seed"], state["step"], rank_and_world()
-    chosen = sample_order(rows, seed, state["seen"], state["batch"])
-    cut = like_length(split, chosen, world * accumulate) if state["toy"] else np.array_split(chosen, world * accumulate)
-    batches = []
-    for number in range(rank, len(cut), world):
-        altered = lambda mel, n: other_voice(mel.cpu(), hash((seed, step, int(cut[number][n])))).to(device)
-        batches.append((number, collate([split[i] for i in cut[number]], model, state["losses"], device, always,
-                                        altered if state["toy"] else None)))
-    return batches
+def cutting(state: dict, model, training, samples) -> tuple:
+    """How many micro-batches, at least, each process works through in a step; (mixture, samples) -> the lists of
+    samples that are the micro-batches of all processes, and -> their lengths. The toy's are as many in all, however
+    many processes share them."""
+    world, toy = rank_and_world()[1], state["toy"]
+    accumulate = min(-(-state["accumulate"] // world) if toy else state["accumulate"], state["batch"] // world)
+    lengths = partial(lengths_of, config=model.config, losses=state["losses"],
+                      rates=token_rates(training, samples, model.tokenizer))
+    cut = partial(like_length, count=world * accumulate) if toy else partial(
+        micro_batches, lengths=lengths, world=world, accumulate=accumulate, budget=state["tokens"])
+    return accumulate, cut, lengths
+
+
+def moved(read: list, model, state: dict, device) -> list:
+    """A step's micro-batches as `loading.Steps` has read them, on the device: [(number, batch), ...]."""
+    def altered(samples):
+        seeds = [hash((state["seed"], state["step"], n)) for n in samples]
+        return (lambda mel, n: other_voice(mel.cpu(), seeds[n]).to(device)) if state["toy"] else None
+    return [(number, on_device(batch, model.config.speech_encoder, device, altered(samples)))
+            for number, samples, batch in read]
 
 
 def count(batches: list) -> dict:
     """What the terms of `ExOmni.forward` are means over, in all these batches; their clips; their tokens and units."""
     counts = dict.fromkeys((*LOSSES, "text_accuracy", "units_accuracy", "clips", "tokens"), 0)
     for batch in batches:
-        own = {name: int(n) for name, n in loss_counts(batch).items()} | {"clips": len(batch.get("mel", ()))}
+        own = {name: int(n) for name, n in loss_counts(batch).items()} | {"clips": len(batch.get("owners", ()))}
         own["tokens"] = int(batch["mask"].sum()) + own.get("units_accuracy", 0)
         counts = {name: n + own.get(name, 0) for name, n in counts.items()}
     return counts
 
 
 @torch.no_grad()
-def validate(model, split, state: dict, size: int, always, device, autocast) -> dict:
-    """Each loss and accuracy over all the split's samples, `size` at a time; the same on every rank. All ranks work
+def validate(model, mixture, numbers, state: dict, size: int, always, device, autocast) -> dict:
+    """Each loss and accuracy over these samples, `size` at a time; the same on every rank. All ranks work
     through as many chunks: what is left over is repeated and not counted."""
     rank, world = rank_and_world()
     terms = [*state["losses"], *(f"{name}_accuracy" for name in state["losses"] if name != "face")]
     sums, counts = dict.fromkeys(terms, 0.0), count([])
-    parts = chunks(split, rows_of(split, state["tasks"]), size)
+    parts = chunks(mixture, numbers, size)
     model.eval()
     for n in range(rank, -(-len(parts) // world) * world, world):
-        batch = collate([split[i] for i in parts[n % len(parts)]], model, state["losses"], device, always)
+        batch = assemble([mixture[i] for i in parts[n % len(parts)]], model, state["losses"], always)
         with autocast():
-            values = model(batch, dict.fromkeys(terms, 1))
+            values = model(on_device(batch, model.config.speech_encoder, device), dict.fromkeys(terms, 1))
         if n < len(parts):
             sums = {name: sums[name] + values.get(name, 0.0) for name in terms}
             counts = {name: counts[name] + value for name, value in count([batch]).items()}
@@ -245,33 +258,33 @@ def prepare(model, state: dict, device, recompute) -> tuple:
 
 def train(args) -> None:
     device, (rank, world) = cli.pick_device(args.device), rank_and_world()
-    state, model, (training, validation), resumed = open_training(args, STAGES, device)
+    state, model, chosen, resumed = open_training(args, STAGES, device)
+    (training, samples, _), (validation, checks, _) = chosen
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16")
+    cache = open_cache(args.cache, state, model, training, samples, device, autocast) if args.cache else None
     parts, adamw, muons = prepare(model, state, device, args.recompute)
     trained = [p for part in state["rates"] for p in parts[part].values()]
     sums = Float64Sums(model, trained) if state["toy"] else None
-    # The toy's micro-batches are of like length: as many in all, however many processes share them.
-    accumulate = -(-state["accumulate"] // world) if state["toy"] else state["accumulate"]
-    accumulate = min(accumulate, state["batch"] // world)                       # each has a sample
-    rows = mixed_rows(training, state["tasks"], state["replay"], state["seed"])
-    has_sound = lambda split, some: any("audio" in split.rows[i] for i in some)
-    needed = [*state["losses"], *["clips"] * has_sound(training, rows)]
+    accumulate, cut, lengths = cutting(state, model, training, samples)
+    has_sound = lambda mixture, numbers: bool((mixture.column("audio length", numbers) >= 0).any())
+    needed = [*state["losses"], *["clips"] * has_sound(training, samples)]
     always = ()
     if world > 1:                                                               # the same modules on each rank
-        sound = "clips" in needed or has_sound(validation, rows_of(validation, state["tasks"]))
-        always = ("units", "face", *["mel"] * sound)
+        always = ("units", "face", *["mel"] * ("clips" in needed or has_sound(validation, checks)))
     if rank == 0:
-        announce(args, state, model, parts, (training, validation), accumulate, device)
+        announce(args, state, model, parts, chosen, accumulate, device)
     tensors = optimizer_tensors(parts, adamw, muons, state)
     if resumed:
         load_optimizer(Path(args.out), tensors)
     log, checked = Log(Path(args.out), state, device, resumed), False
-    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16")
     steps, last = state["steps"], min(args.stop_at or state["steps"], state["steps"])
+    reader = read_ahead(Steps(training, samples, model, state, cut, lengths, always, rank, world, cache), last,
+                        4 * (device.type == "cuda") if args.workers is None else args.workers, device)
 
     with interrupts() as asked:
-        while state["step"] < last:
-            batches = micro_batches(model, training, rows, state, accumulate, always, device)
-            counts = sum_over_ranks(count([batch for _, batch in batches])
+        for read in reader:
+            batches = moved(read, model, state, device)
+            counts = sum_over_ranks(count([batch for *_, batch in read])
                                     | {"stop": len(asked), "skipped": log.in_a_row / world}, device)
             log.check(state["step"], counts["skipped"])
             if counts["stop"]:
@@ -289,7 +302,8 @@ def train(args) -> None:
             with log.pause():
                 if done % (args.val_every or -(-steps // 5)) == 0 or done == steps:
                     size = -(-state["batch"] // (world * accumulate))
-                    log.validation(done, validate(model, validation, state, size, always, device, autocast))
+                    figures = validate(model, validation, checks, state, size, always, device, autocast)
+                    log.validation(done, figures)
                 due = done % (args.save_every or -(-steps // 10)) == 0 and not log.in_a_row
                 if due or done == last:
                     save(Path(args.out), model, state, tensors, log)
@@ -305,6 +319,9 @@ def main(argv=None) -> None:
     joins = "RANK" in os.environ and not dist.is_initialized()      # one of torchrun's processes
     try:
         with cli.one_line_errors(debug=args.debug), named_rank():
+            if args.plan:
+                print(*report(args, STAGES), sep="\n")
+                return
             if joins:
                 join(cli.pick_device(args.device))
             with claimed(args):

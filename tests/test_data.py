@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import prepared
-from data import Split, Writer, check, chunks, collate, fingerprint, mixed_rows, rows_of, sample_order
+from data import Split, Writer, check, chunks, collate, fingerprint, rows_of
+from loading import mixed_rows, sample_order
 from model import ExOmni, loss_counts
 from tokenizer import SPEECH_ID, with_system
 

@@ -69,11 +69,15 @@ def test_each_of_two_steps_at_the_same_time_has_its_own_time(planned, tmp_path):
 
 
 def test_an_interrupt_is_passed_on_and_the_steps_are_waited_for(monkeypatch, tmp_path):
-    code = "import pathlib, sys, time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: pathlib.Path(sys.argv[1]).touch()"
-    monkeypatch.setattr(make_mini, "plan", lambda *_: [{"a": ["-c", code, tmp_path / "saved"]}])
+    code = """import pathlib, sys, time
+ready, saved = map(pathlib.Path, sys.argv[1:])
+try: ready.touch(), time.sleep(60)
+except KeyboardInterrupt: saved.touch()"""
+    monkeypatch.setattr(make_mini, "plan", lambda *_: [{"a": ["-c", code, tmp_path / "ready", tmp_path / "saved"]}])
 
     def interrupt(_, sleep=time.sleep):
-        sleep(1)                                                    # until it sleeps too
+        while not (tmp_path / "ready").exists():
+            sleep(0.05)
         raise KeyboardInterrupt
     monkeypatch.setattr(make_mini.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):

@@ -364,3 +364,15 @@ def test_what_torch_wrote_is_read_as_torch_reads_it(half):
     ours, theirs = (reader(directory).read_metadata() for reader in (saving.Reader, FileSystemReader))
     assert ours.state_dict_metadata == theirs.state_dict_metadata and ours.storage_data == theirs.storage_data
     assert len(ours.state_dict_metadata) > 10
+
+
+def test_processes_on_different_disks_are_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "PATIENCE", 0)
+    monkeypatch.setattr(saving.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(saving.dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(saving.dist, "broadcast_object_list", lambda texts: texts.__setitem__(0, "7 on first"))
+    lock = tmp_path / ".lock"
+    assert not saving.shared(lock)
+    for text in ("7 on second", "7 on first"):
+        lock.write_text(text)
+        assert saving.shared(lock) == (text == "7 on first")

@@ -257,11 +257,14 @@ def test_two_processes_are_one(stages, still, v2, data, tmp_path):
     resume = lambda out: ["--resume", "--out", str(tmp_path / out), "--log-every", "1", "--val-every", "100"]
     learns = command(data, stages[1], tmp_path / "bfloat16", 2, "--steps", 12, "--lr", 5e-3, "--dtype", "bfloat16")
     both = [[*to(name, f"two {name}"), *["--recompute"] * (name == "v1 4")] for name in commands]
-    printed = torchrun(tmp_path, [*both, learns, resume("shrunk"), [*to("v1 4", "grown"), "--stop-at", "2"],
+    kept = [*to("v1 3", "kept"), "--cache", str(tmp_path / "cache"), "--workers", "1"]
+    printed = torchrun(tmp_path, [*both, kept, learns, resume("shrunk"), [*to("v1 4", "grown"), "--stop-at", "2"],
                                   [*to("mini 4", "twice"), "--stop-at", "3"], resume("twice")])
     assert "2 processes x micro-batch 1 x accumulation 2" in printed
     for name in commands:
         close_training(tmp_path / f"one {name}", tmp_path / f"two {name}")
+    close_training(tmp_path / "one v1 3", tmp_path / "kept")
+    assert {path.stem[-2:] for path in (tmp_path / "cache").glob("*.states")} == {"-0", "-1"}
     train.main(resume("grown"))
     close_training(tmp_path / "one v1 4", tmp_path / "grown")
     close_training(tmp_path / "one mini 4", tmp_path / "shrunk")

@@ -1,34 +1,22 @@
 """Micro-batches for a world of short samples, where most of the work is padding (train.py, mini recipe)."""
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 
-from data import Split, by_length
+from data import by_length
+from loading import cut
 from toy.muon import local
 
 PROMPT_UNITS = 50      # a sample's prompt and question take about as long as that many units
 
 
-def like_length(split: Split, rows, count: int) -> list:
-    """rows cut into `count` lists by length, such that the squares of what they cost (samples times the longest one's
-    length) add up to the least: little padding, and no micro-batch much larger than the others.
-
-    By dynamic programming: best[j] is the least for the first j rows in as many lists as were cut so far."""
+def like_length(split, rows, count: int) -> list:
+    """rows of a Split or a Mixture in `count` lists of like length (`loading.cut`)."""
     rows = by_length(split, rows)
-    lengths = np.array([PROMPT_UNITS + split.rows[i].get("units", (0, 0))[1] for i in rows])
-    best, begins = np.append(0.0, np.full(len(rows), np.inf)), []
-    for _ in range(count):
-        costs = [best[:j] + ((j - np.arange(j)) * lengths[j - 1]) ** 2.0 for j in range(1, len(rows) + 1)]
-        begins.append([0, *(int(cost.argmin()) for cost in costs)])     # of the last list of the first j rows
-        best = np.append(np.inf, [cost.min() for cost in costs])
-    ends = [len(rows)]
-    for begin in reversed(begins):
-        ends.append(begin[ends[-1]])
-    ends.reverse()
-    return [rows[i:j] for i, j in zip(ends, ends[1:])]
+    lengths = PROMPT_UNITS + split.column("units length", rows).clip(0)
+    return [rows[begin:end] for begin, end in cut(lengths[:, None], [count])]
 
 
 class Float64Sums:

@@ -1,0 +1,95 @@
+"""A training step's work: made-up samples of usual lengths, and how many FLOP a step on them takes (bench.py).
+
+Shapes: B samples, N tokens, S speech rows, U units, T face frames, D width, V vocabulary.
+"""
+import numpy as np
+import torch
+from torch import nn
+
+import weights
+from checkpoint import ExOmniConfig
+from face_decoder import frames_for_units
+from model import ExOmni
+from speech_generator import CONTEXT_VECTORS, IGNORE
+from tokenizer import SPEECH_ID, message_parts
+from whisper import SAMPLE_RATE
+
+HEARD, ASKED, REPLY, SPEED = 8.0, 40, 60, 3.5  # of a sample: seconds or tokens of a question, tokens of an answer,
+                                               # units per token of it
+
+
+class Numbers:
+    """Stands in for a tokenizer: a text is ids, written as numbers."""
+
+    def __init__(self, config: ExOmniConfig):
+        self.im_end_id, self.size = config.stop_ids[0], min(config.stop_ids)
+
+    def encode(self, text: str) -> list:
+        return [int(word) % self.size if word.isdigit() else 0 for word in text.split()]
+
+    def encode_chat(self, messages: list) -> list:
+        parts = [part for message in messages for part in message_parts(message)]
+        return [i for part in parts for i in ([SPEECH_ID] if part == SPEECH_ID else self.encode(part))]
+
+
+def made_up(task: str, B: int, config: ExOmniConfig, asked: int = ASKED) -> list:
+    """B samples of a task, as a `data.Split` has them. Answers are from half as long to one and a half times as long as
+    usual, evenly. asked: tokens of a question that is not spoken."""
+    random, samples = np.random.default_rng(0), []
+    text = lambda n: " ".join(map(str, random.integers(1, 1 << 30, n)))
+    for scale in random.permutation(np.linspace(0.5, 1.5, B) if B > 1 else np.ones(1)):
+        reply, speaks = round(REPLY * scale), task in ("asr", "qa")
+        U, question = round(reply * SPEED), [{"type": "speech"}] if speaks else text(asked)
+        samples.append({
+            "id": len(samples), "messages": [{"role": "user", "content": question}],
+            "answer": text(reply), "units": random.integers(0, config.generator.unit_vocab, U),
+            "audio": 0.1 * random.standard_normal(min(config.speech_encoder.window, round(scale * HEARD * SAMPLE_RATE)),
+                                                  np.float32) if speaks else None,
+            "face": random.random((frames_for_units(U), 52), np.float32)})
+    return samples
+
+
+def random_model(config: ExOmniConfig, device) -> ExOmni:
+    """With small random weights in float32."""
+    model = weights.empty(lambda: ExOmni(config), device)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.normal_(std=0.02) if p.ndim > 1 else p.fill_(0 if name.endswith("bias") else 1)
+    model.tokenizer = Numbers(config)
+    return model
+
+
+def work(model: ExOmni, batch: dict, state: dict) -> tuple:
+    """FLOP of a training step on this batch, and its tokens: of text, rows of speech, units.
+
+    A matrix of P numbers costs 2 P for each position that it multiplies; backward again 2 P for the gradient of what it
+    is given (in trained parts and those after them), and 2 P for its own (in trained parts). Padding, tables, attention
+    scores and recomputation do not count."""
+    tables = lambda module: sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Embedding))
+    size = lambda module: sum(p.numel() for p in module.parameters() if p.ndim > 1) - tables(module)
+    encoder, generator, face = model.speech_encoder, model.speech_generator, model.face_decoder
+    windows, (B, _) = len(batch.get("mel", ())), batch["input_ids"].shape
+    S = windows * encoder.config.max_source_positions // model.config.projector_stride
+    N = int(batch["mask"].sum() - (batch["input_ids"] == SPEECH_ID).sum()) + S
+    reply, loss = int((batch["labels"] != IGNORE).sum()), state["losses"]
+    frames = windows * encoder.config.max_source_positions              # conv1 goes over twice as many
+    rows = [("encoder", size(encoder) + size(encoder.conv1), frames),
+            ("projector", size(model.speech_projector), S), ("llm", size(model.llm), N),
+            ("llm", model.config.llm.hidden_size * model.config.llm.vocab_size, reply * ("text" in loss))]
+    U = int((batch["units"] >= 0).sum()) if "units" in batch else 0
+    fused = lambda tqgf: sum(size(m) for name, m in tqgf.named_modules() if name.endswith("to_kv"))
+    if U:
+        spoken, own = reply - B, fused(generator.tqgf)
+        rows += [("generator", size(generator.input_proj), reply), ("generator", own, CONTEXT_VECTORS * reply),
+                 ("generator", size(generator.tqgf) - own, spoken),
+                 ("generator", size(generator.llm), spoken + U + 3 * B),
+                 ("generator", size(generator.llm_decoder), U + B)]
+    if "face" in batch:
+        own, T = fused(face.tqgf) + size(face.speech_gen_projection), int(batch["frames"].sum())
+        rows += [("face", own, U + B), ("face", size(face.speech_token_projection), U),
+                 ("face", size(face) - own - size(face.speech_token_projection), T)]
+    flop, reached = 0, False
+    for part, numbers, positions in rows:
+        reached |= part in state["rates"]
+        flop += 2 * numbers * positions * (1 + reached + (part in state["rates"]))
+    return flop, N + U
