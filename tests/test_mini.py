@@ -50,6 +50,14 @@ def test_questions_of_unknown_voices_are_answered(mini):
     assert len(QUESTIONS) == 6 and not wrong
 
 
+@pytest.mark.parametrize("before, after", [(2, 0), (4, 1)])
+def test_silence_around_a_question_costs_nothing(mini, before, after):
+    chats, clips = zip(*(spoken(row["kind"]) for row in QUESTIONS))
+    clips = [torch.cat([torch.zeros(before * 16_000), clip, torch.zeros(after * 16_000)]) for clip in clips]
+    answers = mini.generate(list(chats), clips, max_new_tokens=64)
+    assert [answer.text for answer in answers] == [row["answer"] for row in QUESTIONS]
+
+
 def test_an_answer_is_spoken_with_a_face_and_the_same_seed_says_it_again(mini):
     chat, clip = spoken(QUESTIONS[0]["kind"])
     one, two = (mini.generate(chat, clip, max_new_tokens=64, generator=torch.Generator().manual_seed(1)) for _ in "ab")
