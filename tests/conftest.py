@@ -1,4 +1,6 @@
 """What several test files share: one tiny random checkpoint, made once by the README's first command."""
+import signal
+
 import pytest
 import torch
 
@@ -13,3 +15,8 @@ def checkpoint(tmp_path_factory):
     out = tmp_path_factory.mktemp("checkpoints") / "tiny"
     prepare.main(["weights", "--preset", "tiny", "--out", str(out)])
     return out
+
+# Started in the background of a shell without job control, a process ignores Ctrl-C, and so does all that it starts: the
+# tests of interrupts would wait in vain.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
