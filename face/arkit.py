@@ -251,6 +251,12 @@ def resample(track, times, length: float) -> np.ndarray:
 
 # --- written ---------------------------------------------------------------------------------------------------------
 
+def listed(facts: dict):
+    """The list among an object's values that names shapes, whatever its key, or None."""
+    return next((part for part in facts.values() if isinstance(part, list) and part and all(
+        isinstance(name, str) for name in part) and sum(map(bool, matches(part))) > len(part) / 2), None)
+
+
 def audio2face(track, fps: int, audio: str) -> dict:
     """A track (T, K) -> the json object that Audio2Face writes and its readers expect (docs/spec/face.md 3.1).
 

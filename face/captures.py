@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import disk
-from face.arkit import ROTATIONS, ORDERS, few, folded, from_names, matches, ordered, resample, sources, tidy
+from face.arkit import ROTATIONS, ORDERS, few, folded, from_names, listed, matches, ordered, resample, sources, tidy
 from face.timing import MAX_SECONDS, frame_times
 
 MAX_BYTES = 200 << 20               # of a file, and of an array once unpacked
@@ -36,9 +36,9 @@ CODE = re.compile(r"\d+(?:[:;.]\d+)+")
 DATE = re.compile(r"^\d{4}-\d\d-\d\d[T ]|(?:Z|[+-]\d\d:\d\d)$")       # around the clock of an ISO date
 
 # Keys of json, as `folded` writes them.
-RATES = {"exportfps", "fps", "framerate", "framespersecond"}
+RATES = {"exportfps", "fps", "framerate", "framespersecond", "capturefps", "samplerate", "samplingrate"}
+RATE_LIKE = re.compile("rate|fps|hertz|hz$|duration|interval|frametime|deltatime|timestep")
 NAMES = {"facsnames", "names", "blendshapenames", "blendshapekeys"}
-ABOUT = {"metadata", "meta", "info", "header"}
 SHAPE, SCORE = {"categoryname", "blendshape", "shape", "name"}, {"score", "weight", "value"}
 WEIGHTS = {"weightmat", "frames", "weights", "blendshapes", "blendshapevalues", "blendshapeweights", "faceblendshapes",
            "categories", "coefficients", "values", "data"}
@@ -200,6 +200,9 @@ def parsed(header: list, rows, path: Path, kind: str) -> Rows:
     left = [name for i, name in enumerate(header) if plain[i] and i not in (*used, faces)]
     if left:
         result.notes.append(f"left out, as they are none of the 52 shapes: {few(left)}")
+    odd = [name for name in left if re.search("time|pts|tick|sec|fps|rate|stamp", folded(name))]
+    if odd and result.codes is None and result.stamps is None and result.numbers is None:
+        result.notes.append(f"not understood as times: {few(odd)}; if one of them is, call it `time`, or give --fps")
     return result
 
 
@@ -277,9 +280,11 @@ def framed(value, path: Path, order) -> Rows:
     """A json value as `read_json` describes it -> Rows."""
     stated, names, times, notes = None, None, {}, []
     while isinstance(value, dict):                                          # down to the frames
-        for facts in (value, *(part for key, part in value.items() if folded(key) in ABOUT and isinstance(part, dict))):
+        for facts in (value, *(part for part in value.values() if isinstance(part, dict))):
             stated = entry(facts, RATES) if stated is None else stated
-            names = entry(facts, NAMES) if names is None else names
+            names = entry(facts, NAMES, listed(facts)) if names is None else names
+            notes += [f"{key} {fact} is not understood: if it says the rate, give --fps" for key, fact in facts.items()
+                      if RATE_LIKE.search(folded(key)) and folded(key) not in RATES and type(fact) in (int, float)]
         lists = {key: part for key, part in value.items() if isinstance(part, list)}
         times |= {key: part for key, part in lists.items() if TIME.fullmatch(folded(key))}
         shapes = {key: part for (key, part), our in zip(lists.items(), matches([*lists])) if our}
@@ -298,7 +303,8 @@ def framed(value, path: Path, order) -> Rows:
     row = next((row for row in value if row), None)
     bare = names is None and isinstance(row, list) and not any(isinstance(cell, (list, dict)) for cell in row)
     if bare:
-        names, notes = ordered(len(row), order, str(path))
+        names, said = ordered(len(row), order, str(path))
+        notes += said
     elif names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)
                                     and len(set(names)) == len(names)):
         raise ValueError(f"{path}: its names are {few([names])}, expected a list of different names")

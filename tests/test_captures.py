@@ -413,3 +413,17 @@ def test_a_refusal_is_one_line_and_writes_nothing(tmp_path, monkeypatch, capsys,
         main(["convert", arguments[0], "out.json", *arguments[1:]])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and said.count("\n") == 1 and says in said and not (tmp_path / "out.json").exists()
+
+
+def test_names_are_found_under_any_key_and_what_may_be_a_time_is_said(tmp_path):
+    """Columns in another order than ours, under a key that no list of ours has; a clock of an unknown name."""
+    names, path = [*reversed(ARKIT_NAMES)], tmp_path / "take.json"
+    rows = [[0.0] * 27 + [1.0] + [0.0] * 24] * 30
+    path.write_text(json.dumps({"rig": {"curves": names}, "frameTime": 1 / 60, "weightMat": rows}))
+    capture = read_capture(path)
+    assert names[27] == "jawOpen" and (capture.track[:, ARKIT_NAMES.index("jawOpen")] == 1).all()
+    assert any("frameTime" in note and "--fps" in note for note in capture.notes)
+    table = tmp_path / "take.csv"
+    lines = [["DeviceTime", *ARKIT_NAMES], *([str(i / 60)] + ["0.1"] * 52 for i in range(30))]
+    table.write_text("".join(",".join(line) + "\n" for line in lines))
+    assert any("DeviceTime" in note and "--fps" in note for note in read_capture(table).notes)
