@@ -186,7 +186,7 @@ class Split:
             if changed:
                 check_file(self, ROWS, stated, None)
         except ValueError:
-            make_index(self.directory, self.sizes)          # names the line that is broken
+            make_index(self.directory, self.sizes, keep=False)      # names the line that is broken
             raise
         columns = None if verify else open_index(self.directory, stated, self.sizes)
         if columns is not None:

@@ -241,9 +241,9 @@ def columns_of(body, count: int) -> dict:
     return columns
 
 
-def make_index(directory: Path, sizes: dict) -> dict:
+def make_index(directory: Path, sizes: dict, keep=True) -> dict:
     """Read samples.jsonl through, each row in full; the columns of its index, written to samples.index where that can
-    be. sizes: array -> its length. Raises ValueError naming the line that is broken."""
+    be, unless keep is False (rows that are not the manifest's). sizes: array -> its length. Raises ValueError naming the line that is broken."""
     path, crc, size, at = directory / ROWS, 0, 0, 0
     with open(path, "rb") as file:
         count = sum(1 for _ in file)
@@ -264,6 +264,8 @@ def make_index(directory: Path, sizes: dict) -> dict:
                     column[at:at + len(block)] = records[name]
                 at, block = at + len(block), []
     refuse_twice(path, columns["offset"], names)
+    if not keep:
+        return columns
     head = np.array((FORMAT, count, size, crc, zlib.crc32(body)), HEAD)
     with suppress(OSError), disk.replacing(directory / INDEX) as temporary:         # not in a read-only directory
         with open(temporary, "wb") as file:

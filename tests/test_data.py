@@ -471,3 +471,13 @@ def test_units_of_another_preset_or_tokenizer_are_refused(model, checkpoint, tmp
         else:
             with pytest.raises(ValueError, match="made for another preset"):
                 check(split, [0], model)
+
+
+def test_refused_rows_leave_the_index_alone(model, tmp_path):
+    """Rows that are sound one by one, but not those that the manifest was written of."""
+    split = split_of(tmp_path, ("chat", WRITTEN, "a", {}))
+    rows, index = split.directory / "samples.jsonl", (split.directory / "samples.index").read_bytes()
+    rows.write_bytes(rows.read_bytes().replace(b'"s0"', b'"s00"'))
+    with pytest.raises(ValueError, match="bytes, expected"):
+        Split(split.directory)
+    assert (split.directory / "samples.index").read_bytes() == index
