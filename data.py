@@ -353,7 +353,8 @@ def assemble(samples: list, model, losses, always=()) -> dict:
     waveforms (samples,), and "owners", the number of the sample that each belongs to. model: its tokenizer and config.
 
     It has units and face where the losses ask for them and a sample has them. always: of "mel", "units", "face" those
-    that it has in any case, of no length or as one silent window: several processes must run the same modules. Raises ValueError for messages that do not ask for exactly the sound that is there."""
+    that it has in any case, of no length or as one silent window: several processes must run the same modules. Raises
+    ValueError for messages that do not ask for exactly the sound that is there."""
     ids, labels, tokenizer = [], [], model.tokenizer
     for sample in samples:
         prompt = tokenizer.encode_chat(with_system(sample["messages"]))

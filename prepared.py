@@ -243,7 +243,8 @@ def columns_of(body, count: int) -> dict:
 
 def make_index(directory: Path, sizes: dict, keep=True) -> dict:
     """Read samples.jsonl through, each row in full; the columns of its index, written to samples.index where that can
-    be, unless keep is False (rows that are not the manifest's). sizes: array -> its length. Raises ValueError naming the line that is broken."""
+    be, unless keep is False (rows that are not the manifest's). sizes: array -> its length. Raises
+    ValueError naming the line that is broken."""
     path, crc, size, at = directory / ROWS, 0, 0, 0
     with open(path, "rb") as file:
         count = sum(1 for _ in file)
