@@ -1,11 +1,13 @@
 """When each row of a face capture is shown: its times and rate, from all that the file says about them.
 
 The times are taken from the first of these that moves forward: a column of seconds, the timecodes, a column of frame
-numbers, the rows themselves at an even rate. Single faults in a clock are repaired, gaps are kept. How many frames the
-timecodes count in a second is read from the step over the end of a second (`..:29` to `..:00`: 30). Takes too short
-for that, frame numbers and bare rows get the rate that the file states, else the one in its name (`take_29_97fps`),
-else 30, or 60, 120, 240 if a frame number is higher. A stated or named 29.97 (59.94, 23.976) also tells that a count
-of 30 is 29.97 frames long, so that the timecodes run 0.1 % slow; drop-frame timecodes always do. What contradicts the
+numbers, the rows themselves at an even rate. Rows in another order are sorted where that makes a clock even; single
+faults in a clock are repaired, gaps are kept; a clock that still runs backwards is refused. How many frames the
+timecodes count in a second is read from the step over the end of a second (`..:29` to `..:00`: 30). Takes too short for
+that, frame numbers and bare rows get the rate that the file states, else the one in its name (`take_29_97fps`), else
+30, or 60, 120, 240 if a frame number is higher; but no rate is assumed where the file has a clock or a rate that is not
+understood. 01:02:03 may be MM:SS:FF (`with_hours`). A stated or named 29.97 (59.94, 23.976) also tells that a count of
+30 is 29.97 frames long, so that the timecodes run 0.1 % slow; drop-frame timecodes always do. What contradicts the
 choice is noted. --fps overrules: the clock is stretched until its frames come at that rate. R: rows of a file.
 """
 import re
@@ -21,7 +23,7 @@ MIN_FPS, MAX_FPS = 1, 1000              # frames per second
 MAX_SECONDS = 4 * 3600
 COUNTS = (5, 10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 72, 75, 90, 100, 120, 240, 1000)    # a second, as clocks count it
 CODE = re.compile(r"(?:(\d{1,3}):)?(\d{1,3}):(\d{1,3})(?:([:;.,])(\d{1,9})\d*(?:[.,](\d{1,9})\d*)?)?", re.ASCII)
-IN_NAME = re.compile(r"(?:(\d{1,9})([._]))?(\d{1,9})[ _-]?fps", re.ASCII | re.IGNORECASE)
+IN_NAME = re.compile(r"(?:(\d{1,9})([._]))?(\d{1,9})[ _-]?(?:fps|hz)", re.ASCII | re.IGNORECASE)
 middle = partial(np.quantile, q=0.5, method="lower")    # the median; of an even number of values the lower
 ADVICE = "give the rate with --fps, and --ignore-timecodes for rows at even times"
 
@@ -32,6 +34,7 @@ class Timing(NamedTuple):
     rate: float             # rows per second
     how: str                # where the times come from, in a phrase
     notes: tuple            # contradictions and repairs
+    order: np.ndarray       # (R,) the row of the file that each of the times belongs to
 
 
 class Clock(NamedTuple):
@@ -41,14 +44,15 @@ class Clock(NamedTuple):
 
 
 def frame_times(rows: int, codes=None, stamps=None, numbers=None, name: str = "", stated: float | None = None,
-                fps: float | None = None, ignore_timecodes: bool = False) -> Timing:
+                fps: float | None = None, ignore_timecodes: bool = False, unclear: str = "") -> Timing:
     """The times of the rows of a capture, by the order of evidence at the top of this file.
 
     codes: R strings, the timecodes: HH:MM:SS with :FF or ;FF (frames; .sss of a frame may follow), .mmm ,mmm or :mmm
     (parts of a second) or nothing. stamps, numbers: (R,) columns of seconds and of frame numbers. name: the file's.
     stated: the rate that the file states. fps: the user's, which overrules. ignore_timecodes: rows at even times,
-    whatever the columns say. What is absent is None.
-    Raises ValueError for a timecode that is none, a rate outside MIN_FPS to MAX_FPS, or more than MAX_SECONDS.
+    whatever the columns say. unclear: what in the file may say a rate. What is absent is None.
+    Raises ValueError for a timecode that is none, a clock that runs backwards, a rate outside MIN_FPS to MAX_FPS, more
+    than MAX_SECONDS, or a rate that would be assumed although something unclear or a clock that stands still is there.
     """
     if rows < 1:
         raise ValueError("no rows: expected at least one")
@@ -61,7 +65,17 @@ def frame_times(rows: int, codes=None, stamps=None, numbers=None, name: str = ""
         except ValueError:                                              # no usable clock: the assumed rate stays
             pass
     times, frame, how = np.arange(rows) / rate, 1 / rate, f"rows at an even {rate:.6g} per second ({who})"
-    found = [] if ignore_timecodes or rows == 1 else clocks(codes, stamps, numbers, hints, notes)
+    order, found = np.arange(rows), []
+    if not ignore_timecodes and rows > 1:
+        codes = codes and with_hours(codes, hints)
+        order = row_order(rows, codes, stamps, numbers)
+        if (np.diff(order) != 1).any():
+            notes.append("the rows are not in the order of their times: they were sorted")
+            codes = codes and [codes[row] for row in order]
+            stamps, numbers = (None if each is None else np.asarray(each)[order] for each in (stamps, numbers))
+        found = clocks(codes, stamps, numbers, hints, notes)
+        if not hints and (not found or "assumed" in found[0].how):
+            refuse_to_assume(unclear, found, notes)
     if found:
         times, how = found[0].seconds * stretch(found[0], hints, fps, notes), found[0].how
         frame = typical(np.diff(times))
@@ -71,7 +85,75 @@ def frame_times(rows: int, codes=None, stamps=None, numbers=None, name: str = ""
     if not 0.999 * MIN_FPS <= 1 / frame <= 1.001 * MAX_FPS or length > MAX_SECONDS:
         raise ValueError(f"{length:.6g} s with {1 / frame:.4g} rows per second ({how}), expected {MAX_SECONDS} s at "
                          f"most with {MIN_FPS} to {MAX_FPS} rows per second: {ADVICE}")
-    return Timing(times, length, 1 / frame, how, tuple(notes))
+    return Timing(times, length, 1 / frame, how, tuple(notes), order)
+
+
+def refuse_to_assume(unclear: str, found: list, notes: list) -> None:
+    """Raises ValueError where no rate may be assumed: something is unclear, or a clock is of no use."""
+    unused = [note for note in notes if note.endswith("not used")]
+    if unclear or unused and not found:
+        raise ValueError(f"the rate is not known: {unclear or unused[0]}; give it with --fps N")
+
+
+def row_order(rows: int, codes, stamps, numbers) -> np.ndarray:
+    """The rows (R,) in the order of the first clock that needs no sorting, or is even once it is sorted."""
+    for key in (stamps, codes and second_and_part(codes), numbers):
+        if key is None or not np.ptp(key):
+            continue
+        if (np.diff(key) >= 0).all():
+            break
+        order = evenly(key)
+        if order is not None:
+            return order
+    return np.arange(rows)
+
+
+def second_and_part(codes: list) -> np.ndarray | None:
+    """Timecodes -> (R,) numbers in the same order, with even steps where their frames have: the middle step inside a
+    second is the one over its end. None where one is no timecode."""
+    found = [CODE.fullmatch(code.strip()) for code in codes]
+    if None in found:
+        return None
+    second, frame, width, _ = parts_of(found)
+    seen = np.unique(np.stack([second, frame], axis=1), axis=0)
+    inside = np.diff(seen[:, 1])[np.diff(seen[:, 0]) == 0]
+    step = middle(inside) if len(inside) else 10 ** width
+    passed = np.flatnonzero(np.diff(seen[:, 0]) == 1)
+    ends = seen[passed, 1] - seen[passed + 1, 1] + step
+    count = middle(ends) if len(ends) else max(10 ** width, seen[:, 1].max() + 1)
+    return second * float(max(count, seen[:, 1].max() + 1)) + frame
+
+
+def parts_of(found: list) -> tuple:
+    """Matches of CODE -> seconds (R,), frames or parts of a second (R,), the digits of these, whether a point is before
+    them. Midnight is passed."""
+    hours, minutes, whole, marks, parts, _ = zip(*(match.groups() for match in found))
+    second = np.array([int(h or 0) * 3600 + int(m) * 60 + int(s) for h, m, s in zip(hours, minutes, whole)])
+    second = np.unwrap(second, discont=23 * 3600, period=24 * 3600)
+    point = not {":", ";"} & set(marks)                                 # 1.5 is half a second, 1:05 the frame 5
+    width = max(len(part or "") for part in parts)
+    frame = [int((part or "").ljust(width, "0") or 0) if point else int(part or 0) for part in parts]
+    return second, np.array(frame), width, point
+
+
+def evenly(key, ordered: bool = False) -> np.ndarray | None:
+    """The order (R,) in which a clock is even, or None: all its times differ, seven of ten steps are about as long as
+    the middle one, and it takes at most twice as long as with all of them so. ordered: only if it is in order already.
+
+    A clock that is set back a few times is another: its steps in the order of the file are longer than those sorted."""
+    key = np.asarray(key, np.float64)
+    if not np.isfinite(key).all() or len(key) < 2 or ordered and not (np.diff(key) > 0).all():
+        return None
+    if (np.diff(key) <= 0).all() and np.ptp(key):
+        return np.arange(len(key))[::-1]                                # the same time in several rows, too
+    order = np.argsort(key, kind="stable")
+    steps, written = np.diff(key[order]), np.diff(key)
+    usual = middle(steps)
+    even = usual > 0 and steps.min() > 0 and (abs(steps / usual - 1) < 0.6).mean() >= 0.7
+    if not even or np.ptp(key) > 2 * len(key) * usual:
+        return None
+    few_back = 0 < (written < 0).sum() <= len(key) / 5
+    return None if few_back and np.median(abs(written)) > 1.5 * usual else order
 
 
 def rates_said(name: str, stated, fps, notes: list) -> list:
@@ -95,11 +177,17 @@ def clocks(codes, stamps, numbers, hints: list, notes: list) -> list:
     found = [] if stamps is None else [Clock(np.asarray(stamps, np.float64), None, "by the column of seconds")]
     found += [] if codes is None else [clock_of_codes(codes, hints, notes)]
     usable = [clock for clock in (in_order(clock, notes) for clock in found) if clock]
+    backwards = [note for note in notes if note.endswith("again: they are not used")]
     if not usable and numbers is not None:
         rate, who = hints[0] if hints else (FPS, "assumed")
         how = f"by the frame numbers, {rate:.6g} per second ({who})"
         usable = [in_order(Clock(np.asarray(numbers, np.float64) / rate, rate, how), notes)]
-    return [clock for clock in usable if clock]
+        backwards = [note for note in notes if note.endswith("again: they are not used")]
+    usable = [clock for clock in usable if clock]
+    if backwards and not usable:
+        raise ValueError(f"{backwards[0].removesuffix(': they are not used')}, and sorted they are not even: the order "
+                         f"of the rows is not known; {ADVICE}")
+    return usable
 
 
 def clock_of_codes(codes: list, hints: list, notes: list) -> Clock:
@@ -109,12 +197,8 @@ def clock_of_codes(codes: list, hints: list, notes: list) -> Clock:
         row = found.index(None)
         raise ValueError(f"row {row}: timecode {codes[row]!r}, expected HH:MM:SS:FF or HH:MM:SS.mmm; or "
                          "--ignore-timecodes for rows at even times")
-    hours, minutes, whole, marks, parts, subs = zip(*(match.groups() for match in found))
-    second = np.array([int(h or 0) * 3600 + int(m) * 60 + int(s) for h, m, s in zip(hours, minutes, whole)])
-    second = np.unwrap(second, discont=23 * 3600, period=24 * 3600)     # midnight
-    point = not {":", ";"} & set(marks)                                 # 1.5 is half a second, 1:05 the frame 5
-    width = max(len(part or "") for part in parts)
-    frame = np.array([int((part or "").ljust(width, "0") or 0) if point else int(part or 0) for part in parts])
+    second, frame, width, point = parts_of(found)
+    marks, subs = [match[4] for match in found], [match[6] for match in found]
     count = frames_in_a_second(second, frame, width, point, hints, notes)
     if count == 10 ** width and (point or width > 2):
         return Clock(second + frame / count, None, "by the timecodes, in seconds")
@@ -124,6 +208,31 @@ def clock_of_codes(codes: list, hints: list, notes: list) -> Clock:
     ticks = min(ticks, ticks + np.array([float(f"0.{sub or 0}") for sub in subs]), key=lambda t: np.diff(t).std())
     rate = count / 1.001 if lost else count
     return Clock(ticks / rate, rate, f"by the timecodes, {count} frames in each second{', drop-frame' * bool(lost)}")
+
+
+def with_hours(codes: list, hints: list) -> list:
+    """Timecodes; MM:SS:FF and SS:FF get the hours and minutes that they leave out.
+
+    They look like HH:MM:SS and MM:SS. Of these the last part goes to 59, and a second has several rows; as frames it
+    stays below the rate, at which it begins again. Raises ValueError where both are possible and no rate is said.
+    """
+    parts = [re.fullmatch(r"(\d{1,3}:)?(\d{1,3}):(\d{1,9})", code.strip()) for code in codes]
+    if None in parts or len(codes) < 2:
+        return codes
+    more = ["00:" + code if match[1] else "00:00:" + code for code, match in zip(map(str.strip, codes), parts)]
+    every = [[int((match[1] or "0:")[:-1]) * 1000 + int(match[2]), int(match[3])] for match in parts]
+    (lead, last), shared = (each.T for each in np.unique(every, axis=0, return_counts=True))
+    inside, top = np.diff(last)[np.diff(lead) == 0], last.max()
+    step = middle(inside) if len(inside) else 1
+    rate = float(middle(shared) / step)                                 # rows in each second, as HH:MM:SS
+    if top > 59 or lead[0] != lead[-1] and top + step < 60:
+        return more
+    if 4.9 <= rate <= 245:
+        return codes
+    if hints:
+        return codes if abs(np.log(rate / hints[0][0])) < 0.1 else more
+    raise ValueError(f"the timecodes {codes[0]} to {codes[-1]} may be HH:MM:SS at {rate:.3g} rows per second, "
+                     f"or MM:SS:FF: {ADVICE}")
 
 
 def frames_in_a_second(second, frame, width: int, point: bool, hints: list, notes: list) -> int:
@@ -183,7 +292,7 @@ def in_order(clock: Clock, notes: list) -> Clock | None:
     stray = back & (abs(seconds - near) > 0.99 * row)
     steps = np.diff(np.where(stray, near, seconds))
     back = np.flatnonzero(steps < -0.01 * row)
-    if stray.sum() + len(back) > rows / 5:
+    if stray.sum() + len(back) > rows / 5 or (steps[back] < -2 * row).sum() > 3:
         notes.append(f"the times {clock.how} run backwards again and again: they are not used")
         return None
     if stray.any():

@@ -128,7 +128,7 @@ def set_back(frames):
 
 @pytest.mark.parametrize("change, says", [
     (put(100, 7099), "300 rows have 299 times"), (put(100, 0), "out of order: 1, the first is row 100"),
-    (put(slice(100, 102), 2_000_000), "out of order: 2"), (put(slice(100, 102), [7101, 7100]), "out of order: 2"),
+    (put(slice(100, 102), 2_000_000), "out of order: 2"), (put(slice(100, 102), [7099, 7098]), "out of order: 2"),
     (put(slice(100, 130), 7100), "a gap"), (set_back, "goes back 1.3 s after row 149"), (put(299, 0), "goes back"),
     (put(slice(0, 300), np.arange(300) + 24 * 3600 * 30 - 150), None)])
 def test_single_faults_are_repaired_and_midnight_is_none(change, says):
@@ -144,14 +144,75 @@ def test_gaps_are_kept():
     assert "a gap of 1.1 s after row 37: kept" in timing.notes
 
 
-@pytest.mark.parametrize("change", [put(slice(0, 300), 7000), put(slice(0, 300), np.arange(7299, 6999, -1)),
-                                    put(slice(0, 300), np.random.default_rng(0).permutation(300))])
-def test_clocks_that_cannot_be_trusted_are_passed_over(change):
-    for known, rate in (({}, 30), ({"name": "take_60fps"}, 60), ({"stated": 25, "name": "take_60fps"}, 25),
-                        ({"numbers": np.arange(300), "stated": 50}, 50), ({"stamps": np.arange(300) / 24}, 24)):
-        timing = frame_times(300, broken(change), **known)
+KNOWN = [({}, 30), ({"name": "take_60fps"}, 60), ({"stated": 25, "name": "take_60fps"}, 25),
+         ({"numbers": np.arange(300), "stated": 50}, 50), ({"stamps": np.arange(300) / 24}, 24)]
+
+
+@pytest.mark.parametrize("known, rate", KNOWN)
+def test_a_clock_that_stands_still_is_passed_over_but_no_rate_assumed(known, rate):
+    codes = broken(put(slice(0, 300), 7000))
+    if known:
+        timing = frame_times(300, codes, **known)
         check(timing, np.arange(300) / rate, rate)
         assert any("not used" in note for note in timing.notes) or "stamps" in known
+    else:
+        with pytest.raises(ValueError, match="the rate is not known: .* stand still .*--fps N"):
+            frame_times(300, codes)
+
+
+@pytest.mark.parametrize("rows", [np.arange(300)[::-1], np.random.default_rng(0).permutation(300),
+                                  np.array(sorted(range(300), key=str)), np.r_[150:300, :150],
+                                  np.r_[:100, 101, 100, 102:300]])
+def test_rows_in_another_order_are_sorted(rows):
+    for frames in (rows + 7000, rows + 24 * 3600 * 30 - 150):               # over midnight, too
+        timing = frame_times(300, framed(frames, 30))
+        check(timing, np.arange(300) / 30, 30, within=1e-6)
+        assert (timing.order == np.argsort(rows)).all() and "they were sorted" in timing.notes[0]
+    for known in ({"stamps": rows / 60}, {"numbers": rows, "fps": 60}):
+        timing = frame_times(300, **known)
+        check(timing, np.arange(300) / 60, 60, within=1e-6)
+        assert (timing.order == np.argsort(rows)).all()
+
+
+def test_a_clock_that_runs_backwards_and_cannot_be_sorted_is_refused():
+    stamps = np.random.default_rng(0).uniform(0, 10, 300)
+    for known in ({}, {"name": "take_30fps"}, {"fps": 30}):
+        with pytest.raises(ValueError, match="and sorted they are not even: .*--ignore-timecodes"):
+            frame_times(300, stamps=stamps, **known)
+        assert frame_times(300, stamps=stamps, numbers=np.arange(300), **known).rate == 30
+    assert (frame_times(300, stamps=stamps, fps=30, ignore_timecodes=True).order == np.arange(300)).all()
+
+
+@pytest.mark.parametrize("start", [3, 6])                                   # MM:SS:FF or SS:FF
+@pytest.mark.parametrize("rate", [24, 25, 30, 50, 90, 120])
+def test_timecodes_without_hours(start, rate):
+    frames = np.arange(3 * rate)
+    codes = [code[start:] for code in framed(frames, rate)]
+    check(frame_times(len(codes), codes), frames / rate, rate)
+    check(frame_times(len(codes), codes[::-1]), frames / rate, rate)
+    short = codes[:rate // 2]                                               # the end of no second shows
+    check(frame_times(len(short), short, stated=rate), frames[:rate // 2] / rate, rate)
+    with pytest.raises(ValueError, match="may be HH:MM:SS at 1 rows per second, or MM:SS:FF: give the rate"):
+        frame_times(len(short), short)
+
+
+def test_timecodes_without_hours_at_60_are_refused_and_seconds_are_seconds():
+    codes = [code[3:] for code in framed(range(180), 60)]
+    with pytest.raises(ValueError, match="or MM:SS:FF"):
+        frame_times(180, codes)
+    check(frame_times(180, codes, fps=60), np.arange(180) / 60, 60)
+    for rate in (10, 30):                                                   # HH:MM:SS, many rows in each
+        coarse = [clock(27_898 + row // rate) for row in range(6 * rate)]
+        check(frame_times(len(coarse), coarse), np.arange(6 * rate) / rate, rate)
+
+
+def test_no_rate_is_assumed_beside_what_is_not_understood():
+    for known in ({}, {"numbers": np.arange(90)}):
+        with pytest.raises(ValueError, match="the rate is not known: speed 60; give it with --fps N"):
+            frame_times(90, unclear="speed 60", **known)
+    for known in ({"name": "a_60fps"}, {"stated": 60}, {"fps": 60}, {"stamps": np.arange(90) / 60},
+                  {"codes": framed(range(90), 60)}):
+        check(frame_times(90, unclear="speed 60", **known), np.arange(90) / 60, 60)
 
 
 def test_columns_of_seconds_and_of_frame_numbers():

@@ -1,0 +1,358 @@
+"""What a capture says of its time: the words and values of its columns and facts -> clocks, one rate, or why not.
+
+A recorder may call a column `DeviceTime`, `pts`, `tv_sec` and `tv_usec`, a fact `captureFps`, `frame_interval_ms` or
+`length_seconds`. What a name means is read from its words (`words`), what a column is from its values: a clock rises, a
+time step does not. A unit that the name leaves out must give PLAIN_FPS rows per second and agree with the rates that
+are known; two units that do are refused. Whatever may say a rate and is not understood stands in `Evidence.unclear`:
+then no rate is assumed (timing.py). Columns of measurements (latency, exposure, ...) say nothing of the rows' times.
+
+R: rows of a file. A column is (name, R cells), a fact (name, value); names of nested json are joined by dots.
+"""
+import math
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from face.arkit import few, folded
+from face.timing import CODE, COUNTS, MAX_FPS, MIN_FPS, evenly, middle, rates_said, run_lengths, typical
+from face.words import (FRAME, MEASURED, PARTS, RATES, SOUND, STEP, TIME, UNITS, amount, blank, clean, coded, is_clock,
+                        is_counter, is_group, kind_of, leaf_of, like_a_clock, number, unit_of, words)
+
+PLAIN_FPS = 4.9, 245                # rows per second that a time without a unit may give
+GUESSES = 1, 1e-3, 1e-6, 1e-7, 1e-9             # seconds in a unit that a name leaves out; 1e-7: .NET's ticks
+EPOCHS = 0, 2208988800, 11644473600, 62135596800        # seconds from 1900, 1601 and the year 1 to 1970, and Unix's own
+# Words that the name of the rows' own rate, time step or duration may have.
+FILM = set("unscaled fr mspf measured actual current real frame rate fps hz hertz frequency per capture captured "
+           "export sample sampling record recording recorded video camera source take file clip stream timeline "
+           "animation anim data native update face mocap track tracking arkit in of updates samples images poses rows "
+           "original avg average mean nominal effective sequence duration length total elapsed time interval period "
+           "delta dt step between spf playback motion performance media output tick run runtime timestamp".split())
+
+
+@dataclass
+class Evidence:
+    """Of R rows. codes: timecodes; stamps (R,): seconds; numbers (R,): frame numbers; stated: the file's own rate; None
+    where there are none. unclear: what may say another rate; wrong: what to say of a timecode that is none; faces: what
+    to say of rows of several faces; used: the columns that are understood; notes to print."""
+    codes: list | None = None
+    stamps: np.ndarray | None = None
+    numbers: np.ndarray | None = None
+    stated: float | None = None
+    unclear: str = ""
+    wrong: str = ""
+    faces: str = ""
+    used: list = field(default_factory=list)
+    notes: list = field(default_factory=list)
+
+
+# --- facts: what the file says once ----------------------------------------------------------------------------------
+
+def spans(facts: list) -> list:
+    """A duration for each pair of facts such as startTime and endTime; an end alone is one as well."""
+    found, times = [], {name: amount(value)[0] for name, value in facts if is_clock(name) or "end" in words(name)}
+    for name, value in times.items():
+        end = next((word for word in words(name) if word in ("end", "stop", "finish")), None)
+        if end and "frame" not in words(name):
+            twins = [tuple(start if word == end else word for word in words(name)) for start in ("start", "begin")]
+            first = next((times[other] for other in times if words(other) in twins), 0.0)
+            if value > first:
+                found.append((re.sub("(?i)" + end, "duration ", name, count=1), value - first))
+    return found
+
+
+def in_a_second(value) -> float:
+    """The ticks in a second that a time scale or a time base says: 600, or 1/600; 0 if it says none."""
+    ticks = amount(value)[0]
+    return ticks if 1 <= ticks < 1e10 else 1 / ticks if 1e-10 < ticks < 1 else 0.0
+
+
+def rates_of(name: str, value, kind: str, rows: int) -> list:
+    """The rates, in rows per second, that a fact may mean: several where its unit is open, none where none fits."""
+    amounted, unit = amount(value)
+    if not 0 < amounted < math.inf:
+        return []
+    if kind == "rate":
+        return [amounted] if MIN_FPS <= amounted <= MAX_FPS else []
+    unit = unit or unit_of(name)
+    low, high = (MIN_FPS * 0.999, MAX_FPS * 1.001) if unit else PLAIN_FPS
+    found = []
+    for each in [unit] if unit else GUESSES:
+        seconds = amounted * each
+        rate = 1 / seconds if kind == "period" else rows / seconds
+        if kind == "duration" and rows > 1 and standard((rows - 1) / seconds) and not standard(rate):
+            rate = (rows - 1) / seconds                                     # to the start of the last frame
+        if low <= rate <= high:
+            found.append(rate)
+    return found
+
+
+def standard(rate: float) -> bool:
+    """Whether a rate is a usual one, or a thousandth below."""
+    return any(abs(rate / count - 1) < 2e-4 or abs(rate * 1.001 / count - 1) < 2e-4 for count in COUNTS)
+
+
+def rate_stated(facts: list, rows: int, found: Evidence, path, fps) -> float | None:
+    """The one rate that the facts of a file say, None where there is none; `found` gets notes and what is unclear.
+
+    Raises ValueError for a rate under one of RATES that is none, unless fps is given."""
+    plain, durations, doubts = [], [], []
+    for name, value in facts + spans(facts):
+        kind = kind_of(name)
+        said = re.search(r"(?i)(\d+\.?\d*) *(fps|hz|f/s)\b", value) if isinstance(value, str) and not kind else None
+        if said or kind == "scale":
+            rate = float(said[1]) if said else in_a_second(value)
+            doubts += [(f"{few([name])} {few([value])}", [rate])] if PLAIN_FPS[0] <= rate <= PLAIN_FPS[1] else []
+        if kind == "count" and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            if number(value) != rows and number(value) > 0:
+                found.notes.append(f"{few([name])} says {number(value):g}, the file has {rows} rows: is it cut?")
+                found.used.append(name)
+        if kind not in ("rate", "period", "duration") or isinstance(value, (list, dict, type(None))) and \
+                folded(leaf_of(name)) not in RATES or value is None or value == "":
+            continue
+        exact = kind == "rate" and folded(leaf_of(name)) in RATES
+        amounted = amount(value)[0]
+        if exact and fps is None and not MIN_FPS <= amounted <= MAX_FPS and not (
+                "sampl" in folded(name) and amounted >= 8000):
+            raise ValueError(f"{path} states {few([value])} frames per second in {few([name])}, expected {MIN_FPS} to "
+                             f"{MAX_FPS}; --fps overrules it")
+        if isinstance(value, str) and not exact and not re.search(r"\d", value):
+            continue                                                        # who says it, not what
+        if isinstance(value, bool) or kind != "duration" and amounted == 0 or amounted <= 0 or kind == "rate" and (
+                amounted >= 8000 or amounted < MIN_FPS):
+            continue                                                        # a switch, an empty one, a rate of sound
+        rates = rates_of(name, value, kind, rows)
+        known = {*words(leaf_of(name))} <= FILM | SOUND | {*UNITS}
+        entry = (f"{few([name])} {few([value])}", rates)
+        if known or exact:
+            (durations if kind == "duration" else plain).append(entry)
+        elif rates:
+            doubts.append(entry)
+    single = [rates[0] for _, rates in plain + durations if len(rates) == 1]
+    chosen = []
+    for text, rates in plain or durations:
+        near = [rate for rate in rates if any(abs(rate / other - 1) < 0.02 for other in single)]
+        rates = near if len(rates) > 1 and near else rates
+        if len(rates) != 1:
+            found.unclear = f"{text} fits {'several rates' if rates else 'no rate'}"
+            return None
+        chosen.append((rates[0], text))
+    if chosen and any(abs(rate / chosen[0][0] - 1) > 0.01 for rate, _ in chosen):
+        found.unclear = "it says " + " and ".join(f"{rate:.4g} frames/s ({text})" for rate, text in chosen[:3])
+        return None
+    if not plain and durations and any("is it cut" in note for note in found.notes):
+        found.unclear = f"{durations[0][0]} is not of these {rows} rows"
+        return None
+    rate = chosen[0][0] if chosen else None
+    for text, rates in durations if plain else ():
+        if rates and not any(abs(rows / each - rows / rate) < max(2.5 / rate, 0.03 * rows / rate) for each in rates):
+            found.notes.append(f"{text} would be {rates[0]:.4g} frames/s, the file says {rate:.4g}: this is taken")
+    if rate is None:
+        for text, rates in doubts:
+            if not any(abs(each / 30 - 1) < 0.02 for each in rates):
+                found.unclear = f"{text} may say a rate of {rates[0]:.4g} frames/s"
+    return rate
+
+
+# --- columns ---------------------------------------------------------------------------------------------------------
+
+def rises(values) -> bool:
+    """Whether values (R,) are those of a clock: they rise but for a few steps, or do so evenly once they are sorted."""
+    steps = np.diff(values)
+    if len(steps) and (steps >= 0).mean() >= 0.8 and values[-1] > values[0]:
+        return True
+    return len(steps) > 0 and evenly(values) is not None
+
+
+def row_step(values) -> float:
+    """The usual step from row to row of a clock (R,), 0 if it stands still."""
+    values = np.sort(values)
+    steps = np.diff(values)
+    return typical(steps[steps > 0]) / middle(run_lengths(values)) if (steps > 0).any() else 0.0
+
+
+def dated(first: float, unit: float) -> bool:
+    """Whether a clock that begins at `first` counts units since one of EPOCHS: its year is 2000 to 2100."""
+    return any(9.4e8 < first * unit - epoch < 4.1e9 for epoch in EPOCHS)
+
+
+def seconds_of(name: str, values, step: float, scales: list, hints: list, fps) -> tuple:
+    """The seconds in the unit of a clock whose rows are `step` apart, or None, and why there is none.
+
+    scales: units that the file says. hints: rates that are known. fps: the user's, to which the nearest is taken."""
+    unit, mine = unit_of(name), {*words(name)}
+    if unit and not (unit == 1e-7 and mine & {"filetime"}):
+        return unit, ""
+    for each in scales if (values % 1 == 0).all() else ():
+        if PLAIN_FPS[0] <= 1 / (step * each) <= PLAIN_FPS[1]:
+            return each, ""
+    if unit or "tick" in mine and PLAIN_FPS[0] <= 1e7 / step <= PLAIN_FPS[1]:
+        return 1e-7, ""
+    guesses = [*GUESSES, *([1 / 90000] if mine & {"pts", "dts", "rtp"} else [])]
+    rates = {each: 1 / (step * each) for each in guesses}
+    for rate, _ in hints:
+        near = [each for each in guesses if abs(rates[each] / rate - 1) < 0.1 and MIN_FPS <= rates[each] <= MAX_FPS]
+        if near:
+            return near[0], ""
+    if fps is not None:
+        return min(guesses, key=lambda each: abs(math.log(rates[each] / fps))), ""
+    fits = [each for each in guesses if PLAIN_FPS[0] <= rates[each] <= PLAIN_FPS[1]
+            and (values[0] * each < 9.4e8 or dated(values[0], each))]       # no clock has run for 30 years
+    fits = [each for each in fits if dated(values[0], each)] or fits if len(fits) > 1 else fits
+    if len(fits) == 1 and (fits[0] != 1e-7 or dated(values[0], 1e-7)):      # undated: microseconds at a tenth of it?
+        return fits[0], ""
+    seen = f"the column {few([name])} rises by {step:.6g} from row to row"
+    return None, f"{seen}: " + (" or ".join(f"{rates[each]:.4g} frames/s in units of {each:g} s" for each in fits)
+                                or "in no usual unit is that a rate")
+
+
+def weigh(columns: list, facts: list, rows: int, faces, path, labels: list, kind: str, name: str, fps) -> Evidence:
+    """Columns and facts of a file with R rows -> its Evidence.
+
+    faces (R,): which rows have a face. labels: what `kind` of the file (row, frame) each is, for errors. name: the
+    file's. fps: the user's rate or None. Raises ValueError for a rate that is none."""
+    found = Evidence()
+    facts, clocks, steps, counters, vague, broken = [*facts], [], [], [], [], []
+    numeric = {}
+    for column, cells in columns:
+        values = np.array([number(cell) for cell in cells])
+        whole = bool(rows) and np.isfinite(values).all()
+        if is_group(column) and not found.faces:
+            ids = [*dict.fromkeys(str(cell) for cell, seen in zip(cells, faces) if seen and not blank(cell))]
+            if 1 < len(ids) <= max(1, sum(faces) // 2):
+                found.faces = (f"the rows are of several faces or takes: {few([column])} is {few(ids)}; expected one: "
+                               "write each into a file of its own")
+        if whole:
+            numeric[column] = values
+        filled = [cell for cell in cells if not blank(cell)]
+        if filled and all(cell == filled[0] for cell in filled) and (rows > 1 or kind_of(column) == "rate"):
+            facts += [(column, filled[0])] if kind_of(column) else []
+            found.used += [column] if kind_of(column) else []
+        elif kind_of(column) == "rate" and filled and not rises(values):
+            measured = np.array([number(cell) for cell in filled])
+            if (measured > 0).all() and measured.std() < 0.2 * measured.mean():
+                facts.append((column, float(np.median(measured))))
+                found.used.append(column)
+    scales = [1 / in_a_second(value) for fact, value in facts if kind_of(fact) == "scale" and in_a_second(value) > 1]
+    found.stated = rate_stated(facts, rows, found, path, fps)
+    if rows < 2:
+        return found
+    hints = rates_said(name, found.stated, fps, [])
+    joined(numeric, clocks, found)
+    for column, cells in columns:
+        values = numeric.get(column)
+        if column in found.used or all(map(blank, cells)):
+            continue
+        first_rank = not TIME.fullmatch(folded(column)) or folded(column) == ""
+        if {*words(column)} & {"remaining", "countdown"} and values is not None:
+            vague.append((column, values))                                  # sorted, it would run backwards
+        elif values is None:
+            codes = coded(cells)
+            if codes and (is_clock(column) or all(code.count(":") > 1 for code in codes)):
+                found.codes, found.used = found.codes or codes, [*found.used, column]
+            elif is_clock(column) and not (first_rank and all(cell == cells[0] for cell in cells)) and not found.wrong:
+                at, text = next((at, cell) for at, cell in zip(labels, cells) if not CODE.fullmatch(clean(cell)))
+                found.wrong = (f"{path}: {kind} {at} has the timecode {str(text if text is not None else '')[:40]!r}, "
+                               f"expected HH:MM:SS:FF or a number; --ignore-timecodes takes the rows at an even rate")
+            elif len({*map(str, cells)}) > 1 and all(map(like_a_clock, cells)):
+                found.unclear = f"the column {few([column])} has times such as {few(cells[:1])}"
+        elif is_counter(column) and (values % 1 == 0).all() and len({*values}) > 1:
+            counters.append((not FRAME.fullmatch(folded(column)), column, values))
+        elif is_clock(column) or kind_of(column) in ("period", "duration"):
+            stepped = {*words(column)} & STEP or {"frame", "time"} <= {*words(column)} or "frame" in words(column)
+            if rises(values) and not (stepped and len({*values}) <= rows / 3):
+                clocks.append((1 + first_rank, column, values))
+            elif stepped and (values >= 0).all() and (values > 0).mean() > 0.7:
+                steps.append((3, column, np.r_[0, np.cumsum(values[1:])]))
+            elif not first_rank:
+                broken.append(values)
+            elif not all(values == values[0]):
+                vague.append((column, values))
+        elif not {*words(column)} & MEASURED and rows > 9 and evenly(values) is not None and rises(values):
+            vague.append((column, values))
+    take_clock(sorted(clocks + steps, key=lambda each: each[0]), scales, hints, fps, found)
+    if found.stamps is None and broken:
+        found.stamps = broken[0]                                            # timing.py says what is wrong with it
+    for _, column, values in sorted(counters, key=lambda each: each[0]):
+        if found.numbers is not None or found.codes is not None:
+            break
+        codes = rolling(values)
+        if codes or rises(values):
+            found.codes, found.numbers = codes, None if codes else values
+            found.used.append(column)
+            if not codes and evenly(values) is None and (np.diff(values) < 0).any():
+                found.unclear = found.unclear or f"the numbers in {few([column])} begin again"
+    for column, values in vague:
+        step = row_step(values)
+        rates = [1 / (step * each) for each in GUESSES if step and PLAIN_FPS[0] <= 1 / (step * each) <= PLAIN_FPS[1]]
+        if is_clock(column) and not rises(values) and found.stamps is None:
+            found.unclear = found.unclear or f"the column {few([column])} does not rise as a clock does"
+        elif rates and not any(abs(rate / 30 - 1) < 0.02 for rate in rates) and step != 1:
+            found.unclear = found.unclear or (f"the column {few([column])} rises as a clock of {rates[0]:.4g} frames/s "
+                                              "does")
+    return found
+
+
+def take_clock(clocks: list, scales: list, hints: list, fps, found: Evidence) -> None:
+    """The first of the clocks (rank, name, values), the best first, that has a unit -> found.stamps; the others are
+    compared with it."""
+    for _, column, values in clocks:
+        step = row_step(values)
+        if not step:
+            continue
+        if step == 1 and (values % 1 == 0).all() and unit_of(column) is None and not scales:
+            if found.numbers is None:
+                found.numbers = values
+                found.used.append(column)
+            continue
+        unit, why = seconds_of(column, values, step, scales, hints, fps)
+        if unit is None:
+            found.unclear = found.unclear or why
+            continue
+        found.used.append(column)
+        seconds = values * unit
+        if found.stamps is None:
+            found.stamps, taken = seconds, column
+        elif abs(np.ptp(seconds) / np.ptp(found.stamps) - 1) > 0.02:
+            found.notes.append(f"by {few([column])} the take lasts {np.ptp(seconds):.4g} s, by {few([taken])} "
+                               f"{np.ptp(found.stamps):.4g} s: these are taken")
+
+
+def joined(numeric: dict, clocks: list, found: Evidence) -> None:
+    """Clocks in several columns: hours, minutes, whole seconds, and a part of a second or a frame in it."""
+    groups = {}
+    for column, values in numeric.items():
+        mine = words(column)
+        if mine and (values % 1 == 0).all():
+            part = PARTS.get(mine[-1]) or UNITS.get(mine[-1])
+            groups.setdefault(mine[:-1], {}).setdefault(part, (column, values))
+    for parts in groups.values():
+        whole = [parts[part] for part in ("hour", "minute", 1) if part in parts]
+        if 1 not in parts:
+            continue
+        seconds = sum(values * {"hour": 3600, "minute": 60, 1: 1}[part] for part, (_, values) in parts.items()
+                      if part in ("hour", "minute", 1))
+        for unit in (1e-3, 1e-6, 1e-7, 1e-9, "frame"):
+            if unit not in parts:
+                continue
+            column, values = parts[unit]
+            if unit == "frame" and values.min() >= 0 and values.max() < 240 and (np.diff(values) < 0).any() or (
+                    unit == "frame" and not np.ptp(seconds) and values.max() < 240):
+                day = seconds.astype(int) % 86400
+                found.codes = [f"{s // 3600}:{s // 60 % 60:02}:{s % 60:02}:{int(f):02}" for s, f in zip(day, values)]
+                found.used += [name for name, _ in whole] + [column]
+            elif unit != "frame" and values.min() >= 0 and values.max() * unit < 1:
+                clocks.append((0, "seconds", seconds + values * unit))
+                found.used += [name for name, _ in whole] + [column]
+
+
+def rolling(numbers) -> list | None:
+    """Frame numbers (R,) that begin again each second -> timecodes, None if they do not: as many rows from each start
+    to the next, and no number left out."""
+    starts = np.flatnonzero(np.diff(numbers) < 0) + 1
+    low, count = numbers.min(), int(np.ptp(numbers)) + 1
+    if len(starts) < 2 or not PLAIN_FPS[0] <= count <= PLAIN_FPS[1] or (numbers[starts] != low).any() or \
+            (np.diff(starts) != count).any() or (np.diff(numbers)[np.diff(numbers) >= 0] != 1).any():
+        return None
+    second = np.searchsorted(starts, np.arange(len(numbers)), side="right")
+    return [f"{s // 3600}:{s // 60 % 60:02}:{s % 60:02}:{int(n - low):02}" for s, n in zip(second, numbers)]

@@ -1,0 +1,288 @@
+"""Tables and json of other tools -> rows of named cells (`Rows`). docs/spec/face.md 2, 3.
+
+What is not understood is refused with the cell at fault. What the other columns and facts say of time: evidence.py.
+
+Letters: R rows of a file, C its columns.
+"""
+import csv
+import itertools
+import json
+import math
+import re
+from array import array
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import disk
+from face.arkit import ROTATIONS, few, folded, listed, matches, ordered, sources
+from face.timing import MAX_SECONDS
+from face.words import UNITS, blank, is_clock, number, telling
+
+MAX_ROWS = MAX_SECONDS * 60         # as long as a capture may be, at a camera's 60 frames per second
+MAX_COLUMNS = 2000
+MAX_KEPT = 64                       # columns that may say something of the time
+HEADER = 50, 100_000                # so many first lines of a table may hold its names, in so many letters at most
+
+# Keys of json, as `folded` writes them.
+NAMES = {"facsnames", "names", "blendshapenames", "blendshapekeys"}
+SHAPE, SCORE = {"categoryname", "blendshape", "shape", "name"}, {"score", "weight", "value"}
+WEIGHTS = {"weightmat", "frames", "weights", "blendshapes", "blendshapevalues", "blendshapeweights", "faceblendshapes",
+           "categories", "coefficients", "values", "data"}
+
+
+@dataclass
+class Rows:
+    """A file as its reader gives it: values (R, C) float32 of the columns `names`; rows without a face hold NaN.
+
+    columns: (name, R cells) of others that may say something of the time; facts: (name, value) that the file says once;
+    where: what `kind` of the file (row, frame) each row is; others: the names of all other columns; bare: `order` was
+    needed; notes to print."""
+    values: np.ndarray
+    names: list
+    columns: list = field(default_factory=list)
+    facts: list = field(default_factory=list)
+    kind: str = "row"
+    where: list = field(default_factory=list)
+    others: list = field(default_factory=list)
+    bare: bool = False
+    notes: list = field(default_factory=list)
+
+
+def numbers(cells: list, names: list, row: str) -> list:
+    """The numbers in the cells. Raises ValueError for the first that holds none; `row` names file and row."""
+    try:
+        values = [float(cell) for cell in cells]                            # fast, where all is well
+    except (TypeError, ValueError, OverflowError):
+        values = [number(cell) for cell in cells]
+    if not math.isfinite(sum(values)):
+        for name, cell, value in zip(names, cells, values):
+            if not math.isfinite(value):
+                seen = "is blank" if cell in (None, "") else f"holds {few([cell])!r}"
+                raise ValueError(f"{row}, column {name}: the cell {seen}, expected a number")
+    return values
+
+
+def parsed(header: list, rows, path: Path, kind: str, facts: list) -> Rows:
+    """Rows of cells under their names, and the facts of the file -> Rows.
+
+    rows: (number, cells), the number as `kind` (row, frame) of the file is counted. A row whose shapes are all blank,
+    or whose BlendShapeCount is 0, has no face. Raises ValueError for a cell or names that are wrong (`sources`).
+    """
+    if len(header) > MAX_COLUMNS:
+        raise ValueError(f"{path} has {len(header)} columns, expected at most {MAX_COLUMNS}")
+    shapes = {i for columns in sources(header, str(path)) for i in columns}
+    used = sorted(shapes | {i for i, our in enumerate(matches(header)) if our in ROTATIONS})
+    names = [header[i] for i in used]
+    count = next((i for i, name in enumerate(header) if folded(name) == "blendshapecount"), None)
+    first = list(itertools.islice(rows, 20))
+    left = [i for i in range(len(header)) if i not in {*used, count}]
+    kept = [i for i in left if telling(header[i], [cells[i] for _, cells in first])][:MAX_KEPT]
+    columns = {i: [] for i in kept}
+    flat, where = array("f"), []
+    for at, cells in itertools.chain(first, rows):
+        if len(where) == MAX_ROWS:
+            raise ValueError(f"{path} has more than {MAX_ROWS} rows, expected at most {MAX_SECONDS // 3600} hours")
+        if count is not None and number(cells[count]) == 0 or all(blank(cells[i]) for i in shapes):
+            flat.extend([math.nan] * len(used))
+        else:
+            flat.extend(numbers([cells[i] for i in used], names, f"{path}: {kind} {at}"))
+        where.append(at)
+        for i, column in columns.items():
+            column.append(cells[i])
+    others = [header[i] for i in left if re.sub(r"^unnamed\d+$", "", folded(header[i]))]
+    return Rows(np.array(flat, np.float32).reshape(len(where), len(used)), names,
+                [(header[i], column) for i, column in columns.items()], facts, kind, where, others)
+
+
+def read_table(path: Path, order) -> Rows:
+    """A table as recorders and spreadsheets write it, with one of the delimiters , ; tab and |.
+
+    Its names are the line, among the first of HEADER, that holds most of them. Raises ValueError where none does, or
+    for a row that is longer than that one."""
+    text, most = disk.open_text(path), 0
+    for line, content in enumerate(itertools.islice(text, HEADER[0]), 1):
+        for delimiter in ",;\t|" if len(content) <= HEADER[1] and "\0" not in content else "":
+            names = [name.strip() for name in next(csv.reader([content], delimiter=delimiter), [])]
+            known = sum(our is not None for our in matches(names, str(path)))
+            if known > most:
+                most, header, form = known, names, (line, delimiter)
+    if not most:
+        raise ValueError(f"{path}: none of its first {HEADER[0]} lines holds names of ARKit shapes, such as jawOpen")
+    text.seek(0)
+    above = [*itertools.islice(text, form[0] - 1)]
+    rows = csv.reader(itertools.islice(text, 1, None), delimiter=form[1])
+    return parsed(header, filled(rows, form[0] + 1, len(header), path), path, "row", said_above(above, form[1]))
+
+
+def said_above(lines: list, delimiter: str) -> list:
+    """The lines above the names of a table -> facts: `# fps: 60`, `Frame Rate,60`, `FrameRate=60`, several in one."""
+    facts = []
+    for line in lines:
+        cells = [cell.strip(" \t\r\n#%/\"';") for cell in re.split(f"[{re.escape(delimiter)}=]|:(?!\\d)|\t", line)]
+        facts += zip(cells, cells[1:])
+    return facts
+
+
+def filled(rows, start: int, width: int, path: Path):
+    """The rows of a table that are not empty, as (row number, its cells, blank ones added to the width)."""
+    at = start - 1
+    try:
+        for at, cells in enumerate(rows, start):
+            cells = [cell.strip() for cell in cells]
+            if any(cells[width:]):
+                raise ValueError(f"{path}: row {at} has {len(cells)} cells, expected {width}, one for each name")
+            if any(cells):
+                yield at, cells + [""] * (width - len(cells))
+    except csv.Error as error:
+        raise ValueError(f"{path}: row {at + 1} is no row of a table: {error}") from None
+
+
+def read_json(path: Path, order) -> Rows:
+    """Json in one of these shapes, each with or without a rate (RATES) and times:
+
+    a list of names and rows of weights (Audio2Face: facsNames, weightMat; BEAT, LAM: names, frames[].weights); an
+    object of names and weights for each frame; MediaPipe's categories for each frame; a list of weights for each name;
+    rows of weights alone, for which `order` holds. Raises ValueError for another one.
+    """
+    try:
+        try:
+            value = json.loads(disk.open_text(path).read(), object_pairs_hook=once)
+        except Twice as error:
+            raise ValueError(f"{path} has {error} twice in one object: which one holds?") from None
+        except ValueError as error:
+            raise ValueError(f"{path} is not valid json ({error}): fetch or write it again") from None
+        return framed(value, path, order)
+    except RecursionError:
+        raise ValueError(f"{path} is not valid json (nested too deep): fetch or write it again") from None
+
+
+class Twice(ValueError):
+    """A key that an object of json has twice."""
+
+
+def once(pairs: list) -> dict:
+    """The keys and values of an object -> the object. Raises Twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise Twice(few([next(key for key in keys if keys.count(key) > 1)]))
+    return found
+
+
+def framed(value, path: Path, order) -> Rows:
+    """A json value as `read_json` describes it -> Rows."""
+    names, notes, facts = None, [], []
+    if isinstance(value, dict):
+        facts = [*leaves(value)]
+    while isinstance(value, dict):                                          # down to the frames
+        for part in (value, *(part for part in value.values() if isinstance(part, dict))):
+            names = entry(part, NAMES, listed(part)) if names is None else names
+        lists = {key: part for key, part in value.items() if isinstance(part, list)}
+        shapes = {key: part for (key, part), our in zip(lists.items(), matches([*lists])) if our}
+        inner = entry({key: part for key, part in value.items() if isinstance(part, (list, dict))}, WEIGHTS)
+        if shapes:                                                          # a list for each name
+            same_length(shapes, path)
+            names, value = [*shapes], [*map(list, zip(*shapes.values()))]
+        else:
+            value = [value] if inner is None else inner
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{path} has no frames: nothing to show")
+    value = [value] if scored(value[0]) else value                          # MediaPipe's categories of a single frame
+    times = {key: part for key, part in facts if isinstance(part, list) and part is not names
+             and not any(isinstance(cell, (list, dict)) for cell in part)
+             and (len(part) == len(value) or is_clock(key.split(".")[-1]) and len(part) > 1)}
+    same_length({"frames": value} | times, path)
+    row = next((row for row in value if row), None)
+    bare = names is None and isinstance(row, list) and not any(isinstance(cell, (list, dict)) for cell in row)
+    if bare:
+        names, said = ordered(len(row), order, str(path))
+        notes += said
+    elif names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)
+                                    and len(set(names)) == len(names)):
+        twice = [name for name in names if names.count(name) > 1] if isinstance(names, list) else []
+        raise ValueError(f"{path}: its names are {few([names])}, expected a list of different names"
+                         + (f"; twice: {few([*dict.fromkeys(map(str, twice))])}" if twice else ""))
+    frame = lambda i: cells_of(value[i], names, f"{path}: frame {i}") | {key: part[i] for key, part in times.items()}
+    header = {}
+    for i in range(len(value)):
+        header.update(frame(i))
+    said = [(key, part) for key, part in facts if key not in times]
+    result = parsed([*header], ((i, [*map(frame(i).get, header)]) for i in range(len(value))), path, "frame", said)
+    result.bare, result.notes = bare, notes
+    return result
+
+
+def leaves(value: dict, above: str = ""):
+    """(name, value) of what an object holds, objects in objects under `outer.inner`: numbers, texts, lists.
+
+    Two numbers that are one stay one: {"numerator": 30000, "denominator": 1001}, {"value": 1001, "timescale": 30000},
+    {"sec": 12, "nanosec": 33000000}; of the last two the name gets the unit, seconds."""
+    for key, part in value.items():
+        name = above + key
+        if isinstance(part, list) and 0 < len(part) < 5 and all(isinstance(item, dict) for item in part):
+            for item in part:
+                yield from leaves(item, name + ".")
+        elif not isinstance(part, dict):
+            yield name, part
+        if not isinstance(part, dict):
+            continue
+        keys = {folded(each): each for each in part}
+        numeric = {each: part[key] for each, key in keys.items() if type(part[key]) in (int, float)}
+        top, under = (next((numeric[each] for each in spelled if each in numeric), None) for spelled in (
+            ("numerator", "num", "value"), ("denominator", "den", "timescale")))
+        if top is not None and under:
+            yield name + " s" * ("timescale" in numeric), top / under
+        elif numeric and {*numeric} == {*keys} <= {*UNITS}:
+            yield name + " s", sum(number * UNITS[each] for each, number in numeric.items())
+        else:
+            yield from leaves(part, name + ".")
+
+
+def entry(values: dict, keys: set, missing=None):
+    """The first value of an object whose key is one of `keys`, or `missing`."""
+    return next((value for key, value in values.items() if folded(key) in keys), missing)
+
+
+def same_length(lists: dict, path: Path) -> None:
+    """Raises ValueError with the name of a list that has another length than the first one."""
+    first = next(iter(lists))
+    for name, part in lists.items():
+        if len(part) != len(lists[first]):
+            raise ValueError(f"{path}: {few([name])} has {len(part)} values, {few([first])} {len(lists[first])}")
+
+
+def scored(item) -> tuple | None:
+    """(name, weight) of an object such as {"categoryName": "jawOpen", "score": 0.1}, None for anything else."""
+    if not isinstance(item, dict) or entry(item, SCORE, item) is item or not isinstance(entry(item, SHAPE), str):
+        return None
+    return entry(item, SHAPE), entry(item, SCORE)
+
+
+def cells_of(frame, names, where: str) -> dict:
+    """Name -> cell of a frame of json: an object, with what is nested under the keys of WEIGHTS, a list of weights in
+    the order of `names`, or a list of categories. Raises ValueError otherwise; `where` names file and frame."""
+    if isinstance(frame, list) and len(frame) == 1 and isinstance(frame[0], (list, dict)) and not scored(frame[0]):
+        return cells_of(frame[0], names, where)                             # MediaPipe: the first of one face
+    pairs = []
+    if isinstance(frame, dict):
+        for key, value in frame.items():
+            nested = isinstance(value, (list, dict)) and folded(key) in WEIGHTS
+            pairs += cells_of(value, names, where).items() if nested else (
+                leaves({key: value}) if isinstance(value, dict) else [(key, value)])
+    elif isinstance(frame, list) and names is not None and frame and not scored(frame[0]):
+        if len(frame) != len(names):
+            raise ValueError(f"{where} has {len(frame)} weights, expected {len(names)}")
+        pairs = [*zip(names, frame)]
+    elif isinstance(frame, list):
+        pairs = [*map(scored, frame)]
+    if not isinstance(frame, (dict, list, type(None))) or not all(pairs):
+        raise ValueError(f"{where} is {few([frame])}, expected the weights of one face, with their names")
+    cells = dict(pairs)
+    if len(cells) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{where} has the same name twice: {few([next(key for key in keys if keys.count(key) > 1)])}")
+    return cells
+
+

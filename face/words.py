@@ -1,0 +1,179 @@
+"""What the names of columns and json keys mean for time, and what their cells hold: words, units, numbers, timecodes.
+
+A name is read by its words, however they are written: frame_interval_ms, frameIntervalMs, FrameIntervalMS.
+"""
+import math
+import re
+from functools import lru_cache
+
+import numpy as np
+
+from face.arkit import folded
+from face.timing import CODE
+
+UNITS = {word: factor for factor, spelled in (
+    (3600, "hour hours"), (60, "minute minutes"), (1, "s sec secs second seconds"),
+    (1e-3, "ms msec msecs milli millis millisec millisecs millisecond milliseconds mspf"),
+    (1e-6, "us usec usecs micro micros microsec microsecs microsecond microseconds"), (1e-7, "100ns filetime"),
+    (1e-9, "ns nsec nsecs nano nanos nanosec nanosecs nanosecond nanoseconds")) for word in spelled.split()}
+
+# Columns that say when a row was, as `folded` writes their names, before all others. A unit at the end may be missing.
+TIME = re.compile("(?:times?|timestamps?|timecodes?|ts|t|elapsed|elapsedtime)?(?:in)?"
+                  "(?:secs?|s|seconds?|ms|msecs?|millis|milliseconds?|us|microseconds?|ns|nanoseconds?)?")
+FRAME = re.compile("(?:frame|index|idx)s?|frame(?:number|num|no|count|index|idx|id)")
+RATES = {"exportfps", "fps", "framerate", "framespersecond", "capturefps", "samplerate", "samplingrate"}
+DATE = re.compile(r"^\d{1,4}[-/.]\d\d?[-/.]\d{1,4}[T ]+|(?:Z|[+-]\d\d:?\d\d)$")       # around the clock of a date
+
+# The words of names. Those of LONG are also found at the end of a longer word: devicetime, frametimems.
+LONG = ("timestamp|timecode|time|stamp|frame|delta|elapsed|duration|interval|length|clock|epoch|millisecond|"
+        "millis|microsecond|micros|nanosecond|nanos|second|tick|index|number|count|sampling|sample|capture|rate|"
+        "fps|period|step|scale|base|diff")
+GLUED = re.compile(f"((?:[a-z]{{3,}})??)((?:{LONG})+)s?(ms|us|ns|secs?)?|(t|ts|dt|pts)()(ms|us|ns|secs?)")
+CLOCK = {"time", "timestamp", "timecode", "stamp", "ts", "t", "pts", "dts", "elapsed", "clock", "epoch", "tick", "tc",
+         "filetime", "datetime", "smpte"}
+STEP = {"delta", "dt", "interval", "step", "diff", "period", "duration", "spf", "mspf", "between"}
+COUNTER = {"frame", "index", "idx", "id", "no", "nr", "num", "number", "count", "counter", "seq", "sequence", "row",
+           "sample", "n", "unnamed"}
+FACE = {"face", "person", "actor", "subject", "user", "player", "speaker", "performer", "character", "track", "body",
+        "head", "participant", "human", "avatar", "skeleton", "take", "clip", "recording", "session", "video", "file"}
+LABEL = {"id", "index", "idx", "no", "nr", "number", "name", "label", "key", "uid", "guid", "uuid"}
+PARTS = {word: part for part, spelled in (("hour", "h hh hr hour hours"), ("minute", "m mm min mins minute minutes"),
+                                          ("frame", "f ff frame frames")) for word in spelled.split()}
+
+# Measurements and settings that have a time or a rate of their own.
+OTHER = set("exposure inference latency processing process proc render rendering compute cpu gpu delay shutter "
+            "detection detect solve solver response reaction blink blinks hold attack release fade bit bitrate heart "
+            "learning success error drop dropped loss pulse breath breathing decay smoothing smooth filter focal wave "
+            "path blend transition timeout lag offset drift bpm save autosave baud zone warmup budget pitch f0 noise "
+            "progress percent phase creation created modified".split())
+MEASURED = OTHER | set("temperature temp humidity battery distance depth position pos rotation angle yaw roll size "
+                       "width height area bytes score confidence quality volume energy level gain brightness light lux "
+                       "weight value landmark gaze head eye mouth jaw age".split())
+SOUND = {"audio", "sound", "wav", "mic", "speech", "voice"}
+
+
+@lru_cache(4096)
+def words(name: str) -> tuple:
+    """The words of a name in lower case: frame_interval_ms and frameIntervalMs -> frame, interval, ms."""
+    found = []
+    for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", re.sub("[\u00b5\u03bc]", "u", name[:200])):
+        word = word.lower()
+        if found and found[-1] in ("u", "n", "m", "100") and found[-1] + word in UNITS:         # uS, 100 ns
+            found[-1] += word
+            continue
+        glued = GLUED.fullmatch(word)
+        parts = [word]
+        if glued and word not in UNITS and not (glued[1] and glued[2] == "rate"):               # not: accu-rate
+            parts = [glued[1] or glued[4], *re.findall(LONG, glued[2] or ""), glued[3] or glued[6]]
+        found += [part for part in parts if part]
+    return tuple(found)
+
+
+def unit_of(name: str) -> float | None:
+    """The seconds in the unit that a name says, None where it says none, or two."""
+    factors = {UNITS[word] for word in words(name) if word in UNITS}
+    return factors.pop() if len(factors) == 1 else None
+
+
+def is_clock(name: str) -> bool:
+    """Whether a name may be that of a column of times or time steps."""
+    mine = {*words(name)}
+    units = mine & {*UNITS} - {"s"}
+    return not mine & OTHER and bool(mine & (CLOCK | STEP - {"duration", "step", "diff"}) or units or mine == {"s"}) \
+        or folded(name) != "" and bool(TIME.fullmatch(folded(name)))
+
+
+def is_group(name: str) -> bool:
+    """Whether a column says whose row it is, of several faces or takes."""
+    mine = {word for word in words(name) if not word.isdigit()}
+    return bool(mine & FACE) and mine <= FACE | LABEL or mine == {"id"}
+
+
+def is_counter(name: str) -> bool:
+    return {word for word in words(name) if not word.isdigit()} <= COUNTER or bool(FRAME.fullmatch(folded(name)))
+
+
+def telling(name: str, cells: list) -> bool:
+    """Whether a column may say something of the time, by its name or its first cells."""
+    if is_clock(name) or is_group(name) or is_counter(name) or kind_of(name):
+        return True
+    values = np.array([number(cell) for cell in cells])
+    return len(cells) > 2 and (bool((np.diff(values) > 0).all()) or bool(cells) and all(map(like_a_clock, cells)))
+
+
+def number(cell) -> float:
+    """A cell -> its number, with a decimal point or comma; NaN where it is none."""
+    try:
+        return float(cell.replace(",", ".") if isinstance(cell, str) else math.nan if isinstance(cell, bool) else cell)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
+def blank(cell) -> bool:
+    """Whether a cell holds nothing: empty, null, or NaN as pandas writes it."""
+    return cell is None or cell != cell or isinstance(cell, str) and cell.lower() in ("", "nan")
+
+
+def clean(cell) -> str:
+    """A timecode without the date around it."""
+    return DATE.sub("", str(cell).strip()).strip().replace(",", ".")
+
+
+def like_a_clock(cell) -> bool:
+    """Whether a text holds the time of a day or a date in any notation."""
+    return isinstance(cell, str) and bool(re.search(r"\d:\d\d|\dT\d{6}", cell))
+
+
+def coded(cells: list) -> list | None:
+    """Cells -> their timecodes, None if they are not all timecodes."""
+    codes = [clean(cell) for cell in cells]
+    return codes if all(CODE.fullmatch(code) for code in codes) else None
+
+
+def leaf_of(name: str) -> str:
+    """The last part of a fact's name, or of `frameTime.mean` the one before."""
+    *above, leaf = name.split(".")
+    return above[-1] if above and folded(leaf) in ("mean", "avg", "average", "median", "nominal", "value") else leaf
+
+
+def kind_of(name: str) -> str:
+    """What a fact is of: scale (ticks in a second), rate, period, duration, count (of frames); "" for anything else."""
+    leaf, all_words = leaf_of(name), {*words(name)}
+    mine = {*words(leaf)}
+    if all_words & OTHER:
+        return ""
+    if mine & {"timescale", "timebase"} or {"time", "scale"} <= mine or {"time", "base"} <= mine or \
+            "tick" in mine and mine & {"per", "rate"}:
+        return "scale"
+    ordered = words(leaf)
+    for before, per, after in zip(ordered, ordered[1:], ordered[2:]):
+        if per == "per" and "frame" in (before, after):
+            return "rate" if before == "frame" else "period"
+    per_second = "per" in mine and mine & {"s", "sec", "second"}
+    if mine & {"fps", "hz", "hertz", "rate", "frequency"} or mine == {"fr"} or per_second:
+        return "" if all_words & SOUND else "rate"
+    frames = {"frame", "row", "rows", "keyframe", "keyframes"}
+    if mine & frames and mine <= frames | {"num", "number", "n", "total", "count", "of", "nr"}:
+        return "count"
+    if "frame" not in mine and "sample" not in mine and (
+            "duration" in mine or "length" in mine or {"total", "time"} <= mine or {"run", "time"} <= mine):
+        return "duration"
+    steps = mine & (STEP - {"step", "diff"}) or {"time", "step"} <= mine or {"frame", "time"} <= mine
+    return "period" if steps or {"frame", "length"} <= mine else ""
+
+
+def amount(value) -> tuple:
+    """A fact's value -> (number, seconds in the unit that it names or None): 60, "60 fps", "16.7 ms", "30000/1001",
+    "00:00:02.5". The number is NaN where there is none."""
+    if not isinstance(value, str):
+        return number(value), None
+    text = value.strip()
+    ratio = re.fullmatch(r"(\d+)\s*[/:]\s*(\d+)(?:\s*[a-zA-Z]+)?", text)
+    if ratio and "/" in text and int(ratio[2]):
+        return int(ratio[1]) / int(ratio[2]), None
+    if re.fullmatch(r"(\d+:)?\d+:\d+(\.\d+)?", text):
+        return sum(float(part) * 60 ** i for i, part in enumerate(reversed(text.split(":")))), 1
+    found = re.fullmatch(r"([-+.,\deE]*\d\.?)\s*([^\d\s]*)", text)
+    if not found or found[2] and found[2].lower() not in (*UNITS, "fps", "hz", "f/s", "%"):
+        return math.nan, None
+    return number(found[1]), UNITS.get(found[2].lower())
