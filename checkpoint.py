@@ -1,9 +1,11 @@
 """A checkpoint: the configuration that fixes all shapes, its presets, the names of its tensors, and the files.
 
 One directory holds it, in the layout of the official release (docs/spec/ex_omni.md 7): config.json,
-generation_config.json, model*.safetensors, tokenizer files, and beside them speech_tokenizer/ and speech_decoder/. Ours, the mini model and the
-release are the same thing to `ExOmni.from_pretrained`; every tensor is accounted for (weights.py).
+generation_config.json, model*.safetensors, tokenizer files, and beside them speech_tokenizer/ and speech_decoder/.
+Ours, the mini model and the release are the same thing to `ExOmni.from_pretrained`; every tensor is accounted for
+(weights.py), and so is that these parts belong together.
 """
+import os
 import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,14 +16,18 @@ import weights
 from disk import Layers, Positive, Scale, Share, Size
 from face_decoder import FaceConfig
 from qwen3 import SIZES, Qwen3Config
+from speech_decoder import SpeechDecoderConfig
 from speech_generator import GeneratorConfig
+from speech_tokenizer import SpeechTokenizerConfig
+from tokenizer import Tokenizer
 from whisper import WhisperConfig
 
 SHARD_BYTES = 4 << 30          # of model-*.safetensors
+MODEL_TYPE = "llava_her_qwen3" # in config.json: the release's
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json")
 
-# What can be left out (docs/spec/paper.md, "The ablations, exactly"), and the part that it changes. Of the face decoder,
-# v1 Table 6: the velocity term; the generator's states as context (the LLM's instead); any context; TQGF (a
+# What can be left out (docs/spec/paper.md, "The ablations, exactly"), and the part that it changes. Of the face
+# decoder, v1 Table 6: the velocity term; the generator's states as context (the LLM's instead); any context; TQGF (a
 # concatenation instead); v2 Table 6: the units as queries. Of the speech generator, v1 Table 8: TQGF, likewise.
 ABLATIONS = {"velocity": "face", "speech-context": "face", "context": "face", "tqgf": "face", "units": "face",
              "generator-tqgf": "generator"}
@@ -65,7 +71,7 @@ def generation_fields(directory, values: dict, vocab_size: int) -> dict:
     """What generation_config.json says, ours or Hugging Face's, as fields of ExOmniConfig. values: config.json, which
     may hold eos_token_id instead. Raises ValueError."""
     path = Path(directory) / "generation_config.json"
-    given, found = disk.read_json(path) if path.is_file() else {}, {}
+    given, found = disk.read_json(path) if os.path.lexists(path) else {}, {}
     source, where = (given, path) if "eos_token_id" in given else (values, path.with_name("config.json"))
     stop = source.get("eos_token_id")
     if stop is not None:
@@ -75,6 +81,16 @@ def generation_fields(directory, values: dict, vocab_size: int) -> dict:
     if "unit_do_sample" in given:
         found["greedy_units"] = not disk.typed(given, "unit_do_sample", bool, path)
     return found | {"top_p": disk.typed(given, "top_p", Share | None, path, None) or 1.0}
+
+
+def read_config(directory: Path) -> dict:
+    """config.json of a model. Raises OSError or ValueError, the latter where there is an adapter, or only one."""
+    found = [name for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+             if os.path.lexists(directory / name)]
+    if found:
+        raise ValueError(f"{directory} is {weights.FOREIGN['lora_A']}: it has {found[0]}, which can go when that is "
+                         "done")
+    return disk.read_json(directory / "config.json")
 
 
 def dtype_of(values: dict, path) -> str:
@@ -114,10 +130,7 @@ class ExOmniConfig:
         if (directory / ".saved").is_dir():
             raise ValueError(f"{directory} is being saved, or a save was killed: try again, or run the command "
                              "that wrote it again: it completes the save")
-        path = directory / "config.json"
-        if (directory / "adapter_config.json").is_file() and not path.is_file():
-            raise ValueError(f"{directory} is {weights.FOREIGN['lora_A']}")
-        values = disk.read_json(path) | given
+        path, values = directory / "config.json", read_config(directory) | given
         config = cls.from_fields(values, path)
         return replace(config, **generation_fields(directory, values, config.llm.vocab_size))
 
@@ -137,6 +150,12 @@ class ExOmniConfig:
         llm, r = Qwen3Config.from_dict(values, path), disk.checked(ReleaseConfig, values, path)
         generator = GeneratorConfig(backbone, r.unit_vocab_size, r.sg_tqgf_depth, r.sg_tqgf_heads, r.sg_tqgf_dim_head,
                                     r.sg_ablate)
+        if backbone.vocab_size != llm.vocab_size:
+            raise ValueError(f"{path}: the speech generator has {backbone.vocab_size} token ids, the language model "
+                             f"{llm.vocab_size}: expected the same, it reads the language model's ids")
+        if r.speech_vocab_size < r.unit_vocab_size:
+            raise ValueError(f"{path}: speech_vocab_size, the face decoder's units, is {r.speech_vocab_size}, expected "
+                             f"at least unit_vocab_size, the speech generator's ({r.unit_vocab_size})")
         context = llm if r.bs_ablate == "speech-context" else backbone
         face = FaceConfig(
             state_dim=context.hidden_size, unit_vocab=r.speech_vocab_size, unit_dim=r.speech_embed_dim,
@@ -148,8 +167,8 @@ class ExOmniConfig:
                    dtype=dtype_of(values, path))
 
     def ablated(self, name: str) -> "ExOmniConfig":
-        """This configuration without what ABLATIONS[name] says. Raises ValueError where another thing is left out of the
-        same part already."""
+        """This configuration without what ABLATIONS[name] says. Raises ValueError where another thing is left out of
+        the same part already."""
         before = self.generator.ablate if ABLATIONS[name] == "generator" else self.face.ablate
         if before not in ("", name.removeprefix("generator-")):
             raise ValueError(f"this checkpoint was trained without {before}: leave out {name} from one that was not")
@@ -165,7 +184,7 @@ class ExOmniConfig:
         g, f = self.generator, self.face
         ablated = {name: part for name, part in (("sg_ablate", g.ablate), ("bs_ablate", f.ablate)) if part}
         return asdict(self.llm) | ablated | {
-            "model_type": "llava_her_qwen3", "architectures": ["LlavaHerQwen3ForCausalLM"], "torch_dtype": self.dtype,
+            "model_type": MODEL_TYPE, "architectures": ["LlavaHerQwen3ForCausalLM"], "torch_dtype": self.dtype,
             "eos_token_id": list(self.stop_ids), "speech_encoder_type": "whisper", "speech_projector_type": "linear",
             "speech_generator_type": "ar", "speech_encoder_config": asdict(self.speech_encoder),
             "speech_encoder_ds_rate": self.projector_stride, "speech_projector_hidden_size": self.projector_hidden,
@@ -265,9 +284,39 @@ def write_checkpoint(directory, config: ExOmniConfig, tensors: dict, read=lambda
         path.unlink()
 
 
-def has_tokenizer(directory: Path) -> bool:
-    """Whether a checkpoint directory holds files that `Tokenizer.from_pretrained` reads."""
-    return any((directory / name).is_file() for name in TOKENIZER_FILES) or any(directory.glob("*.tiktoken"))
+def open_tokenizer(directory: Path, config: ExOmniConfig) -> Tokenizer | None:
+    """The tokenizer in the directory of a model, or None where there are no files of one. Raises OSError, and
+    ValueError where it is not the model's: it has an id that the model does not have, an end of replies that the
+    model's stop ids lack, or ordinary text for a stop id."""
+    if not any(os.path.lexists(directory / name) for name in TOKENIZER_FILES) and not any(directory.glob("*.tiktoken")):
+        return None
+    tokenizer, size, stop = Tokenizer.from_pretrained(directory), config.llm.vocab_size, list(config.stop_ids)
+    if tokenizer.n_vocab > size:
+        raise ValueError(f"the tokenizer in {directory} has ids up to {tokenizer.n_vocab - 1}, its model {size} of "
+                         "them: these do not belong together")
+    if tokenizer.im_end_id not in stop:
+        raise ValueError(f"the tokenizer in {directory} has <|im_end|> as {tokenizer.im_end_id}, which is none of the "
+                         f"stop ids {stop} (eos_token_id in generation_config.json or config.json): a reply would "
+                         "never end; take the tokenizer that came with the weights, or add the id")
+    text = [i for i in stop if i not in tokenizer.added]
+    if text:
+        raise ValueError(f"the tokenizer in {directory} has {tokenizer.decode(text[:1])!r} as {text[0]}, which is one "
+                         f"of the stop ids {stop} (eos_token_id in generation_config.json or config.json): expected a "
+                         "control token; take the tokenizer that came with the weights, or correct the id")
+    return tokenizer
+
+
+def check_units(directory: Path, config: ExOmniConfig) -> None:
+    """Raises ValueError where speech_tokenizer/ or speech_decoder/ of a checkpoint has other units than its model."""
+    for part, kind, units in (("speech_tokenizer", SpeechTokenizerConfig, lambda c: c.quantize_vocab_size),
+                              ("speech_decoder", SpeechDecoderConfig, lambda c: c.flow.vocab_size)):
+        path = directory / part / "config.json"
+        if os.path.lexists(directory / part) and not (directory / part).is_dir():
+            raise ValueError(f"{directory / part} is no directory: expected the {part.replace('_', ' ')}, or nothing")
+        count = units(disk.checked(kind, disk.read_json(path), path)) if os.path.lexists(path) else None
+        if count not in (None, config.generator.unit_vocab):
+            raise ValueError(f"{directory / part} has {count} units, the model {config.generator.unit_vocab} "
+                             "(unit_vocab_size in config.json): these do not belong together")
 
 
 def copy_companions(source, directory) -> None:

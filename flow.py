@@ -317,8 +317,7 @@ class FlowMatching(nn.Module):
     def sample(self, noise, mu, spk, cond, steps=10, guidance=None):
         """noise, mu, cond (B, M, L), spk (B, M) -> mel (B, M, L), float32. All of one length.
 
-        Euler steps with classifier-free guidance g: v = (1 + g) f(conditions) - g f(zeros), both in one batch.
-        """
+        Euler steps with classifier-free guidance g: v = (1 + g) f(conditions) - g f(zeros), both in one batch."""
         guidance = self.config.inference_cfg_rate if guidance is None else guidance
         if guidance:
             mu, spk, cond = (torch.cat([c, torch.zeros_like(c)]) for c in (mu, spk, cond))
@@ -368,15 +367,13 @@ class Flow(nn.Module):
         self.decoder = FlowMatching(M, config.decoder)
 
     def mu(self, units, lengths=None, frames=None):
-        """Units (B, U) -> mu (B, M, L), the mean path. lengths (B,) units of each, None where none is padded.
-
-        frames (B,) mel frames of each, None: what the units last. Negative ids, as padding may have, count as 0.
-        """
+        """Units (B, U) -> mu (B, M, L), the mean path. lengths (B,) units of each, None where none is padded; frames
+        (B,) mel frames of each, None: what the units last. Negative ids, as padding may have, count as 0."""
         x = self.input_embedding(units.clamp(min=0))                                        # (B, U, input_size)
         if lengths is not None:
             x = x * (torch.arange(units.shape[1], device=x.device) < lengths[:, None])[:, :, None]
-        if lengths is not None and frames is None:
-            frames = torch.tensor([mel_frames(n) for n in lengths.tolist()], device=x.device)
+            if frames is None:
+                frames = torch.tensor([mel_frames(n) for n in lengths.tolist()], device=x.device)
         h = self.encoder_proj(self.encoder(x, lengths))                                     # (B, U, M)
         L = mel_frames(units.shape[1]) if frames is None else int(frames.max())
         mu = self.length_regulator(h, L).transpose(1, 2)                                    # (B, M, L)
@@ -390,8 +387,7 @@ class Flow(nn.Module):
     def loss(self, units, mel, lengths=None, frames=None, speaker=None, generator=None):
         """Flow-matching loss of units (B, U) and log-mels (B, M, L); lengths and frames (B,) where some are padded.
 
-        Half of them see the first k frames of their mel as a prompt, k uniform in [0, 0.8 L].
-        """
+        Half of them see the first k frames of their mel as a prompt, k uniform in [0, 0.8 L]."""
         (B, _, L), device = mel.shape, mel.device
         counts = torch.full((B,), L, device=device) if frames is None else frames
         index = torch.arange(L, device=device)

@@ -59,6 +59,15 @@ class HiFTConfig:
 
     def __post_init__(self):
         hop = math.prod(self.upsample_rates) * self.istft_params.hop_len
+        for name, size in (("upsample_kernel_sizes", len(self.upsample_rates)),
+                           ("source_resblock_kernel_sizes", len(self.upsample_rates)),
+                           ("source_resblock_dilation_sizes", len(self.upsample_rates)),
+                           ("resblock_dilation_sizes", len(self.resblock_kernel_sizes))):
+            if len(getattr(self, name)) != size:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries, expected {size}")
+        if self.base_channels % 2 ** len(self.upsample_rates):
+            raise ValueError(f"base_channels is {self.base_channels}, expected a multiple of "
+                             f"{2 ** len(self.upsample_rates)}: it is halved for each of the upsample_rates")
         if (hop, self.sampling_rate) != (OUTPUT_HOP, OUTPUT_RATE):
             raise ValueError(f"upsample_rates make {hop} samples per frame at {self.sampling_rate} Hz, "
                              f"expected {OUTPUT_HOP} at {OUTPUT_RATE}")

@@ -13,8 +13,8 @@
 `ExOmni.forward` is the losses, `ExOmni.generate` the answer; both follow this figure from left to right.
 
 Shapes: B batch, W windows of sound, M mel bins, L mel frames, S speech rows after the projector (10 per second), N text
-tokens, U speech units (12.5 per second), T face frames (30 per second), D width of the module in question, V vocabulary,
-K = 52 blendshape weights.
+tokens, U speech units (12.5 per second), T face frames (30 per second), D width of the module in question, V
+vocabulary, K = 52 blendshape weights.
 """
 import time
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 import weights
 from audio import check_finite
-from checkpoint import (ABLATIONS, ExOmniConfig, copy_companions, has_tokenizer, official_name, our_name,
+from checkpoint import (ABLATIONS, ExOmniConfig, check_units, copy_companions, official_name, open_tokenizer, our_name,
                         write_checkpoint)
 from decode import GREEDY, Decoder, RepetitionAware, TextSampler, decoder_for, seed_from
 from face_decoder import CHANNELS, FaceDecoder, face_loss, frames_for_units
@@ -167,7 +167,8 @@ class ExOmni(nn.Module):
             waveform = None if self.speech_decoder is None else self.speech_decoder.decode(units[b]).cpu()
             note("waveform")
             own = [t.clone().cpu() for t in (text_states[b], units[b], states[b])]          # not the decoder's memory
-            answers.append(Answer(self.read(row.tolist()), row.tolist(), *own, faces[b], waveform, confidence[b], seconds))
+            text_ids = row.tolist()
+            answers.append(Answer(self.read(text_ids), text_ids, *own, faces[b], waveform, confidence[b], seconds))
         return answers[0] if single else answers
 
     # ---------------------------------------------------------------- its pieces: sound and text in
@@ -215,7 +216,6 @@ class ExOmni(nn.Module):
 
     def splice(self, ids, mask, labels, speech) -> tuple:
         """Put the speech rows of each clip where ids (B, N) has SPEECH_ID, in reading order, and pad on the right.
-
         speech: tensors (S_i, D), as many as placeholders, or one more where there is none: it enters with weight zero.
         labels (B, N) or None. Returns embeds (B, N', D), labels (B, N'), -100 at speech and padding, and lengths (B,)
         (docs/spec/ex_omni.md 4). Raises ValueError for a wrong count, or a prompt longer than the context.
@@ -242,8 +242,7 @@ class ExOmni(nn.Module):
         if max(lengths) > limit:
             raise ValueError(f"a prompt has {max(lengths)} tokens with its speech, the context holds {limit}: "
                              "shorten it")
-        return (pad_sequence(embeds, batch_first=True), pad_sequence(targets, batch_first=True, padding_value=IGNORE),
-                torch.tensor(lengths))
+        return pad_sequence(embeds, True), pad_sequence(targets, True, padding_value=IGNORE), torch.tensor(lengths)
 
     # ---------------------------------------------------------------- text, units and face out
 
@@ -265,8 +264,8 @@ class ExOmni(nn.Module):
         if N + max_new_tokens > limit:
             raise ValueError(f"a prompt of {N} tokens and {max_new_tokens} new ones are longer than the context of "
                              f"{limit}: shorten the prompt or lower max_new_tokens")
-        decoder = decoder_for(self.llm, self.llm.embed_tokens, self.logits, sampler, B, N + max_new_tokens, max_new_tokens,
-                              stop=self.config.stop_ids)
+        decoder = decoder_for(self.llm, self.llm.embed_tokens, self.logits, sampler, B, N + max_new_tokens,
+                              max_new_tokens, stop=self.config.stop_ids)
         decoder.begin(embeds, lengths, torch.zeros(B), torch.full((B,), max_new_tokens), seed_from(generator))
         decoder.run(each)
         decoder.check("the language model")
@@ -297,8 +296,7 @@ class ExOmni(nn.Module):
 
     def read(self, ids: list) -> str:
         """Token ids -> text, without what ends a reply."""
-        spoken = [i for i in ids if i not in self.config.stop_ids]
-        return "" if self.tokenizer is None else self.tokenizer.decode(spoken)
+        return "" if self.tokenizer is None else self.tokenizer.decode(i for i in ids if i not in self.config.stop_ids)
 
     def on_step(self, on_text, first):
         """A callback for Decoder.run that gives on_text(b, piece) what is new and complete: half a character waits."""
@@ -323,20 +321,17 @@ class ExOmni(nn.Module):
     def from_pretrained(cls, directory, device="cpu", dtype: torch.dtype | None = None) -> "ExOmni":
         """Open a checkpoint directory: ours or the official release's. dtype: by default the one it was saved in.
 
-        The speech decoder, where there is one, runs in float32. Raises FileNotFoundError or ValueError; every
-        tensor is accounted for.
-        """
+        The speech decoder, where there is one, runs in float32. Raises OSError or ValueError; every tensor is accounted
+        for, and parts of different models are refused."""
         directory = Path(directory)
         config = ExOmniConfig.from_dir(directory)
+        check_units(directory, config)
         model = weights.skeleton(lambda: cls(config), dtype or getattr(torch, config.dtype), directory / "config.json")
-        model.summary = weights.load(model, weights.files(directory),
-                                     lambda name: our_name(name, model.lm_head is None), device)
-        model.directory = directory
-        if has_tokenizer(directory):
-            model.tokenizer = Tokenizer.from_pretrained(directory)
-            if model.tokenizer.n_vocab > config.llm.vocab_size:
-                raise ValueError(f"the tokenizer in {directory} has ids up to {model.tokenizer.n_vocab - 1}, its model "
-                                 f"{config.llm.vocab_size} of them: these do not belong together")
+        model.tokenizer = open_tokenizer(directory, config)
+        paths, rename = weights.files(directory), lambda name: our_name(name, model.lm_head is None)
+        if model.lm_head is None:
+            weights.check_tied(paths, rename)
+        model.summary, model.directory = weights.load(model, paths, rename, device), directory
         if (directory / "speech_decoder").is_dir():
             model.speech_decoder = SpeechDecoder.from_pretrained(directory / "speech_decoder", device=device)
         return model
@@ -391,8 +386,8 @@ class Answer:
 
 
 def loss_counts(batch: dict) -> dict:
-    """What each loss of `ExOmni.forward` is the mean over in this batch, integer tensors: "text" supervised tokens that
-    a state predicts, "units" samples with units, "face" samples with frames; "text_accuracy", "units_accuracy" targets."""
+    """What each loss of `ExOmni.forward` is the mean over in this batch, integer tensors: "text" supervised tokens
+    that a state predicts, "units" samples with units, "face" samples with frames; "..._accuracy" targets."""
     mask, predicted = batch["mask"], batch["mask"].cumsum(1) > 1
     text = ((batch["labels"] != IGNORE) & mask & predicted & (batch["input_ids"] != SPEECH_ID)).sum()
     counts = {"text": text, "text_accuracy": text}

@@ -15,6 +15,19 @@ from torch import nn
 from disk import Layers, Positive, Share, Size, checked, typed
 
 
+# Fields of configs that quantised models have.
+QUANTISED = {"quantization_config", "compression_config"}
+# Fields of Hugging Face's configs that change what is computed -> the values that Qwen3 has here, and what to do.
+STRETCHED = (("default",), "set it to null, the model keeps the context that it was trained with")
+PLAIN = {"attention_bias": ((False,), "Qwen3 has none, use a Qwen3"), "mlp_bias": ((False,), "Qwen3 has none"),
+         "hidden_act": (("silu",), "use a plain Qwen3"),
+         "use_sliding_window": ((False,), "set it to false, if the model was trained without"),
+         "num_experts": ((0,), "mixtures of experts are not supported, use a dense Qwen3"),
+         "num_local_experts": ((0,), "mixtures of experts are not supported, use a dense Qwen3"),
+         "partial_rotary_factor": ((1, 1.0), "use a plain Qwen3"),
+         "rope_scaling": STRETCHED, "rope_type": STRETCHED}
+
+
 @dataclass
 class Qwen3Config:
     """Field names are those of Hugging Face's config.json; the defaults are Qwen3-8B's, the paper's language model."""
@@ -41,21 +54,30 @@ class Qwen3Config:
     def from_dict(cls, values: dict, where="config.json") -> "Qwen3Config":
         """From a Hugging Face config. Raises ValueError for a field that is missing or wrong, or for what Qwen3 does
         not have."""
-        if values.get("quantization_config"):
-            method = typed(values, "quantization_config", dict, where).get("quant_method", "by an unknown method")
-            raise ValueError(f"{where}: the model is quantised ({method}), expected weights in bfloat16, float16 or "
-                             "float32: use the checkpoint that it was made from")
+        for name in QUANTISED & values.keys():
+            if values[name]:
+                method = typed(values, name, dict, where).get("quant_method", "by an unknown method")
+                raise ValueError(f"{where}: the model is quantised ({method}, by {name}), expected weights in "
+                                 "bfloat16, float16 or float32: use the checkpoint that it was made from")
         values = values | (typed(values, "rope_parameters", dict | None, where, None) or {})    # of transformers 5
-        asked = {"attention_bias": values.get("attention_bias"), "use_sliding_window": values.get("use_sliding_window"),
-                 "rope_scaling": values.get("rope_scaling")}
-        odd = [name for name, value in asked.items() if value] + [
-            "hidden_act" for act in [values.get("hidden_act", "silu")] if act != "silu"] + [
-            "rope_type" for kind in [values.get("rope_type", "default")] if kind != "default"]
+        scaling, kind = values.get("rope_scaling"), str(values.get("model_type") or "qwen3")
+        if isinstance(scaling, dict) and scaling.get("rope_type", scaling.get("type", "default")) == "default":
+            values = values | {"rope_scaling": None}
+        odd = [f"{name} is {values[name]!r:.60}: {advice}" for name, (plain, advice) in PLAIN.items()
+               if values.get(name) not in (None, *plain)]
+        if kind != "qwen3" and not kind.endswith("_qwen3"):
+            odd.insert(0, f"model_type is {kind!r}, expected 'qwen3': use a dense Qwen3")
+        if values.get("auto_map") and not kind.endswith("_qwen3"):
+            odd.append("auto_map names code that comes with the model, which is not run: remove it where the weights "
+                       "are a plain Qwen3's")
+        if "sliding_attention" in str(values.get("layer_types")):
+            odd.append("layer_types has sliding_attention, expected full_attention: use a plain Qwen3")
         optional = ("tie_word_embeddings", "head_dim")
         missing = [f.name for f in fields(cls) if f.name not in values and f.name not in optional]
-        if odd or missing:
-            raise ValueError(f"{where} is not a plain Qwen3 config: " + "; ".join(
-                f"{what} {', '.join(names)}" for what, names in (("unsupported", odd), ("missing", missing)) if names))
+        odd += [f"missing {', '.join(missing)}"] * bool(missing)
+        if odd:
+            raise ValueError(f"{where} is not a plain Qwen3 config: {odd[0]}"
+                             + (f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""))
         return checked(cls, values, where)
 
 

@@ -91,8 +91,8 @@ def parse(argv, about: str, recipes, ablations) -> argparse.Namespace:
     add("--out", help="directory to write to, new or empty")
     add("--resume", nargs="?", const="yes", choices=["yes", "auto"], help="go on with --out as it was started, from "
         "where it was last saved; auto: or start, if nothing was saved yet (for torchrun --max-restarts)")
-    add("--plan", type=cli.whole(1, 1 << 20), metavar="PROCESSES", help="only print where the memory of each of so many "
-        "processes would go, and which micro-batch fits; --init-from may be a preset")
+    add("--plan", type=cli.whole(1, 1 << 20), metavar="PROCESSES", help="only print where the memory of each of so "
+        "many processes would go, and which micro-batch fits; --init-from may be a preset")
     add("--anyway", action="store_true", help="start although the checkpoint does not say it saw the earlier stages")
     add("--recipe", choices=recipes, help="v1 or v2 of the paper, or the toy's (default: v1, or mini for a language "
         "model less than 512 wide)")
@@ -266,9 +266,6 @@ def open_model(source: Path, device, dtype: str) -> ExOmni:
     model.speech_decoder = None                                     # not trained; its files are copied
     if model.tokenizer is None:
         raise ValueError(f"{source} has no tokenizer files: add tokenizer.json")
-    if model.tokenizer.im_end_id not in model.config.stop_ids:
-        raise ValueError(f"{source}: <|im_end|> is {model.tokenizer.im_end_id}, which is none of the stop ids "
-                         f"{model.config.stop_ids} in generation_config.json: a reply would never end")
     model.config.dtype = dtype                                      # what it is saved in
     return model
 
@@ -302,6 +299,7 @@ def resume(args, stages: dict, device) -> tuple:
     """As `start`, from what was saved last."""
     out = Path(args.out)
     state = read_state(out / "trainer" / "state.json", stages)
+    saving.check_weights(out)
     given = [name for name in FIXED if getattr(args, name) is not None and getattr(args, name) != state[name]]
     if given or args.stage not in (None, state["stage"]):
         raise ValueError(f"{out} is resumed as it was started, stage {state['stage']}: leave out "

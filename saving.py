@@ -2,7 +2,7 @@
 
     OUT/config.json, ...   the checkpoint, as `ExOmni.from_pretrained` opens it
     OUT/trainer/           what --resume needs besides: state.json, optimizer/ (see progress.py), and files.json, the
-                           names of all the checkpoint's files: no others are ever touched
+                           names of all the checkpoint's files, no others are ever touched, and marks of the weights
     OUT/previous/          the checkpoint before it, as whole
     OUT/.saving/           a checkpoint that is being written: removed at the next start
     OUT/.saved/            a whole one that is being put in its place, file by file: finished at the next start
@@ -25,6 +25,7 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
 
 import disk
+import weights
 
 FILES = "trainer/files.json"
 PATIENCE = 60                   # s
@@ -34,7 +35,7 @@ def commit(out: Path) -> None:
     """Make the checkpoint in OUT/.saving the one of OUT, and the one before OUT/previous. Raises OSError."""
     new = out / ".saving"
     names = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
-    disk.write_json(new / FILES, {"files": sorted(names)})
+    disk.write_json(new / FILES, {"files": sorted(names), "weights": weights.marks(new)})
     flush(new)
     previous = out / "previous"
     for name in [*files_of(previous), FILES]:
@@ -88,6 +89,18 @@ def files_of(directory: Path) -> list:
     if outside:
         raise ValueError(f"{path} names {outside[0]}, which is not in {directory}: was it changed by hand?")
     return names
+
+
+def check_weights(out: Path) -> None:
+    """Raises ValueError where the weights in OUT are not those that were saved there."""
+    path = out / FILES
+    saved = disk.typed(disk.read_json(path), "weights", dict, path, {}) if path.exists() else {}
+    now = weights.marks(out)
+    changed = sorted(name for name in saved if saved[name] != now.get(name))
+    if changed:
+        before = f", or go on with --out {out / 'previous'}" if (out / "previous" / FILES).exists() else ""
+        raise ValueError(f"{out / changed[0]} is not the file that this training saved: put that back, or start another "
+                         f"training with --init-from {out}{before}")
 
 
 def move(name: str, source: Path, target: Path) -> None:

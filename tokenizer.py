@@ -3,7 +3,7 @@
 In: a directory with a tokenizer, and text or chat messages. Out: a flat list of token ids in which every speech clip is
 one SPEECH_ID, where the model puts the clip's speech rows (docs/spec/ex_omni.md 4). No torch here.
 
-Three forms on disk are read, the first one found:
+Three forms on disk are read, the first one found; others beside it must be the same tokenizer:
   tokenizer.json              Hugging Face; says its own split pattern, normalizer and special tokens
   vocab.json + merges.txt     special tokens from tokenizer_config.json and added_tokens.json beside them
   *.tiktoken                  a "base64(token) rank" per line; special tokens as above, else Qwen's three
@@ -16,6 +16,7 @@ the prompt is the demo's, id for id (Qwen3's chat format without its think block
 import base64
 import itertools
 import json
+import os
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,20 +51,24 @@ class Tokenizer:
     n_vocab: 1 + the largest id; the model's embedding table has at least this many rows (Qwen pads it further).
     im_start_id, im_end_id: ids of `<|im_start|>` and `<|im_end|>`, which open and close a message.
     stop_ids: ids that end an answer, `<|im_end|>` and, where it exists, `<|endoftext|>`.
+    added: id -> (text, special) of the tokens that text never becomes.
     """
 
     def __init__(self, vocab, ranks, added, pattern=QWEN_PATTERN, nfc=True):
         """vocab: token bytes -> id. ranks: token bytes -> priority, low merges first, of each token that text may
         become; all 256 bytes among them. added: id -> (text, special) of the tokens that text never becomes.
         pattern: regex that cuts text into pieces. nfc: whether text is normalized to NFC first.
-        Raises ValueError if a byte or a chat token is missing, if an id or a priority is none or stands twice, or if
-        text could become an added token."""
+        Raises ValueError if a byte, a chat token or an id below them is missing, if an id, a priority or an added token
+        is none or stands twice, or if text could become an added token."""
         for what, numbers in (("id", vocab), ("priority", ranks)):
             odd = [i for i in numbers.values() if type(i) is not int or not 0 <= i < 1 << 31]
             if odd or len(set(numbers.values())) < len(numbers):
                 raise ValueError(f"a token has the {what} {odd[0]!r}, expected a whole number from 0" if odd else
                                  f"two tokens have the same {what}: fetch it again")
         id_of = {text: i for i, (text, special) in added.items()}
+        twice = [f"{text!r} is {id_of[text]} and {i}" for i, (text, special) in added.items() if id_of[text] != i]
+        if twice:
+            raise ValueError(f"an added token has two ids, {twice[0]}: fetch it again")
         missing = [name for name in ("<|im_start|>", "<|im_end|>") if name not in id_of]
         if missing:
             raise ValueError(f"the vocabulary lacks {' and '.join(missing)}, a chat model's tokenizer has "
@@ -84,12 +89,18 @@ class Tokenizer:
         except ValueError as error:
             problem = " ".join(str(error).split())
             raise ValueError(f"its split pattern is no regular expression ({problem}): fetch it again") from None
-        self._nfc = nfc
+        self._nfc, self._ranks = nfc, ranks
         self._bytes_of_id = {i: token for token, i in vocab.items()}
         self._bytes_of_id |= {i: text.encode() for i, (text, special) in added.items()}
+        ordinary = max(max(vocab.values()), *(id_of[name] for name in CONTROL_TOKENS if name in id_of))
+        gap = next((i for i in range(ordinary) if i not in self._bytes_of_id), None)
+        if gap is not None:
+            raise ValueError(f"no token has the id {gap}, expected one for each from 0 to {ordinary}: was it cut off "
+                             "or edited? Fetch it again")
         self.n_vocab = 1 + max(self._bytes_of_id)
         self._bytes_of_id[SPEECH_ID] = b"<speech>"
         self._skipped = {SPEECH_ID} | {i for i, (text, special) in added.items() if special}
+        self.added = added
         self.im_start_id, self.im_end_id = id_of["<|im_start|>"], id_of["<|im_end|>"]
         self.stop_ids = tuple(id_of[name] for name in ("<|im_end|>", "<|endoftext|>") if name in id_of)
 
@@ -98,19 +109,22 @@ class Tokenizer:
         """The tokenizer stored in `directory`, see the top of this file for the forms.
         Raises FileNotFoundError if there is none, ValueError if one is damaged or of an unsupported kind."""
         directory = Path(directory)
-        tiktoken_files = sorted(directory.glob("*.tiktoken"))
-        try:
-            if (directory / "tokenizer.json").is_file():
-                return cls(*_read_tokenizer_json(directory / "tokenizer.json"))
-            if (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
-                return cls(*_read_vocab_and_merges(directory))
-            if len(tiktoken_files) == 1:
-                return cls(*_read_tiktoken(tiktoken_files[0]))
-        except ValueError as error:
-            raise ValueError(f"cannot use the tokenizer in {directory}: {error}") from error
+        forms = [("tokenizer.json", _read_tokenizer_json)] * os.path.lexists(directory / "tokenizer.json")
+        forms += [("vocab.json", _read_vocab_and_merges)] * all(
+            os.path.lexists(directory / name) for name in ("vocab.json", "merges.txt"))
+        forms += [(path.name, _read_tiktoken) for path in sorted(directory.glob("*.tiktoken"))]
+        found = []
+        for name, read in forms:
+            try:
+                added = _added_tokens(directory)
+                found.append((name, cls(*read(directory / name, added or (found[0][1].added if found else {})))))
+            except ValueError as error:
+                raise ValueError(f"cannot use the tokenizer {directory / name}: {error}") from error
+        if found:
+            return _the_same(found, added, directory)
         seen = ", ".join(sorted(p.name for p in directory.iterdir())) if directory.is_dir() else "no such directory"
         raise FileNotFoundError(f"no tokenizer in {directory} ({seen or 'it is empty'}): expected tokenizer.json, or "
-                                "vocab.json and merges.txt, or a single *.tiktoken file; copy them from the checkpoint")
+                                "vocab.json and merges.txt, or a *.tiktoken file; copy them from the checkpoint")
 
     def encode(self, text):
         """Plain text -> list of ids, never a control token; "" -> []. Nothing is put before or after it.
@@ -208,8 +222,27 @@ def _read_lines(path):
         raise ValueError(f"{path.name} is not UTF-8 ({error}): fetch it again") from None
 
 
-def _read_tokenizer_json(path):
-    """The arguments of Tokenizer.__init__; the next two readers likewise."""
+def _the_same(found, added, directory):
+    """found: (file, Tokenizer) of each form in a directory; added: what the files beside them say -> the first one.
+    Raises ValueError where another one, or an added token, is not the same."""
+    (name, tokenizer), *others = found
+    token_of = {i: token for i, token in tokenizer._bytes_of_id.items() if i >= 0}
+    id_of = {token: i for i, token in token_of.items()}
+    said = {i: text.encode() for i, (text, special) in added.items()}
+    for other, tokens, ranks in [("added_tokens.json or tokenizer_config.json", said, {})] + [
+            (other, theirs._bytes_of_id, theirs._ranks) for other, theirs in others]:
+        wrong = [f"id {i} is {token_of.get(i)} and {token}" for i, token in tokens.items()
+                 if i >= 0 and (token_of.get(i, token) != token or id_of.get(token, i) != i)]
+        both = [token for token in tokenizer._ranks if len(token) > 1 and token in ranks]
+        if sorted(both, key=tokenizer._ranks.get) != sorted(both, key=ranks.get):
+            wrong.append("their merges have another order")
+        if wrong:
+            raise ValueError(f"{directory} has two tokenizers, {name} and {other} ({wrong[0]}): keep the weights' own")
+    return tokenizer
+
+
+def _read_tokenizer_json(path, _):
+    """The arguments of Tokenizer.__init__; the next two readers likewise, which are given the added tokens."""
     spec, name = disk.read_json(path), path.name
     model, normalizer = disk.typed(spec, "model", dict, name), spec.get("normalizer")
     disk.typed(model, "type", Literal["BPE"], name, prefix="model.")
@@ -242,24 +275,32 @@ def _split_pattern(pre_tokenizer):
                      "alone or after one isolating Split by Regex: add the case to _split_pattern")
 
 
-def _read_vocab_and_merges(directory):
-    lines = [line for line in _read_lines(directory / "merges.txt") if line and not line.startswith("#version")]
-    added = _added_tokens(directory)
-    return *_byte_level(disk.read_json(directory / "vocab.json"), [line.split(" ") for line in lines], added), added
+def _read_vocab_and_merges(path, added):
+    lines = [line for line in _read_lines(path.with_name("merges.txt")) if line and not line.startswith("#version")]
+    return *_byte_level(disk.read_json(path), [line.split(" ") for line in lines], added), added
 
 
-def _read_tiktoken(path):
-    ranks = {}
+def _read_tiktoken(path, added):
+    """Each token of several bytes is two earlier ones put together: what is not, and ranks that do not rise, are
+    damage."""
+    ranks, last = {}, -1
     for number, line in enumerate(_read_lines(path), start=1):
         try:
-            token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            text, rank = line.split()
+            token, rank = base64.b64decode(text, validate=True), int(rank)
+            if base64.b64encode(token).decode() != text:
+                raise ValueError("bits beyond the last byte")
         except ValueError as error:
-            raise ValueError(f'{path.name} line {number} is {line[:40]!r}, expected "base64 rank": '
-                             "fetch it again") from error
+            raise ValueError(f'line {number} is {line[:40]!r}, expected "base64 rank": fetch it again') from error
+        wrong = (f"has the rank {rank} after {last}, expected rising ranks" if not last < rank < 1 << 31 else
+                 f"has {token!r} once more" if token in ranks else
+                 f"has {token!r}, which no two earlier tokens make" if len(token) != 1 and not any(
+                     token[:cut] in ranks and token[cut:] in ranks for cut in range(1, len(token))) else "")
+        if wrong:
+            raise ValueError(f"line {number} {wrong}: fetch it again")
+        ranks[token] = last = rank
     first_free = 1 + max(ranks.values(), default=-1)
-    added = _added_tokens(path.parent) or {first_free + i: (text, True) for i, text in enumerate(CONTROL_TOKENS)}
-    return ranks, ranks, added
+    return ranks, ranks, added or {first_free + i: (text, True) for i, text in enumerate(CONTROL_TOKENS)}
 
 
 def _added_tokens(directory):
@@ -297,6 +338,11 @@ def _byte_level(vocab, merges, added):
     except KeyError as error:
         raise ValueError(f"a merge uses {error}, which is no token of the vocabulary: fetch it again") from error
     vocab = {token: vocab[text] for text, token in token_of.items()}
+    made = {left + right for left, right in merges}
+    unmade = [text for text, token in token_of.items() if len(token) > 1 and text not in made]
+    if unmade:
+        raise ValueError(f"{len(unmade)} tokens of the vocabulary, {unmade[0]!r} first, are made by no merge: were "
+                         "merges lost? Fetch it again")
     nameless = next((token for token in ranks if token not in vocab), None)
     if nameless:
         raise ValueError(f"{nameless!r}, a single byte or made by a merge, is no ordinary token of the vocabulary: "

@@ -4,7 +4,10 @@ A file is mapped, each tensor is copied once into its parameter, and the mapping
 a checkpoint needs little more memory than the model itself. Every tensor is accounted for: one that is missing, left
 over, of another shape or not of floating point numbers is an error, before any memory is taken.
 """
+import os
 import re
+import warnings
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +22,18 @@ FLOATS = ("F32", "BF16", "F16", "F64")
 # Parts of tensor names that tell what a file is, where it is not a model's own weights.
 FOREIGN = {"lora_A": "a LoRA adapter, to be merged into its model first", "qweight": "quantised with AWQ or GPTQ",
            "weight_scale_inv": "quantised to FP8", "weight_scale": "quantised to FP8 or int8",
+           "weight_packed": "quantised with compressed-tensors", "W_q": "quantised with HQQ",
            "absmax": "quantised with bitsandbytes", "SCB": "quantised with bitsandbytes",
            "weight_format": "quantised with bitsandbytes"}
+# Files of weights that are not read here -> what to do with them.
+OTHERS = {".gguf": "made for llama.cpp: fetch the safetensors of the model that it was made from",
+          ".bin": "torch's own format: convert it to safetensors, or fetch those",
+          ".pt": "torch's own format: convert it to safetensors, or fetch those",
+          ".pth": "torch's own format: convert it to safetensors, or fetch those",
+          ".h5": "Keras's: fetch the safetensors", ".msgpack": "Flax's: fetch the safetensors",
+          ".onnx": "a graph of operations: fetch the safetensors",
+          ".safetensors": "named otherwise: rename it to model.safetensors if it holds the whole model"}
+TRAINERS = "training_args|optimizer|scheduler|scaler|rng_state"     # of these: they are no weights
 MAPPED_BYTES = 16 << 20  # pages of a mapped file count as ours until it is closed: do so after so many
 
 
@@ -38,7 +51,7 @@ def write_tensors(path, tensors: dict) -> None:
 
 @contextmanager
 def opened(path):
-    """safe_open with a readable error: the file is mapped, not read. Raises FileNotFoundError or ValueError."""
+    """safe_open with a readable error: the file is mapped, not read. Raises OSError or ValueError."""
     path = disk.regular(path, "a safetensors file")
     try:
         handle = safe_open(path, framework="pt")
@@ -49,6 +62,8 @@ def opened(path):
         reason = ("it is empty" if not start else "a web page" if start.startswith(b"<") else
                   "a git-lfs pointer: get the file itself with `git lfs pull`" if pointer else error)
         raise ValueError(f"{path} is not a complete safetensors file ({reason}): fetch it again") from None
+    except OSError as error:                                # its text, that there is no such file, is true of none here
+        raise OSError(f"{path} is there but cannot be mapped into memory ({error})") from None
     with handle as file:
         yield file
 
@@ -57,12 +72,12 @@ def files(directory) -> list:
     """The safetensors files of a checkpoint, named as Hugging Face does: model.safetensors or model-0000I-of-0000N.
     Raises FileNotFoundError where there are none or a shard is missing, ValueError where there are both."""
     directory = Path(directory)
-    names = {path.name for path in directory.glob("model*.safetensors")}
-    names = {name for name in names if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", name)}
+    there = sorted(os.listdir(directory))                   # not glob, which finds nothing where it may not look
+    names = {name for name in there if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", name)}
     index, whole = directory / "model.safetensors.index.json", "model.safetensors" in names
     counts = {int(name[-17:-12]) for name in names if "-of-" in name}
     wanted = {f"model-{i + 1:05}-of-{n:05}.safetensors" for n in counts for i in range(min(n, 10_000))}
-    if index.is_file() and not whole:
+    if index.name in there and not whole:
         wanted |= {str(name) for name in disk.typed(disk.read_json(index), "weight_map", dict, index).values()}
     if whole and wanted:
         raise ValueError(f"{directory} has model.safetensors and {few(names - {'model.safetensors'}, 2)}: expected the "
@@ -70,10 +85,42 @@ def files(directory) -> list:
     if wanted - names:
         raise FileNotFoundError(f"{directory} lacks {few(wanted - names)} of {len(wanted)} shards: fetch them again")
     if not names:
-        others = [path.name for path in directory.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".safetensors")]
+        others = [name for name in there if Path(name).suffix in OTHERS and not re.match(TRAINERS, name)]
         raise FileNotFoundError(f"{directory} has no model.safetensors nor model-*-of-*.safetensors" + (
-            f", only {few(others)}: convert it to safetensors, or rename it" if others else ": fetch the weights again"))
+            f", only {few(others, 2)}, {OTHERS[Path(others[0]).suffix]}" if others else ": fetch the weights again"))
     return [directory / name for name in sorted(names)]
+
+
+def marks(directory) -> dict:
+    """name -> [bytes, a cheap checksum] of each of a checkpoint's files of weights. The checksum is of 64 bytes in 4096
+    places of a file, evenly apart: another training has changed some of them. Raises OSError."""
+    found = {}
+    for path in sorted(Path(directory).glob("model*.safetensors")):
+        with open(path, "rb") as file:
+            size, crc = path.stat().st_size, 0
+            for at in range(0, size, max(64, size // 4096)):
+                file.seek(at)
+                crc = zlib.crc32(file.read(64), crc)
+            found[path.name] = [size, crc]
+    return found
+
+
+def check_tied(paths, rename) -> None:
+    """Where the files of a model whose output matrix is its embedding store lm_head.weight too, the two must be equal.
+    rename: as for `plan`, of the embedding. Raises ValueError."""
+    where = {name: path for path in paths for name in shapes(path)}
+    embedding = next((name for name in where if rename(name) == "llm.embed_tokens.weight"), None)
+    if embedding is None or "lm_head.weight" not in where:
+        return
+    with opened(where["lm_head.weight"]) as one, opened(where[embedding]) as other:
+        a, b = one.get_slice("lm_head.weight"), other.get_slice(embedding)
+        same = a.get_shape() == b.get_shape() and a.get_dtype() == b.get_dtype() and len(a.get_shape()) == 2
+        rows = 1 if not same else max(1, MAPPED_BYTES // (8 * a.get_shape()[1] + 1))
+        same = same and all(torch.equal(a[at:at + rows].view(torch.uint8), b[at:at + rows].view(torch.uint8))
+                            for at in range(0, a.get_shape()[0], rows))
+    if not same:
+        raise ValueError(f"{where['lm_head.weight']}: lm_head.weight differs from {embedding}, although config.json "
+                         "says tie_word_embeddings: true: set it to false to use both, or remove lm_head.weight")
 
 
 def shapes(path) -> dict:
@@ -181,7 +228,8 @@ def skeleton(build, dtype=torch.float32, where="the config") -> torch.nn.Module:
     """build() in evaluation mode, with shapes only, for `load` to fill. where: the file that its sizes are from. Raises
     ValueError where they cannot be built, such as a width that the heads do not divide."""
     try:
-        with shapes_only():
+        with shapes_only(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")                 # torch's, for example of tensors without elements
             return build().to(dtype=dtype).eval()
     except (ArithmeticError, AssertionError, LookupError, RuntimeError, ValueError) as error:
         raise ValueError(f"{where} describes no model that can be built ({' '.join(str(error).split())})") from None

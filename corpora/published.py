@@ -14,14 +14,13 @@ from tqdm import tqdm
 
 import disk
 import weights
-from checkpoint import (TOKENIZER_FILES, ExOmniConfig, dtype_of, generation_fields, official_name, our_name, preset,
-                        write_checkpoint)
+from checkpoint import (TOKENIZER_FILES, ExOmniConfig, dtype_of, generation_fields, official_name, open_tokenizer,
+                        our_name, preset, read_config, write_checkpoint)
 from corpora import hub
 from corpora.glm4_voice import convert_decoder, convert_tokenizer
 from corpora.tally import Tally
 from model import ExOmni
 from qwen3 import Qwen3Config
-from tokenizer import Tokenizer
 from whisper import WhisperConfig
 
 # Where the parts come from unless the command line says otherwise: Hugging Face repositories.
@@ -62,12 +61,12 @@ def convert_published(out: Path, args, tally: Tally, before: dict) -> None:
     else:
         config = release_config(text, partial(fetch, wanted=["config.json"]))
         sources = [(text, ("",), lambda name: our_name(name, config.llm.tie_word_embeddings))]
-    if not units <= config.generator.unit_vocab <= known:
+    if not units == config.generator.unit_vocab == known:
         raise ValueError(f"the speech tokenizer has {units} units, the generator {config.generator.unit_vocab}, the "
                          f"speech decoder {known}: these do not belong together")
     config = replace(config, dtype=args.dtype or config.dtype)
     print(f"{'dtype':<18}{config.dtype}\n{'seed':<18}{args.seed}")
-    copy_tokenizer(text, out, config.llm.vocab_size)
+    copy_tokenizer(text, out, config)
     convert(out, config, sources, args.seed, tally)
     if record:
         disk.write_json(out / hub.RECORD, record)
@@ -96,13 +95,6 @@ def backbone_name(name: str) -> str | None:
 
 # ---- configurations -----------------------------------------------------------------------------------------------
 
-def read_config(directory: Path) -> dict:
-    """config.json of a model. Raises FileNotFoundError or ValueError, the latter for a LoRA adapter too."""
-    if (directory / "adapter_config.json").is_file() and not (directory / "config.json").is_file():
-        raise ValueError(f"{directory} is {weights.FOREIGN['lora_A']}")
-    return disk.read_json(directory / "config.json")
-
-
 def published_config(base: ExOmniConfig, llm: Path, encoder: Path, generator: Path, units: int) -> ExOmniConfig:
     """The preset's own parts around the geometry of the published ones. Raises ValueError where they do not fit."""
     values = read_config(llm)
@@ -130,16 +122,14 @@ def release_config(release: Path, fetch) -> ExOmniConfig:
     return ExOmniConfig.from_dir(release, given)
 
 
-def copy_tokenizer(source: Path, out: Path, vocab: int) -> None:
-    """Copy the text tokenizer's files; print a note where there are none. vocab: how many ids the language model has.
-    Raises ValueError where the tokenizer has more."""
+def copy_tokenizer(source: Path, out: Path, config: ExOmniConfig) -> None:
+    """Copy the text tokenizer's files; print a note where there are none. Raises ValueError where the tokenizer is not
+    the language model's."""
     files = [path for name in (*TOKENIZER_FILES, "*.tiktoken") for path in source.glob(name)]
     if not files:
         print(f"note: {source} has no tokenizer files, the checkpoint will take token ids only")
         return
-    size = Tokenizer.from_pretrained(source).n_vocab
-    if size > vocab:
-        raise ValueError(f"the tokenizer in {source} has {size} ids, its model {vocab}: these do not belong together")
+    open_tokenizer(source, config)
     for path in files:
         shutil.copy(path, out)
 
@@ -158,6 +148,8 @@ def convert(out: Path, config: ExOmniConfig, sources: list, seed: int, tally: Ta
     for directory, prefixes, rename in sources:
         part = {name: t for name, t in target.items() if name.startswith(prefixes)}
         found = {path: weights.shapes(path) for path in weights.files(directory)}
+        if config.llm.tie_word_embeddings:
+            weights.check_tied(found, rename)
         matched, dropped = weights.plan(part, found, rename, str(directory))
         origin |= {name: (path, stored) for path, names in matched.items() for stored, name in names.items()}
         tally.ignored += dropped

@@ -1,6 +1,7 @@
 """checkpoint.py: what is saved comes back, under the official names, and every tensor is accounted for."""
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -131,6 +132,12 @@ def test_a_tied_output_matrix_is_not_stored_and_a_stored_copy_is_ignored(tmp_pat
         same_weights(again, tied)
         assert again.generate([1, 2], max_new_tokens=3, unit_sampler=GREEDY).text_ids == \
             tied.generate([1, 2], max_new_tokens=3, unit_sampler=GREEDY).text_ids
+    embedding = load_file(one / "model.safetensors")["model.embed_tokens.weight"]
+    for other in (embedding + 1, embedding.index_fill(0, torch.tensor([319]), 0.5), embedding[:9], embedding.half(),
+                  torch.ones(())):
+        copied(one, two, lambda tensors: tensors | {"lm_head.weight": other.clone()})
+        with pytest.raises(ValueError, match="lm_head.weight differs from model.embed_tokens.weight, although config.j"):
+            ExOmni.from_pretrained(two)
 
 
 @pytest.mark.parametrize("name", ("model.layers.0.self_attn.v_proj.weight", "model.speech_projector.linear1.bias",
@@ -230,7 +237,7 @@ def put(*keys):
     ("config.json", put("rope_theta", 10 ** 400), "field rope_theta is 1000.*, expected a finite number"),
     ("config.json", put("rope_parameters", [1]), "field rope_parameters is a list of 1, expected an object or null"),
     ("config.json", put("tie_word_embeddings", 1), "field tie_word_embeddings is 1, expected true or false"),
-    ("config.json", put("quantization_config", {"quant_method": "awq"}), r"is quantised \(awq\)"),
+    ("config.json", put("quantization_config", {"quant_method": "awq"}), r"is quantised \(awq, by"),
     ("config.json", put("speech_encoder_config", None), "field speech_encoder_config is None, expected an object"),
     ("config.json", put("speech_encoder_config", "d_model", [32]), "speech_encoder_config: field d_model is a list of"),
     ("config.json", lambda v: v["speech_encoder_config"].pop("d_model") and None, "field d_model is missing"),
@@ -297,6 +304,26 @@ def test_a_directory_that_is_being_saved_and_an_adapter_are_refused(saved, tmp_p
         ExOmni.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("name, content", [("adapter_config.json", b"{}"), ("adapter_model.safetensors", b"")])
+def test_an_adapter_beside_its_model_is_not_left_out_in_silence(saved, tmp_path, name, content):
+    (copied(saved, tmp_path, lambda tensors: tensors) / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"is a LoRA adapter, to be merged .*: it has {name}"):
+        ExOmni.from_pretrained(tmp_path)
+
+
+def test_a_file_that_may_not_be_read_says_so(saved, tmp_path, monkeypatch):
+    """For root, who may read all, this is what the system would say to others."""
+    path = copied(saved, tmp_path, lambda tensors: tensors) / "model.safetensors"
+
+    def refusing(file, *args, **kwargs):
+        if Path(file) == path:
+            raise PermissionError(13, "Permission denied", str(file))
+        return open(file, *args, **kwargs)
+    monkeypatch.setattr(disk, "open", refusing, raising=False)
+    with pytest.raises(OSError, match="model.safetensors cannot be opened .Permission denied.: expected a safetensors"):
+        ExOmni.from_pretrained(tmp_path)
+
+
 def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
     write_tiny(copied(saved, tmp_path, lambda tensors: tensors))
     spec = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -319,6 +346,10 @@ def test_a_tokenizer_of_another_model_is_refused(saved, tmp_path):
     (SpeechDecoderConfig, put("flow", "decoder", "estimator", "channels", []), "is a list of 0, expected a list of 1"),
     (SpeechDecoderConfig, put("flow", "decoder", "cfm_params", "t_scheduler", "x"), "t_scheduler is 'x', expected one"),
     (SpeechDecoderConfig, put("hift", "resblock_dilation_sizes", 0, 1, 10 ** 6), r"_sizes\[0\]\[1\] is 1000000, expec"),
+    (SpeechDecoderConfig, put("hift", "base_channels", 1), "hift.base_channels is 1, expected a multiple of 4"),
+    (SpeechDecoderConfig, put("hift", "base_channels", 6), "hift.base_channels is 6, expected a multiple of 4"),
+    (SpeechDecoderConfig, put("hift", "upsample_kernel_sizes", [16]), "upsample_kernel_sizes has 1 entries, expected 2"),
+    (SpeechDecoderConfig, put("hift", "resblock_dilation_sizes", [[1]]), "dilation_sizes has 1 entries, expected 3"),
     (SpeechDecoderConfig, put("hift", "upsample_rates", [2, 2]), "hift.upsample_rates make 16 samples per frame"),
     (SpeechDecoderConfig, put("hift", "nsf_alpha", float("inf")), "field hift.nsf_alpha is inf, expected a finite num"),
     (SpeechDecoderConfig, put("sampling", "steps", 0), "field sampling.steps is 0, expected a whole number from 1 to"),

@@ -405,7 +405,7 @@ DAMAGES = {
     "FP8": (quantised("speech_generator", "model.layers.0.mlp.up_proj.weight_scale_inv"), "quantised to FP8"),
     "bitsandbytes": (quantised("speech_encoder", "model.encoder.layers.0.fc1.weight.absmax"), "with bitsandbytes"),
     "a quantised config": (lambda hub: edit(hub / "llm/config.json", quantization_config={"quant_method": "gptq"}),
-                           "the model is quantised (gptq)"),
+                           "the model is quantised (gptq, by quantization_config)"),
     "a LoRA adapter": (adapter, "is a LoRA adapter"),
     "a LoRA tensor": (quantised("llm", "base_model.model.layers.0.q_proj.lora_A.weight"), "is a LoRA adapter"),
     "a missing shard": (shards, "lacks model-00002-of-0"),
@@ -441,7 +441,7 @@ DAMAGES = {
     "a yaml of something else": (config_yaml("llm: !new:x.LLM\n  size: 3"), "has llm, expected flow and hift"),
     "a dangling reference": (config_yaml("flow: !ref <a>\nhift: 1"), "refers to <a>"),
     "another vocabulary": (vocabularies(300, 310), "has 300 token ids"),
-    "a tokenizer too large": (vocabularies(200, 200), "259 ids, its model 200"),
+    "a tokenizer too large": (vocabularies(200, 200), "has ids up to 258, its model 200 of them"),
     "a unit too many": (lambda hub: speech_tokenizer(hub / "speech_tokenizer", UNITS + 1), f"has {UNITS + 1} units"),
     "no Whisper": (lambda hub: shutil.copy(hub / "llm/config.json", hub / "speech_encoder"), "num_mel_bins is missing"),
 }

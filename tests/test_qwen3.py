@@ -197,20 +197,42 @@ VALUES = dataclasses.asdict(Qwen3Config())
 def test_config_from_dict_takes_transformers_4_and_5():
     new = {k: v for k, v in VALUES.items() if k != "rope_theta"} | {
         "rope_parameters": {"rope_type": "default", "rope_theta": 123.0}}
-    old = VALUES | {"rope_scaling": None, "attention_bias": False, "hidden_act": "silu"}
+    old = VALUES | {"rope_scaling": None, "attention_bias": False, "hidden_act": "silu", "model_type": "qwen3"}
     assert Qwen3Config.from_dict(old) == Qwen3Config()
+    plain = {"rope_scaling": {"rope_type": "default"}, "use_sliding_window": False, "sliding_window": 4096,
+             "layer_types": ["full_attention"] * 36, "num_experts": 0}
+    assert Qwen3Config.from_dict(old | plain) == Qwen3Config()
+    assert Qwen3Config.from_dict(old | {"model_type": "llava_her_qwen3", "auto_map": {"A": "b"}}) == Qwen3Config()
     assert Qwen3Config.from_dict(new) == Qwen3Config(rope_theta=123.0)
 
 
 @pytest.mark.parametrize("change, named", (
-    ({"attention_bias": True}, "unsupported attention_bias"),
-    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "unsupported rope_scaling"),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "unsupported rope_type"),
-    ({"use_sliding_window": True}, "unsupported use_sliding_window"),
-    ({"hidden_act": "gelu"}, "unsupported hidden_act")))
+    ({"attention_bias": True}, "attention_bias is True: Qwen3 has none"),
+    ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling is {'type': 'yarn', 'factor': 4.0}: set "),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rope_scaling is {'rope_type': 'linear', .*: set it to"),
+    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e6}}, "rope_type is 'yarn': set it to null"),
+    ({"use_sliding_window": True}, "use_sliding_window is True: set it to false"),
+    ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types has sliding_attention"),
+    ({"hidden_act": "gelu"}, "hidden_act is 'gelu': use a plain Qwen3"),
+    ({"model_type": "qwen2"}, "model_type is 'qwen2', expected 'qwen3': use a dense Qwen3"),
+    ({"model_type": "qwen3_moe", "num_experts": 128}, r"model_type is 'qwen3_moe', .* \(and 1 more\)"),
+    ({"num_experts": 128}, "num_experts is 128: mixtures of experts are not supported"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
+    ({"model_type": "qwen3", "auto_map": {"AutoModel": "a.B"}}, "auto_map names code that comes with the model")))
 def test_config_from_dict_refuses_what_qwen3_does_not_have(change, named):
     with pytest.raises(ValueError, match=f"here.json is not a plain Qwen3 config: {named}"):
         Qwen3Config.from_dict(VALUES | change, "here.json")
+
+
+@pytest.mark.parametrize("change, method", [
+    ({"quantization_config": {"quant_method": "fbgemm_fp8"}}, "fbgemm_fp8, by quantization_config"),
+    ({"quantization_config": {"quant_method": "compressed-tensors", "format": "packed"}}, "compressed-tensors,"),
+    ({"quantization_config": {"load_in_4bit": True}}, "by an unknown method, by quantization_config"),
+    ({"compression_config": {"quant_method": "sparseml"}}, "sparseml, by compression_config")])
+def test_a_quantised_model_is_refused_by_its_method(change, method):
+    with pytest.raises(ValueError, match=rf"here.json: the model is quantised \({method}.*use the checkpoint that it"):
+        Qwen3Config.from_dict(VALUES | change, "here.json")
+    assert Qwen3Config.from_dict(VALUES | dict.fromkeys(change)) == Qwen3Config()
 
 
 @pytest.mark.parametrize("name", ("hidden_size", "rope_theta", "num_key_value_heads", "rms_norm_eps"))

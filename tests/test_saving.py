@@ -320,6 +320,40 @@ def test_a_resumed_run_is_not_another_run(half, data, tmp_path, capsys):
     resume(half, "--data", moved)
 
 
+def swapped(tensors):
+    tensors["model.speech_generator.llm_decoder.bias"] += 1
+
+
+@pytest.mark.parametrize("change", [
+    swapped, lambda tensors: tensors.pop("model.norm.weight"),
+    lambda tensors: tensors.update({name: tensor.half() for name, tensor in tensors.items()}), None],
+    ids=["trained", "a tensor less", "another type", "gone"])
+def test_weights_of_another_training_are_not_gone_on_with(half, four, capsys, change):
+    path = half / "model.safetensors"
+    if change:
+        tensors = load_file(path)
+        change(tensors)
+        weights.write_tensors(path, tensors)
+    else:
+        path.unlink()
+    before = names_in(half)
+    refuse(capsys, ["--resume", "--out", str(half)], f"{path} is not the file that this training saved: put that back",
+           f"--init-from {half}", f"--out {half / 'previous'}")
+    assert [name for name in names_in(half) if name != ".lock"] == before
+    shutil.copy(half / "previous" / "model.safetensors", path)
+    refuse(capsys, ["--resume", "--out", str(half)], "is not the file that this training saved")
+    shutil.copy(four / "model.safetensors", path)
+    refuse(capsys, ["--resume", "--out", str(half)], "is not the file that this training saved")
+
+
+def test_a_checkpoint_of_before_there_were_marks_is_gone_on_with(half):
+    files = disk.read_json(half / saving.FILES)
+    assert list(files["weights"]) == ["model.safetensors"]
+    disk.write_json(half / saving.FILES, {"files": files["files"]})
+    resume(half)
+    assert "weights" in disk.read_json(half / saving.FILES)
+
+
 def test_rate_batch_and_accumulation_may_change_and_it_is_said(half, capsys):
     resume(half, "--lr", "1e-4", "--batch", 2, "--accumulate", 1, "--stop-at", 3)
     said = "batch 4 -> 2; accumulate 4 -> 1; rates {'generator': 0.002} -> {'generator': 0.0001}"

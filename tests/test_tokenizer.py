@@ -1,12 +1,8 @@
-"""Tokenizer: round trips, equality with Hugging Face's `tokenizers`, control tokens, history, bad files."""
-
+"""Tokenizer: round trips, equality with Hugging Face's `tokenizers`, control tokens, history. Files: test_tokenizer_files.py."""
 import argparse
 import base64
 import json
 import random
-import shutil
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 
@@ -185,7 +181,6 @@ def test_text_that_a_split_pattern_leaves_out_is_kept(hf, tmp_path):
 
 def test_any_list_of_merges_gives_the_ids_of_the_tokenizers_library():
     """Merges that training would not make: dead ones, several for one token, in any order. Some orders are refused."""
-    added = {1000: ("<|im_start|>", True), 1001: ("<|im_end|>", True)}
     compared = 0
     for seed in range(400):
         rng = random.Random(seed)
@@ -198,6 +193,7 @@ def test_any_list_of_merges_gives_the_ids_of_the_tokenizers_library():
         if seed % 2:
             rng.shuffle(merges)
         vocab = {token: i for i, token in enumerate(dict.fromkeys([*BYTE_OF_CHAR, *tokens]))}
+        added = {len(vocab): ("<|im_start|>", True), len(vocab) + 1: ("<|im_end|>", True)}
         try:
             ours = Tokenizer(*_byte_level(vocab, merges, added), added, pattern=r"[\s\S]+")
         except ValueError as error:
@@ -300,172 +296,3 @@ def test_history_is_cut_to_the_system_message_and_the_last_40():
     assert trim_history([system, *turns[:40]]) == [system, *turns[:40]]
     assert trim_history([system, *turns], keep=0) == [system]
     assert trim_history([]) == []
-
-
-# ---- files
-
-def test_the_tiny_tokenizer_has_bytes_as_ids_and_no_merges(tiny, tmp_path):
-    assert tiny.encode("hé") == [*"hé".encode()]
-    assert (tiny.n_vocab, tiny.im_start_id, tiny.im_end_id, tiny.stop_ids) == (259, 257, 258, (258, 256))
-    assert [p.name for p in tmp_path.iterdir()] == ["tokenizer.json"]
-    assert_same_ids(tiny, tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json")))
-
-
-def test_tokenizer_json_is_preferred(directories, tmp_path):
-    write_tiny(tmp_path)
-    (tmp_path / "qwen.tiktoken").write_bytes((directories["qwen.tiktoken"] / "qwen.tiktoken").read_bytes())
-    assert Tokenizer.from_pretrained(tmp_path).n_vocab == 259
-
-
-def test_a_bare_tiktoken_file_gets_the_three_control_tokens_of_qwen(directories, tmp_path):
-    (tmp_path / "qwen.tiktoken").write_bytes((directories["qwen.tiktoken"] / "qwen.tiktoken").read_bytes())
-    bare = Tokenizer.from_pretrained(tmp_path)
-    assert (bare.n_vocab, bare.im_start_id, bare.stop_ids) == (2259, 2257, (2258, 2256))
-
-
-def test_added_tokens_json_gives_ids_without_a_tokenizer_config(directories, tmp_path):
-    for name in ("vocab.json", "merges.txt"):
-        (tmp_path / name).write_bytes((directories["merges.txt"] / name).read_bytes())
-    with pytest.raises(ValueError, match="lacks <|im_start|> and <|im_end|>"):
-        Tokenizer.from_pretrained(tmp_path)
-    write_json(tmp_path / "added_tokens.json", {"<|im_start|>": 3000, "<|im_end|>": 3001})
-    loaded = Tokenizer.from_pretrained(tmp_path)
-    assert (loaded.n_vocab, loaded.im_start_id, loaded.stop_ids) == (3002, 3000, (3001,))
-
-
-def test_a_directory_without_a_tokenizer_is_reported_with_what_it_holds(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such directory.*expected tokenizer.json"):
-        Tokenizer.from_pretrained(tmp_path / "missing")
-    with pytest.raises(FileNotFoundError, match="it is empty"):
-        Tokenizer.from_pretrained(tmp_path)
-    (tmp_path / "config.json").touch()
-    (tmp_path / "vocab.json").touch()
-    with pytest.raises(FileNotFoundError, match="config.json, vocab.json.*expected tokenizer.json"):
-        Tokenizer.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("content, seen", [
-    ("", "is not valid json"), ('{"model": {"vocab"', "is not valid json"), ("\udcff", "is not valid json"),
-    ("[]", "holds a json list"), ("{}", "field model is missing, expected an object"),
-    ('{"model": {"type": "Unigram", "vocab": []}}', "field model.type is 'Unigram', expected one of 'BPE'")])
-def test_a_damaged_or_foreign_tokenizer_json_is_refused_in_one_line(tmp_path, content, seen):
-    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(ValueError, match=seen) as caught:
-        Tokenizer.from_pretrained(tmp_path)
-    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("keys, value, seen", [
-    (["normalizer"], {"type": "Lowercase"}, "Lowercase.*expected null or NFC"),
-    (["pre_tokenizer"], {"type": "Whitespace"}, "Whitespace.*expected ByteLevel"),
-    (["pre_tokenizer"], None, "null, expected ByteLevel"),
-    (["pre_tokenizer", "pretokenizers", 0, "behavior"], "Removed", "Removed.*expected ByteLevel"),
-    (["model", "dropout"], 0.1, "dropout = 0.1, expected none"),
-    (["model", "end_of_word_suffix"], "</w>", "end_of_word_suffix"),
-    (["model", "merges"], [["a", "b", "c"]], "not of two tokens"),
-    (["model", "merges"], [["a", "nonsense"]], "'nonsense', which is no token"),
-    (["model", "vocab", "▁the"], 2300, "'▁', which stands for no byte"),
-    (["added_tokens"], [], "lacks <|im_start|> and <|im_end|>"),
-    (["added_tokens", 1, "id"], 5, "'<|im_start|>' and a token of plain text"),
-])
-def test_an_unsupported_tokenizer_json_is_refused_in_one_line(hf, tmp_path, keys, value, seen):
-    spec = json.loads(hf.to_str())
-    place = spec
-    for key in keys[:-1]:
-        place = place[key]
-    place[keys[-1]] = value
-    write_json(tmp_path / "tokenizer.json", spec)
-    with pytest.raises(ValueError, match=seen.replace("|", r"\|")) as caught:
-        Tokenizer.from_pretrained(tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_vocabulary_without_all_bytes_and_merges_is_refused(directories, tmp_path):
-    spec = json.loads((directories["tokenizer.json"] / "tokenizer.json").read_text(encoding="utf-8"))
-    for token in ("A", "".join(spec["model"]["merges"][-1])):
-        vocab = {text: i for text, i in spec["model"]["vocab"].items() if text != token}
-        write_json(tmp_path / "tokenizer.json", {**spec, "model": {**spec["model"], "vocab": vocab}})
-        with pytest.raises(ValueError, match="is no (ordinary )?token of the vocabulary"):
-            Tokenizer.from_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").unlink()
-    (tmp_path / "qwen.tiktoken").write_text("IQ== 0\n")
-    with pytest.raises(ValueError, match="255 of the 256 byte tokens are missing, the first is byte 0x00"):
-        Tokenizer.from_pretrained(tmp_path)
-
-
-@pytest.mark.parametrize("line", ["version https://git-lfs.github.com/spec/v1", "IQ==", "IQ== one", "I! 3"])
-def test_a_damaged_tiktoken_file_is_refused_with_its_line(tmp_path, line):
-    (tmp_path / "qwen.tiktoken").write_text(f"IQ== 0\n{line}\n")
-    with pytest.raises(ValueError, match='line 2 is .*expected "base64 rank"'):
-        Tokenizer.from_pretrained(tmp_path)
-
-
-def test_importing_the_tokenizer_does_not_import_torch():
-    code = "import sys, tokenizer; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1]).returncode == 0
-
-
-def changed(*keys):
-    """An edit of the json in a file: the last of `keys` goes where the others lead."""
-    def edit(path):
-        spec = place = json.loads(path.read_text(encoding="utf-8"))
-        for key in keys[:-2]:
-            place = place[key]
-        place[keys[-2]] = keys[-1]
-        write_json(path, spec)
-    return edit
-
-
-def of_bytes(change):
-    return lambda path: path.write_bytes(change(path.read_bytes()))
-
-
-@pytest.mark.parametrize("form, name, edit, seen", [
-    (FORMS[0], "tokenizer.json", changed("model", []), "field model is a list of 0, expected an object"),
-    (FORMS[0], "tokenizer.json", changed("model", "vocab", [1]), "field model.vocab is a list of 1"),
-    (FORMS[0], "tokenizer.json", changed("model", "vocab", "A", "32"), "has the id '32', expected a whole"),
-    (FORMS[0], "tokenizer.json", changed("model", "vocab", "A", None), "has the id None, expected a whole number"),
-    (FORMS[0], "tokenizer.json", changed("model", "vocab", "A", -1), "has the id -1, expected a whole number"),
-    (FORMS[0], "tokenizer.json", changed("model", "vocab", "A", True), "has the id True, expected a whole number"),
-    (FORMS[0], "tokenizer.json", changed("model", "vocab", "A", 1 << 40), "has the id 1099511627776, expected"),
-    (FORMS[0], "tokenizer.json", changed("model", "vocab", "A", 7), "two tokens have the same id"),
-    (FORMS[0], "tokenizer.json", changed("model", "merges", 5), "field model.merges is 5, expected a list"),
-    (FORMS[0], "tokenizer.json", changed("model", "merges", 0, 5), "the merge 5 is not of two tokens"),
-    (FORMS[0], "tokenizer.json", changed("model", "merges", 0, [["a"], 1]), "is not of two tokens"),
-    (FORMS[0], "tokenizer.json", changed("added_tokens", {}), "field added_tokens is an object of 0, expected a"),
-    (FORMS[0], "tokenizer.json", changed("added_tokens", 0, "x"), r"field added_tokens\[0\] is 'x', expected an"),
-    (FORMS[0], "tokenizer.json", changed("added_tokens", 0, "id", "9"), r"added_tokens\[0\].id is '9', expected"),
-    (FORMS[0], "tokenizer.json", changed("added_tokens", 0, "id", -9), r"added_tokens\[0\].id is -9, expected"),
-    (FORMS[0], "tokenizer.json", changed("added_tokens", 0, "content", None), r"\[0\].content is None, expected a"),
-    (FORMS[0], "tokenizer.json", changed("added_tokens", 0, "special", "no"), r"\[0\].special is 'no', expected"),
-    (FORMS[0], "tokenizer.json", changed("added_tokens", 0, "id", 2257), "two of the added_tokens have the same id"),
-    (FORMS[0], "tokenizer.json", changed("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex", 5), "expected Byte"),
-    (FORMS[0], "tokenizer.json", changed("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex", "("),
-     "its split pattern is no regular expression"),
-    ("merges.txt", "vocab.json", changed("A", "32"), "has the id '32', expected a whole number"),
-    ("merges.txt", "vocab.json", of_bytes(lambda data: data[:-9]), "vocab.json is not valid json"),
-    ("merges.txt", "merges.txt", of_bytes(lambda data: data[:40] + b"\xff\xfe" + data[40:]), "merges.txt is not UTF-8"),
-    ("merges.txt", "merges.txt", of_bytes(lambda data: data + b"a b c\n"), "not of two tokens"),
-    ("merges.txt", "tokenizer_config.json", changed("added_tokens_decoder", []), "added_tokens_decoder is a list of 0"),
-    ("merges.txt", "tokenizer_config.json", changed("added_tokens_decoder", "2257", "x"), "added_tokens_decoder.2257"),
-    ("merges.txt", "tokenizer_config.json", changed("added_tokens_decoder", "x", {}), "added_tokens_decoder.x.id is '"),
-    ("merges.txt", "tokenizer_config.json", changed("added_tokens_decoder", "2257", {}), "2257.content is missing"),
-    ("merges.txt", "added_tokens.json", lambda path: write_json(path, {"<x>": [1]}), "field <x> is a list of 1, expec"),
-    ("qwen.tiktoken", "qwen.tiktoken", of_bytes(lambda data: data + b"QUFB -1\n"), "has the id -1, expected a whole"),
-    ("qwen.tiktoken", "qwen.tiktoken", of_bytes(lambda data: data + b"QUFB 3\n"), "two tokens have the same id"),
-    ("qwen.tiktoken", "qwen.tiktoken", of_bytes(lambda data: data + b"\xff"), "qwen.tiktoken is not UTF-8"),
-])
-def test_a_damaged_file_is_refused_in_one_line(directories, tmp_path, form, name, edit, seen):
-    shutil.copytree(directories[form], tmp_path, dirs_exist_ok=True)
-    edit(tmp_path / name)
-    with pytest.raises(ValueError, match=seen) as caught:
-        Tokenizer.from_pretrained(tmp_path)
-    assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(directories, tmp_path, hf, form):
-    shutil.copytree(directories[form], tmp_path, dirs_exist_ok=True)
-    for path in tmp_path.iterdir():
-        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
-    assert_same_ids(Tokenizer.from_pretrained(tmp_path), hf, count=20)

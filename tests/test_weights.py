@@ -4,6 +4,7 @@ import os
 import struct
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -160,9 +161,11 @@ def shard(i, n=3):
     ([shard(1), shard(2), shard(3)], [shard(3), "extra.safetensors"], "lacks extra.safetensors of 4 shards"),
     ([], [shard(1), shard(2)], "lacks model-00001-of-00003.safetensors, model-00002-of-00003.safetensors of 2"),
     (["model.safetensors", shard(1)], None, "has model.safetensors and model-00001-of-00003.safetensors"),
-    (["pytorch_model.bin"], None, "only pytorch_model.bin: convert it to safetensors"),
-    (["adapter_model.safetensors"], None, "only adapter_model.safetensors"),
-    (["model.fp16.safetensors"], None, "only model.fp16.safetensors"),
+    (["pytorch_model.bin", "training_args.bin"], None, "only pytorch_model.bin, torch's own format: convert it to safe"),
+    (["Qwen3-8B-Q4_K_M.gguf"], None, "only Qwen3-8B-Q4_K_M.gguf, made for llama.cpp: fetch the safetensors of"),
+    (["model.fp16.safetensors"], None, "only model.fp16.safetensors, named otherwise: rename it to model.safetensors"),
+    (["consolidated.00.pth"], None, "only consolidated.00.pth, torch's own format"),
+    (["optimizer.pt", "training_args.bin"], None, "nor model-.*: fetch the weights again"),
     ([], None, "has no model.safetensors nor model-.*: fetch the weights again"),
     ([shard(1, 1)], "a.safetensors", "field weight_map is 'a.safetensors', expected an object")])
 def test_a_missing_shard_is_named_by_its_file(tmp_path, names, index, expected):
@@ -188,6 +191,12 @@ def test_the_files_of_a_checkpoint_are_found(tmp_path):
 def test_sizes_that_cannot_be_built_are_an_error_of_the_config():
     with pytest.raises(ValueError, match="config.json describes no model that can be built .embed_dim must be"):
         weights.skeleton(lambda: nn.TransformerEncoderLayer(10, 3), where="config.json")
+
+
+def test_what_torch_thinks_of_odd_sizes_is_no_second_line():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weights.skeleton(lambda: nn.Linear(4, 0))               # "Initializing zero-element tensors is a no-op"
 
 
 @pytest.mark.parametrize("text, expected", [
@@ -287,7 +296,9 @@ print(status("VmHWM:") - before)
 def test_opening_a_checkpoint_takes_little_more_memory_than_its_size(tmp_path, monkeypatch, shard):
     monkeypatch.setattr(checkpoint, "SHARD_BYTES", shard)
     llm = Qwen3Config(20_000, 1024, 3072, 8, 16, 8, 128)
-    config = replace(PRESETS["tiny"], llm=llm, dtype="bfloat16")
+    generator = PRESETS["tiny"].generator
+    generator = replace(generator, llm=replace(generator.llm, vocab_size=llm.vocab_size))
+    config = replace(PRESETS["tiny"], llm=llm, generator=generator, dtype="bfloat16")
     weights.empty(lambda: ExOmni(config), dtype=torch.bfloat16).save_pretrained(tmp_path)    # any values will do
     files = list(tmp_path.glob("model*.safetensors"))
     size = sum(path.stat().st_size for path in files)
