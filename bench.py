@@ -299,11 +299,11 @@ def bench_train(args) -> dict:
         generator = replace(config.generator, llm=less(config.generator.llm))
         config = replace(config, llm=less(config.llm), generator=generator, speech_encoder=encoder)
     table = train.STAGES[args.recipe]
+    if unknown := sorted({*(args.stage or [])} - {*table}):
+        raise ValueError(f"stage {unknown[0]} is unknown, {args.recipe} has {', '.join(map(str, table))}")
     for dtype in args.dtype or [DTYPES[device.type == "cuda"]]:
         limit = product_speed(device, getattr(torch, dtype))
         for number in [max(table)] if args.against else args.stage or table:
-            if number not in table:
-                raise ValueError(f"stage {number} is unknown, {args.recipe} has {', '.join(map(str, table))}")
             state = asdict(table[number]) | {"dtype": dtype, "seed": 0, "step": 0, "steps": 1 << 20}
             name, task = f"stage {number} of {args.recipe}", state["tasks"][0]
             if args.against:

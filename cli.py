@@ -8,6 +8,7 @@ Inside `one_line_errors` plain print never fails for its text: what a console la
 still written before it is printed: nobody may be left to read.
 """
 import argparse
+import errno
 import math
 import os
 import re
@@ -16,10 +17,10 @@ import sys
 import tempfile
 import traceback
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 if sys.version_info < (3, 10):
     sys.exit(f"error: this is Python {sys.version.split()[0]}, expected 3.10 or newer")
@@ -56,9 +57,24 @@ def one_line_errors(interrupted: str = "interrupted", debug: bool = False):
         end(2, line_of(error))
 
 
+# What to do where the system cannot write or open a file; for other numbers its own words must do.
+ADVICE = {errno.ENOSPC: "make room there, or choose another place",
+          errno.EDQUOT: "make room there, or choose another place",
+          errno.EROFS: "choose a place that can be written to", errno.ENAMETOOLONG: "choose a shorter name",
+          errno.EACCES: "check its permissions, or choose another place", errno.EIO: "is the disk failing?",
+          errno.EPERM: "check its permissions, or choose another place", errno.EFBIG: "choose a place for larger files",
+          errno.EEXIST: "a directory is needed there, choose another name", errno.ENOTDIR: "choose another name",
+          errno.EISDIR: "choose another name",
+          errno.EMFILE: "raise the limit, `ulimit -n`", errno.ENOENT: "check the path", errno.ELOOP: "check its links"}
+
+
 def line_of(error: BaseException) -> str:
     """What is printed about an error: one line."""
     kind, text = type(error).__name__, " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno is not None and error.strerror:
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+        advice = ADVICE.get(error.errno, "check the path and the disk")
+        return " ".join("".join(f"{part}: " for part in ["error", *names, error.strerror]).split()) + f" {advice}"
     if isinstance(error, ModuleNotFoundError):
         return f"error: {text}: `pip install -r requirements.txt`, or that package"
     if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in text:     # torch's
@@ -153,6 +169,15 @@ class Parser(argparse.ArgumentParser):
     def add_subparsers(self, **options):                # without a default: theirs would undo a --debug before them
         return super().add_subparsers(**{"parser_class": partial(Parser, debug=argparse.SUPPRESS)} | options)
 
+    def parse_known_args(self, args=None, namespace=None):
+        args = [*sys.argv[1:]] if args is None else [*args]
+        for before, given in zip(["", *args], args):                # `--out "$OUT"` with an empty OUT would mean "here"
+            name, equals, value = given.partition("=") if given.startswith("--") else (before, "=", given)
+            if equals and not value.strip() and name not in ("--text", "--export"):
+                what = f"argument {name}" if name.startswith("-") else "an argument"
+                self.error(f"{what} is empty: is a variable of the shell not set?")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> None:
         end(2, f"error: {' '.join(message.split())}; {self.prog} --help says more")
 
@@ -178,14 +203,29 @@ whole, number = partial(bounded, int, "a whole number"), partial(bounded, float,
 positive, threads, seed = whole(1, 2 ** 31 - 1), whole(1, 1024), whole(0, 2 ** 63 - 1)
 
 
-def writable(directory, option="--out") -> Path:
-    """The directory that an option names, made where it is missing; that nothing can be written there is known before
-    the work, not after it. Raises OSError."""
+def check_directory(directory, option="--out") -> Path:
+    """The directory that an option names, or that can be made there: that nothing could be written to it is known
+    before the work, not after it. Nothing is made. Raises OSError."""
+    path = Path(os.path.abspath(directory))
     try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=directory).close()
+        there = next(one for one in (path, *path.parents) if os.path.lexists(one))
+        if not there.is_dir():
+            kind = "a link that leads nowhere" if there.is_symlink() and not there.exists() else "a file"
+            raise OSError(f"{option} {directory} is no directory to write to ({there} is {kind}): choose another")
+        tempfile.TemporaryFile(dir=there).close()
+        for name in path.relative_to(there).parts:
+            with suppress(FileNotFoundError):
+                os.lstat(there / name)                              # too long a name
     except OSError as error:
+        if error.errno is None:
+            raise
         raise OSError(f"{option} {directory} is no directory to write to ({error.strerror}): choose another") from None
+    return Path(directory)
+
+
+def writable(directory, option="--out") -> Path:
+    """The same, made where it is missing. Raises OSError."""
+    check_directory(directory, option).mkdir(parents=True, exist_ok=True)
     return Path(directory)
 
 
@@ -201,10 +241,10 @@ def typed_path(line: str) -> str | None:
     elif os.name != "nt" and not os.path.exists(path):
         path = re.sub(r"\\(.)", r"\1", path)
     if path.startswith("file://"):
-        path = unquote(urlsplit(path).path)
+        path = unquote(path.removeprefix("file://").removeprefix("localhost"), errors="surrogateescape")
     path = os.path.expanduser(path)
     begins = line.strip("\"'").startswith(("/", "./", "../", "~/", "file://", "\\\\")) or re.match(r"\w:\\", line)
-    ends = path.lower().endswith(SOUNDS) or os.sep in path and os.path.isdir(path)
+    ends = path.lower().rstrip("\"' ").endswith(SOUNDS) or os.sep in path and os.path.isdir(path)
     return path if os.path.isfile(path) or begins or ends else None     # isfile: False too for what no file can be called
 
 

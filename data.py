@@ -118,7 +118,7 @@ class Writer:
         except OSError as error:
             with suppress(OSError):
                 self.close()
-            raise OSError(f"{self.directory} cannot be written ({error}): make room and run the same command again, it "
+            raise OSError(f"{self.directory} cannot be written ({error.strerror or error}): make room and run the same command again, it "
                           "goes on after the last whole sample") from None
 
     def finish(self, **about) -> dict:

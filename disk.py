@@ -3,12 +3,14 @@
 Every value of a json file that decides something goes through `checked` (a whole object, by a dataclass) or `typed`
 (one value): a wrong one is an error that names the file, the field, what was seen and what was expected.
 """
+import codecs
 import json
 import os
 import socket
 import stat
 import sys
 import tempfile
+import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -35,13 +37,19 @@ WORDS = {int: "a whole number", float: "a finite number", bool: "true or false",
 
 
 def regular(path, what: str) -> Path:
-    """The path of a plain file. what: what was expected there, for the error. Raises FileNotFoundError where there is
-    none, ValueError where it is a directory, a pipe or a device: those may never end."""
+    """The path of a plain file that can be opened. what: what was expected there, for the error. Raises
+    FileNotFoundError where there is none, ValueError where it is a directory, a pipe or a device: those may never end,
+    OSError where it cannot be opened."""
     path = Path(path)
     try:
         mode = path.stat().st_mode
+        if stat.S_ISREG(mode):                                          # a pipe would wait for the other side
+            open(path, "rb").close()
     except (FileNotFoundError, NotADirectoryError):
-        raise FileNotFoundError(f"{path} not found: expected {what}") from None
+        link = f" (it is a link to {os.readlink(path)}, where there is nothing)" if os.path.islink(path) else ""
+        raise FileNotFoundError(f"{path} not found{link}: expected {what}") from None
+    except OSError as error:
+        raise OSError(f"{path} cannot be opened ({error.strerror}): expected {what}; check its permissions") from None
     if not stat.S_ISREG(mode):
         kind = "a directory" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise ValueError(f"{path} is {kind}: expected {what}")
@@ -53,7 +61,42 @@ def read_bytes(path, what: str) -> bytes:
     path = regular(path, what)
     if path.stat().st_size > TEXT_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size >> 20} MiB, expected {what} of at most {TEXT_BYTES >> 20}")
-    return path.read_bytes()
+    try:
+        return path.read_bytes()
+    except OSError as error:                                            # of a failing disk: it names no file
+        raise OSError(f"{path} cannot be read ({error.strerror}): expected {what}") from None
+
+
+def encoding_of(path) -> str:
+    """The encoding of a text file of any size: UTF-16 or UTF-8 with a mark where its first bytes say so, UTF-16 where
+    every second one of them is zero; else UTF-8 where most of what is not ASCII is such, else cp1252, as Windows writes
+    it. A byte that is none of the encoding found becomes a mark; both are said in a warning."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+        if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return "utf-16"
+        if head[1:2] == b"\0" or head[:1] == b"\0":
+            zeros = [head[start::2].count(0) for start in (0, 1)]       # of ASCII in big, in little endian
+            if max(zeros) > len(head) // 4:
+                return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+        decoder, good, bad = codecs.getincrementaldecoder("utf-8")("replace"), 0, 0
+        while head:
+            text = decoder.decode(head)
+            if not text.isascii():
+                wrong = text.count("\ufffd")
+                bad, good = bad + wrong, good + len(text) - len(text.encode("ascii", "ignore")) - wrong
+            head = file.read(1 << 20)
+    if bad:
+        kept = good > bad
+        warnings.warn(f"{path} is not all UTF-8: " + (f"{bad} characters of it are damaged" if kept else
+                      "read as Windows-1252; convert it to UTF-8 if letters are wrong"), stacklevel=3)
+        return "utf-8-sig" if kept else "cp1252"
+    return "utf-8-sig"
+
+
+def open_text(path):
+    """A text file of any size, opened to be read in its own encoding."""
+    return open(path, encoding=encoding_of(path), errors="replace")
 
 
 def refuse_to_replace(inputs, out) -> None:
@@ -141,19 +184,33 @@ def expected(kind) -> str:
 
 
 @contextmanager
-def replacing(path):
-    """Yield a temporary path in the directory of `path`, renamed to it at the end, or removed if anything fails."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new.")    # short: `path` may be as long as names can be
-    os.close(handle)
+def writing(path):
+    """An OSError of the system inside, of writing a file that has no name or a temporary one there, names `path`."""
     try:
-        yield Path(name)
-        with suppress(OSError):                                         # a file system without permissions
-            os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        theirs = error.filename is not None and Path(os.fsdecode(error.filename)).parent != Path(path).parent
+        if error.errno is None or theirs or isinstance(error, BrokenPipeError):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+@contextmanager
+def replacing(path):
+    """Yield a temporary path in the directory of `path`, renamed to it at the end, or removed if anything fails. Raises
+    OSError, naming `path`."""
+    path = Path(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new.")    # short: `path` may be very long
+        os.close(handle)
+        try:
+            yield Path(name)
+            with suppress(OSError):                                     # a file system without permissions
+                os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -303,7 +303,7 @@ def check(args, parts: set) -> None:
         load_audio(args.audio)
     if args.ablations or not args.audio or parts - {"latency"}:
         Split(Path(args.data) / "val")
-    cli.writable(args.out)
+    cli.check_directory(args.out)
 
 
 def measure(args) -> None:
@@ -318,12 +318,14 @@ def measure(args) -> None:
         disk.write_json(path, found)
 
     if args.ablations:
+        cli.writable(args.out)
         keep("ablations", ablations(args, head), args.init_from)
     else:
         transcribe = transcriber(args.asr) if args.asr and "speech" in parts else None
         model = load(args.checkpoint, args)
         if parts - {"answers"} and model.speech_decoder is None:
             raise ValueError(f"{args.checkpoint} has no speech_decoder/: without sound only answers can be measured")
+        cli.writable(args.out)
         said = parts & {"speech", "face"} and converse(model, args.data, args.answers, args.max_new_tokens, args.seed)
         figures = {"answers": lambda: answers(model, args), "speech": lambda: speech(model, args, said, transcribe),
                    "face": lambda: face(model, args, said, head), "latency": lambda: latency(model, args)}

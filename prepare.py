@@ -28,7 +28,7 @@ import torch
 
 import disk
 import saving
-from checkpoint import TOKENIZER_FILES, ExOmniConfig, preset
+from checkpoint import MODEL_TYPE, TOKENIZER_FILES, ExOmniConfig, preset
 from corpora import hub, readers
 from corpora.label import add_label
 from corpora.published import LLMS, SOURCES, convert_published
@@ -154,11 +154,21 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise ValueError(f"{out} already holds files: choose another --out, or replace it with --overwrite")
-    if not (out / "config.json").is_file():
-        raise ValueError(f"{out} holds files but no config.json, so it is no checkpoint: choose another --out")
+    if not is_checkpoint(out):
+        raise ValueError(f"{out} holds files but no checkpoint of this program: choose another --out")
     if (out / "stages.json").exists() or saving.holds_training(out):
         raise ValueError(f"{out} holds a checkpoint that was trained, which nothing brings back: choose another --out, "
                          "or remove it yourself")
+
+
+def is_checkpoint(directory: Path) -> bool:
+    """Whether a directory holds what `weights` writes: our config.json, and weights or speech parts."""
+    try:
+        kind = disk.read_json(directory / "config.json").get("model_type")
+    except (ValueError, OSError):
+        return False
+    parts = [directory / "speech_tokenizer" / "config.json", directory / "speech_decoder" / "config.json"]
+    return kind == MODEL_TYPE and any(path.is_file() for path in [*directory.glob("model*.safetensors"), *parts])
 
 
 def replace_checkpoint(out: Path) -> None:

@@ -10,6 +10,7 @@ answered as a batch, each in a folder of its own, with one gallery.html for all.
 """
 import argparse
 import os
+import re
 import sys
 import time
 from contextlib import suppress
@@ -19,16 +20,18 @@ import cli                                                      # before torch, 
 
 import torch
 
+import disk
 from audio import load_audio
 from decode import TextSampler
-from face import EXPORTS, formats, gallery, load_template, make_head
-from face.export import check_folder, unfit, write_answer
+from face import EXPORTS, formats, load_template, make_head
+from face.export import check_folder, unfit, write_answers
 from face_decoder import UNIT_RATE
 from flow import OUTPUT_RATE
 from model import ExOmni
 from speech_generator import LONGEST, MIN_UNITS
 from tokenizer import past_turn, trim_history, with_system
 
+LINE = 200_000                                     # letters of a typed question: more than any context holds
 MINI = Path(__file__).parent / "mini"              # the trained toy model that comes with the code
 
 
@@ -89,10 +92,10 @@ def load(args) -> tuple:
     return model, sampling
 
 
-def ask(model, sampling, chats, clips, folders, writing) -> list:
+def ask(model, sampling, chats, clips, out, names, writing) -> list:
     """Answer a batch, write the files, print what was said (a single text as it comes) and written, and the last line.
 
-    writing: the head and the endings for `write_answer`."""
+    names: of the folders in `out`; writing: the head and the endings for `write_answers`."""
     begun = time.perf_counter()
     single = len(chats) == 1
 
@@ -101,16 +104,12 @@ def ask(model, sampling, chats, clips, folders, writing) -> list:
             print(piece, end="", flush=True)
     answers = model.generate(chats, clips, **sampling, on_text=show if single else None)
     elapsed = time.perf_counter() - begun
-    written = [write_answer(folder, answer, OUTPUT_RATE, **writing) for folder, answer in zip(folders, answers)]
-    page, shown = None, "html" in writing["endings"] and any(len(answer.face) for answer in answers)
-    if shown and single:
-        page = folders[0] / "answer.html"
-    elif shown:
-        try:
-            page = gallery(folders[0].parent, writing["head"], folders)
-        except ValueError as error:                                 # such as more than a page can hold
-            print(f"no gallery.html: {error}", file=sys.stderr)
-    print() if single else [print(f"{folder}: {answer.text}") for folder, answer in zip(folders, answers)]
+    written, page = write_answers(out, dict(zip(names, answers)), OUTPUT_RATE, **writing)
+    if single:
+        page = next((path for path in written[0] if path.suffix == ".html"), None)
+        print()
+    for name, answer in zip(names, answers) if not single else ():
+        print(f"{out / name}: {answer.text}")
     for paths in written:
         print("wrote " + " ".join(map(str, paths)))
     print(report(answers, elapsed, page))
@@ -119,6 +118,7 @@ def ask(model, sampling, chats, clips, folders, writing) -> list:
 
 def run(args) -> None:
     """What is wrong is said before the model is opened, not after the answer."""
+    args.text = args.text and args.text.strip() and args.text           # nothing but spaces is no question
     if not (args.audio or args.text or args.interactive):
         raise ValueError("nothing to answer: give --audio FILE, --text TEXT or --interactive")
     if args.interactive and len(args.audio) > 1:
@@ -129,29 +129,37 @@ def run(args) -> None:
     clips, given = [load_audio(path) for path in args.audio], [*args.audio, *[args.template] * bool(args.template)]
     head = load_template(args.template) if args.template else make_head()
     left_out = unfit(head, endings)
-    names = [f"{i + 1}-{Path(path).stem[:60]}" for i, path in enumerate(args.audio)]
-    folders = [out / "1"] if args.interactive else [out / name for name in names] if len(names) > 1 else [out]
-    for folder in folders:
-        check_folder(folder, given)
+    several = [f"{i + 1}-{Path(path).stem[:60]}" for i, path in enumerate(args.audio)] if len(args.audio) > 1 else []
+    names = ["1"] if args.interactive else several or ["."]
+    for name in names:
+        check_folder(out / name, given)
     for ending, why in left_out.items():
         print(f"no .{ending}: {why}", file=sys.stderr)
     writing = {"head": head, "endings": [ending for ending in endings if ending not in left_out]}
-    model, sampling = load(args)
-    if args.interactive:
-        first = (args.text, clips[0] if clips else None) if args.text or clips else None
-        return converse(model, sampling, with_system([]), out, writing, first)
-    chats = [with_system([user_message(args.text, bool(args.audio))]) for _ in folders]
-    ask(model, sampling, chats, clips or None, folders, writing)
+    with disk.locked(out):
+        model, sampling = load(args)
+        if args.interactive:
+            first = (args.text, clips[0] if clips else None) if args.text or clips else None
+            return converse(model, sampling, with_system([]), out, writing, first)
+        chats = [with_system([user_message(args.text, bool(args.audio))]) for _ in names]
+        ask(model, sampling, chats, clips or None, out, names, writing)
 
 
 def typed(line: str, folder: Path) -> tuple:
     """A line that was typed -> text and sound of the question, one of them None. Raises ValueError or OSError for what
-    looks like the path of a recording and is none, or one that the answer would replace."""
+    is no question, or looks like the path of a recording and is none, or one that the answer would replace."""
+    line = re.sub(r"[\0-\x1f\x7f-\x9f]+", " ", line).strip()       # keys that the terminal did not understand
+    if not line:
+        raise ValueError("nothing was asked: type a question or the path of a recording; an empty line ends it")
     path = cli.typed_path(line)
-    if path is None:
-        return line, None
-    check_folder(folder, [path] if os.path.exists(path) else [])
-    return None, load_audio(path)
+    if path is not None:
+        check_folder(folder, [path] if os.path.exists(path) else [])
+        return None, load_audio(path)
+    if len(line) > LINE:
+        raise ValueError(f"that line has {len(line)} letters, expected a question of at most {LINE}")
+    if any("\ud800" <= letter <= "\udfff" for letter in line):
+        raise ValueError("that line is not UTF-8: set the terminal to it, or ask in plain letters")
+    return line, None
 
 
 def converse(model, sampling, history: list, out: Path, writing, first=None) -> None:
@@ -160,17 +168,17 @@ def converse(model, sampling, history: list, out: Path, writing, first=None) -> 
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")
     for turn in range(1, sys.maxsize):
-        folder = out / str(turn)
         try:
-            line = "" if first else input("> ").strip()
+            line = "" if first else input("> ")
         except (EOFError, RuntimeError):                            # the latter where stdin was closed
             return
         if not (line or first):
             return
         try:
-            text, clip = first or typed(line, folder)
+            text, clip = first or typed(line, out / str(turn))
             first, message = None, user_message(text, clip is not None)
-            answer, = ask(model, sampling, [history + [message]], None if clip is None else [clip], [folder], writing)
+            answer, = ask(model, sampling, [history + [message]], None if clip is None else [clip], out, [str(turn)],
+                          writing)
         except BrokenPipeError:
             raise
         except (ValueError, OSError) as error:

@@ -187,7 +187,7 @@ class Adding:
             self.index.write(b"%d %d\n" % (number, len(array)))     # never before the array is there
             self.index.flush()
         except OSError as error:
-            raise OSError(f"{self.directory} cannot be written ({error}): make room and run the same command again, it "
+            raise OSError(f"{self.directory} cannot be written ({error.strerror or error}): make room and run the "
                           "goes on from there") from None
 
     def finish(self, change, keep=True, **about) -> None:

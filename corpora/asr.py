@@ -11,7 +11,7 @@ from pathlib import Path
 
 import disk
 from corpora.corpus import utterance
-from corpora.files import fail, find, json_rows, tar_files, text_of
+from corpora.files import fail, find, json_rows, tar_files
 from corpora.sound import Skip, Sound, opened
 
 MARKS = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
@@ -30,7 +30,7 @@ def librispeech(source: Path, args):
     for path in find(source, ".trans.txt"):
         subset = path.relative_to(source).as_posix().split("/")[0].split("-")[0]
         split = {"dev": "val", "test": "test"}.get(subset, "train" if own else None)
-        with text_of(path) as file:
+        with disk.open_text(path) as file:
             for number, line in enumerate(file, 1):
                 yield f"{path.name} line {number}", partial(librispeech_clip, line, path, split, args.tasks)
 
@@ -52,7 +52,7 @@ def aishell(source: Path, args):
     """
     texts = {}
     for path in find(source / "transcript", ".txt"):
-        with text_of(path) as file:
+        with disk.open_text(path) as file:
             for line in file:
                 name, _, text = line.strip().partition(" ")
                 texts[name] = "".join(text.split())

@@ -129,16 +129,19 @@ def import_corpus(rows, out: Path, about: dict, longest: dict, share=None, worke
         outs = {split: stack.enter_context(Writer(out / split)) for split in SPLITS}
         skipped = stack.enter_context(closing(Skipped(out / "skipped.jsonl")))
         bar = stack.enter_context(tqdm(desc=about["corpus"], unit="clip", disable=None))
-        clips = new_clips(rows, outs, skipped, share, bar)
+        clips, odd = new_clips(rows, outs, skipped, share, bar), {}         # odd: kind -> [how many, the first of them]
         for clip, arrays in stack.enter_context(closing(decoded(clips, longest, workers))):
             if isinstance(arrays, Skip):
                 skipped.keep(clip.id, arrays)
             else:
                 write(outs[clip.split], clip, arrays)
+                for kind, note in arrays["notes"].items():
+                    odd.setdefault(kind, [0, f"{clip.id}: {note}"])[0] += 1
             bar.update()
         lines = [summary(split, outs[split].rows.values()) for split in SPLITS]
         lines += [f"skipped {count:,}: {reason}, first {skipped.first[reason]}"
                   for reason, count in skipped.counts.most_common()]
+        lines += [f"odd sound {count:,}: {kind}, first {first}" for kind, (count, first) in odd.items()]
         if not any(outs[split].rows for split in SPLITS):
             raise ValueError(f"{about['source']} has no sample of use: {'; '.join(lines[len(SPLITS):])}")
         for split in SPLITS:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import disk
 from corpora.corpus import spoken
-from corpora.files import SOUNDS, find, json_rows, text_of
+from corpora.files import SOUNDS, find, json_rows
 from corpora.sound import Clip, Skip, Sound
 from face.captures import READERS
 
@@ -27,7 +27,7 @@ def words(path: Path) -> str:
     """The text next to a sound, empty where there is none."""
     if not path.is_file():
         return ""
-    with text_of(path) as file:
+    with disk.open_text(path) as file:
         return " ".join(file.read().split())
 
 

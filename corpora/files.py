@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from corpora.sound import Skip
+from disk import open_text
 
 BLOCK = 1 << 20             # letters that are read at once
 LONGEST = 1 << 26           # letters of a row at most: what is longer is damaged
@@ -32,20 +33,48 @@ def fail(reason: str, detail):
     raise Skip(reason, detail)
 
 
-def text_of(path: Path):
-    """A text file, opened. Bytes that are not UTF-8 become a mark."""
-    return open(path, encoding="utf-8-sig", errors="replace")
+def is_lines(file, name: str) -> bool:
+    """Whether an open json file holds a value on each line, whatever its name says: the first line is an object and
+    another line follows, or it is called .jsonl and its first line does not begin a list of several."""
+    lines = (line.strip() for line in iter(partial(file.readline, LONGEST), ""))
+    first, more = (next(filter(None, lines), "") for _ in range(2))
+    try:
+        value = json.loads(first)
+    except (ValueError, RecursionError):
+        value = None
+    if name.endswith(".jsonl"):
+        return not first.startswith("[") or value is not None and bool(more)
+    return isinstance(value, dict) and bool(more)
+
+
+def json_row(line: str) -> dict:
+    """The object on a line. Raises Skip."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise Skip("bad row", f"no json: {error}") from None
+    return checked_row(value)
+
+
+def checked_row(value) -> dict:
+    """A row of json, which is an object. Raises Skip."""
+    if not isinstance(value, dict):
+        raise Skip("bad row", f"{json.dumps(value)[:60]}, expected an object")
+    return value
 
 
 def json_rows(path: Path, key: str | None = None):
-    """Yield the rows of a jsonl file; or of the first list, or the list under `key`, in a json file of any size. A json
-    file that is damaged ends with a row that fails: where the next one would begin cannot be known."""
+    """Yield the rows of a jsonl file; or of the first list, or the list under `key`, in a json file of any size; what
+    it holds decides, not its name. A json file that is damaged ends with a row that fails: where the next one would
+    begin cannot be known."""
     name, count = path.name, 0
-    with text_of(path) as file:
-        if path.suffix == ".jsonl":
+    with open_text(path) as file:
+        lines = key is None and is_lines(file, name)
+        file.seek(0)
+        if lines:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield f"{name} line {number}", partial(json.loads, line)
+                    yield f"{name} line {number}", partial(json_row, line)
             return
         decoder, text = json.JSONDecoder(), ""
         head, found = re.compile(r'"%s"\s*:\s*\[' % key if key else r"\["), None
@@ -67,7 +96,7 @@ def json_rows(path: Path, key: str | None = None):
                     return
                 continue
             count += 1
-            yield f"{name} row {count}", partial(dict, value)
+            yield f"{name} row {count}", partial(checked_row, value)
 
 
 def tar_files(path: Path, mode="r:"):

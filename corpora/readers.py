@@ -54,7 +54,7 @@ READERS = {
     "beat": (faces.beat, (), "SPEAKER/*.wav in it, each with a .json"),
     "unitalker": (faces.unitalker, (), "train.json with data in it, or directories of such"),
     "faces": (faces.faces, ("--fps", "--order"), "sounds in it, each with a face track of the same name"),
-    "table": (table.table, (*PATHS, "--fps", "--order"), "a .csv, .tsv or .jsonl file with rows"),
+    "table": (table.table, (*PATHS, "--fps", "--order"), "a .csv, .tsv, .jsonl or .json file with rows"),
 }
 ALIASES = {"unitalker": ["a2f-bench"]}
 
@@ -84,6 +84,7 @@ def command(args) -> None:
     reader, options, layout = READERS[args.corpus]
     if not args.source.exists():
         raise FileNotFoundError(f"{args.source} not found: expected {layout}")
+    cli.check_directory(args.out)
     rows = iter(reader(args.source, args))
     first = next(rows, None)
     if first is None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audio import INT16, LOUD, MIN_SECONDS, RATES, SAMPLE_RATE, UNKNOWN, forwards, quiet
+from audio import MIN_SECONDS, RATES, SAMPLE_RATE, UNKNOWN, Levels, forwards, quiet
 from face.captures import read_track
 from face_decoder import FPS, UNIT_RATE, frames_for_units
 from prepared import encoded
@@ -57,11 +57,13 @@ class Clip:
 
 
 def decode(clip: Clip, longest: dict):
-    """The arrays of a clip as their files hold them: audio and answer_audio (samples,), units (U,), face (T, K); or a
-    Skip. longest: seconds of audio and of answer_audio at most."""
+    """The arrays of a clip as their files hold them: audio and answer_audio (samples,), units (U,), face (T, K), and
+    notes, kind -> what was odd about its sounds; or a Skip. longest: seconds of audio and of answer_audio at most."""
     try:
-        arrays = {name: encoded("audio", read_sound(sound, longest[name]))
-                  for name in ("audio", "answer_audio") if (sound := getattr(clip, name)) is not None}
+        arrays = {"notes": {}}
+        for name in ("audio", "answer_audio"):
+            if (sound := getattr(clip, name)) is not None:
+                arrays[name] = encoded("audio", read_sound(sound, longest[name], arrays["notes"]))
         if clip.units is not None:
             arrays["units"] = read_units(clip.units)
         if clip.face is not None:
@@ -77,18 +79,25 @@ def decode(clip: Clip, longest: dict):
 
 # ---- sound --------------------------------------------------------------------------------------------------------
 
-def read_sound(sound: Sound, longest: float) -> np.ndarray:
-    """A sound as (samples,) float32 at 16 kHz, channels averaged. Raises Skip where it is missing, unreadable, cut off,
-    or not between MIN_SECONDS and `longest` seconds long; then no more than that is read."""
+def read_sound(sound: Sound, longest: float, notes: dict | None = None) -> np.ndarray:
+    """A sound as (samples,) float32 at 16 kHz, mono as `audio.Levels.mix` says; what was odd is added to `notes`.
+    Raises Skip where it is missing, unreadable, cut off, or not between MIN_SECONDS and `longest` seconds long; then no
+    more than that is read."""
     with opened(sound) as raw:
         samples, rate = read_numpy(raw) if str(sound.path).endswith(".npy") else read_span(raw, sound, longest)
     if len(samples) > longest * rate:
         raise Skip("too long", f"{sound.path} is more than {longest:g} s")
     if len(samples) < MIN_SECONDS * rate:
         raise Skip("too short", f"{sound.path} has {len(samples) / rate:.3f} s")
-    peak = float(np.abs(samples).max())
-    if not peak <= LOUD:                                            # NaN is not, either
-        raise Skip("unreadable sound", f"{sound.path} has samples up to {peak:g}, expected -1 to 1")
+    levels = Levels(rate, samples.shape[1])
+    levels.add(samples)
+    try:
+        mix = levels.mix(sound.path)
+    except ValueError as error:
+        raise Skip("unreadable sound", error) from None
+    samples = mix(samples)
+    if notes is not None:
+        notes.update(mix.notes)
     import soxr                             # here, as soundfile below: prepare.py has commands that need no sound
     samples = samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE)
     return samples[:round(longest * SAMPLE_RATE)]                   # resampling may round up
@@ -101,7 +110,8 @@ def opened(sound: Sound):
         raw = io.BytesIO(sound.data) if sound.data is not None else open(sound.path, "rb")
     except OSError as error:
         missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        raise Skip("missing sound" if missing else "unreadable sound", error) from None
+        raise Skip("missing sound" if missing else "unreadable sound", f"{sound.path} cannot be opened "
+                   f"({error.strerror})") from None
     with raw:
         if sound.member is None:
             yield raw
@@ -115,7 +125,7 @@ def opened(sound: Sound):
 
 
 def read_span(raw, sound: Sound, longest: float) -> tuple:
-    """The span of an open sound file -> (samples,) float32, mono, and its rate. Raises Skip."""
+    """The span of an open sound file -> (samples, channels) float32, and its rate. Raises Skip."""
     import soundfile
     bad = lambda why: Skip("unreadable sound", f"{sound.path} {why}")
     try:
@@ -137,13 +147,16 @@ def read_span(raw, sound: Sound, longest: float) -> tuple:
         raise bad(f"({error.error_string.rstrip('.')})") from None
     if known and len(samples) < CUT * stated:
         raise bad(f"is cut off: {len(samples) / rate:.1f} of {stated / rate:.1f} s")
-    return samples.mean(axis=1), rate
+    return samples, rate
 
 
 def read_numpy(raw) -> tuple:
-    """A .npy file of sound at 16 kHz -> (samples,) float32, and the rate."""
+    """A .npy file of sound at 16 kHz -> (samples, 1) float32, and the rate. Raises Skip."""
     samples = np.load(raw, allow_pickle=False)
-    return (samples / INT16 if samples.dtype.kind == "i" else samples).reshape(-1).astype(np.float32), SAMPLE_RATE
+    if samples.size != max(samples.shape, default=0) or samples.dtype.kind not in "fi":
+        raise Skip("unreadable sound", f"an array of {samples.dtype} of shape {samples.shape}, expected (samples,)")
+    scale = float(1 << samples.dtype.itemsize * 8 - 1) if samples.dtype.kind == "i" else 1.0
+    return (samples / scale).reshape(-1, 1).astype(np.float32), SAMPLE_RATE
 
 
 # ---- units and face -----------------------------------------------------------------------------------------------

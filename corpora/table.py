@@ -6,10 +6,14 @@ from functools import partial
 from pathlib import Path
 
 from corpora.corpus import asr, spoken, user
-from corpora.files import fail, find, json_rows, text_of
+from corpora.files import fail, find, json_rows
 from corpora.sound import Clip, Skip, Sound
+from disk import open_text
 
 COLUMNS = ("id", "audio", "text", "answer", "answer_audio", "face", "speaker", "split")
+# What a cell of a row of json or parquet may be.
+KINDS = dict.fromkeys(("id", "text", "answer"), (str, int, float)) | {"face": (str,), "split": (str,)} | dict.fromkeys(
+    ("audio", "answer_audio"), (str, bytes, dict))
 ROWS = 16                   # of a parquet file that are in memory at once: they hold the sound itself
 
 
@@ -17,7 +21,7 @@ def table(source: Path, args):
     """A table of one's own.
 
         SOURCE.csv, SOURCE.tsv      a header with some of: id, audio, text, answer, answer_audio, face, speaker, split
-        SOURCE.jsonl                lines of objects with these keys
+        SOURCE.jsonl, SOURCE.json   lines, or a list, of objects with these keys
 
     What a row becomes follows from what it has:
 
@@ -30,33 +34,47 @@ def table(source: Path, args):
         audio, text, answer_audio               asr, tts
 
     audio, answer_audio and face are paths from the directory of SOURCE, or from --root. split is train, val or test. id
-    is the row's number where it is missing. Other columns are kept with each sample.
+    is the row's number where it is missing. A csv may have semicolons or tabs. Other columns are kept with each sample.
     """
-    for path in find(source, ".csv", ".tsv", ".jsonl") if source.is_file() else ():
-        rows = json_rows(path) if path.suffix == ".jsonl" else csv_rows(path)
+    for path in find(source, ".csv", ".tsv", ".jsonl", ".json") if source.is_file() else ():
+        rows = csv_rows(path) if path.suffix in (".csv", ".tsv") else json_rows(path)
         for number, (where, load) in enumerate(rows, 1):
             yield where, partial(table_clip, load, f"{path.stem}-{number}", args.root or path.parent,
                                  {"fps": args.fps, "order": args.order})
 
 
 def csv_rows(path: Path):
-    """The rows of a table, as json_rows gives them. Raises ValueError where its header names none of COLUMNS."""
-    with text_of(path) as file:
-        rows = csv.reader((line.replace("\0", "") for line in file), delimiter="\t" if path.suffix == ".tsv" else ",")
-        header = [name.strip() for name in next(rows, [])]
-        if not set(header) & {"audio", "text", "answer", "answer_audio"}:
-            raise ValueError(f"{path} has the columns {', '.join(header)[:200] or 'none'}, expected some of "
-                             f"{', '.join(COLUMNS)}")
+    """The rows of a table, as json_rows gives them. Raises ValueError where its header names none of COLUMNS, or one of
+    them twice."""
+    with open_text(path) as file:
+        lines = (line.replace("\0", "") for line in file)
+        first = next(lines, "")
+        header, delimiter = max(((columns(first, mark), mark) for mark in "\t,;"),
+                                key=lambda one: (len(set(one[0]) & set(COLUMNS)), len(one[0])))
+        twice = next((name for name in header if name and header.count(name) > 1), None)
+        if twice or not set(header) & {"audio", "text", "answer", "answer_audio"}:
+            raise ValueError(f"{path} has the columns {', '.join(header)[:200] or 'none'}, " + (
+                f"{twice} twice: rename one" if twice else f"expected some of {', '.join(COLUMNS)}"))
+        rows = csv.reader(lines, delimiter=delimiter)
         while True:
             try:
                 cells = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield f"{path.name} line {rows.line_num}", partial(fail, "bad row", error)
+                yield f"{path.name} line {rows.line_num + 1}", partial(fail, "bad row", error)
                 continue
             if cells:
-                yield f"{path.name} line {rows.line_num}", partial(named, header, cells)
+                yield f"{path.name} line {rows.line_num + 1}", partial(named, header, cells)
+
+
+def columns(line: str, delimiter: str) -> list:
+    """The names in the first line of a table; those that we know in small letters. None where it is no such line."""
+    try:
+        names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:
+        return []
+    return [name.lower() if name.lower() in COLUMNS else name for name in names]
 
 
 def named(header: list, cells: list) -> dict:
@@ -68,7 +86,12 @@ def named(header: list, cells: list) -> dict:
 
 def table_clip(load, name: str, root: Path, form: dict) -> Clip:
     """The clip of a row, as `table` says. form: of its face, as read_track takes it."""
-    row = {key: value for key, value in load().items() if value not in (None, "")}
+    row = {key: value for key, value in load().items() if value is not None and value != ""
+           and (value == value or key not in COLUMNS)}              # NaN, as pandas writes an empty cell
+    for key, kinds in KINDS.items():
+        if key in row and (isinstance(row[key], bool) or not isinstance(row[key], kinds)):
+            what = "sound" if bytes in kinds else "text"
+            raise Skip("bad row", f"{key} is {str(row[key])[:60]!r}, expected a {what}")
     name = str(row.pop("id", name))
     text, answer = (str(row.pop(key, "")).strip() for key in ("text", "answer"))
     audio, reply = (sound_of(row.pop(key, None), root, name) for key in ("audio", "answer_audio"))
@@ -98,6 +121,8 @@ def sound_of(cell, root: Path, name: str):
     """A cell -> its Sound: a path, the bytes of a sound file, or {bytes, path} as `datasets` writes them; None."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
+    if not isinstance(cell, (str, bytes, bytearray, type(None))):
+        raise Skip("bad row", f"a sound is {str(cell)[:60]!r}, expected a path or bytes")
     if isinstance(cell, (bytes, bytearray)):
         return Sound(name, data=bytes(cell))
     return Sound(root / cell) if cell else None

@@ -3,12 +3,13 @@
 Lines are means over the steps between two rows of the log, dots the validation. Needs matplotlib.
 """
 import json
+import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))              # run as a script: the street lies one floor up
 
-from cli import Parser, one_line_errors                         # before torch, which takes seconds
+from cli import Parser, check_directory, one_line_errors                         # before torch, which takes seconds
 
 import disk
 from model import LOSSES
@@ -47,6 +48,7 @@ def plot(stages: dict, out) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise OSError("`pip install matplotlib` for the picture") from None
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)         # it tells of its font cache, at the first time
     figure = Figure(figsize=(4 * len(stages), 3.2), layout="constrained")
     for axes, (stage, curves) in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages.items()):
         for name, points in curves["train"].items():
@@ -69,6 +71,7 @@ def main(argv=None) -> None:
         if Path(args.out).suffix.lower() not in (".png", ".svg"):
             raise ValueError(f"{args.out}: expected a path that ends in .png or .svg")
         disk.refuse_to_replace([args.log], args.out)
+        check_directory(Path(args.out).parent, "OUT in")
         plot(read(args.log), args.out)
         print(f"wrote {args.out}")
 

@@ -14,6 +14,6 @@ tests and in toy/.
 """
 import cli      # noqa: F401   before torch, which takes seconds
 from face.arkit import ARKIT_NAMES
-from face.export import EXPORTS, export, formats, gallery, write_answer
+from face.export import EXPORTS, export, formats, gallery, write_answers
 from face.head import make_head
 from face.template import load_template

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from audio import mono_blocks, open_sound, quiet
+from audio import blocks, open_sound, quiet
 from disk import regular, replacing
 from face_decoder import FPS
 
@@ -285,7 +285,7 @@ def write_video(path, track, sound, head, size=512, yaw=0.0) -> None:
 def _seconds(sound) -> float:
     """The length of a sound file, counted: its header may not say it. Raises ValueError where it cannot be read."""
     with quiet(), open_sound(regular(sound, "a sound file")) as file:
-        return sum(map(len, mono_blocks(file, sound))) / file.samplerate
+        return sum(map(len, blocks(file, sound))) / file.samplerate
 
 
 def find_ffmpeg() -> str:

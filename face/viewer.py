@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from audio import mono_blocks, open_sound, quiet
+from audio import blocks, open_sound, quiet, survey
 from disk import regular, replacing
 from face.arkit import ARKIT_NAMES
 from face.head import Head, make_head
@@ -148,16 +148,16 @@ def read_sound(path) -> tuple[bytes, np.ndarray, float]:
     Raises FileNotFoundError, and ValueError where it cannot be read or is too long for a page.
     """
     import soundfile
-    blocks, size = [], 0
-    with quiet(), open_sound(regular(path, "a sound file")) as file:
+    mix, parts, size = survey(regular(path, "a sound file")), [], 0
+    with quiet(), open_sound(path) as file:
         rate = file.samplerate
-        for block in mono_blocks(file, path):
-            blocks.append(np.nan_to_num(block))
+        for block in blocks(file, path):
+            parts.append(mix(block))
             size += len(block) * 2
             if size > PAGE_BYTES * 3 // 4:          # in base64, four characters for three bytes
                 raise ValueError(f"{path} holds more than {size / 2 / rate / 60:.0f} minutes of sound, too much for a "
                                  "page: cut it into pieces, or write .mp4")
-    samples = np.concatenate(blocks or [np.zeros(0, np.float32)])
+    samples = np.concatenate(parts or [np.zeros(0, np.float32)])
     wav = io.BytesIO()
     soundfile.write(wav, samples, rate, format="WAV", subtype="PCM_16")
     seconds = len(samples) / rate

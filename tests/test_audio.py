@@ -1,10 +1,16 @@
-"""audio.py: which part of a recording is heard (files: test_whisper.py)."""
+"""audio.py: what is odd about a recording, and which part of it is heard (files: test_whisper.py)."""
+import io
+import re
+import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
-from audio import spoken_parts
+from audio import load_audio, spoken_parts
+from corpora.sound import Sound, read_sound
 from whisper import WhisperConfig, windows
 
 
@@ -40,3 +46,109 @@ def test_only_a_checkpoint_that_says_so_leaves_silence_out():
     sound = torch.cat([torch.zeros(4 * 16_000), burst(1.5)])
     assert len(windows(sound, config)) == 2
     assert len(windows(sound, replace(config, quiet_cuts=True))) == 1
+
+
+# ---------------------------------------------------------------- odd levels and channels
+
+VOICE = burst(1, 5).numpy() / 2                                     # peaks below 0.6
+NOISE = burst(1, 6).numpy() / 2
+
+
+def changed(at: dict) -> np.ndarray:
+    """VOICE with some samples replaced: index -> value."""
+    voice = VOICE.copy()
+    for index, value in at.items():
+        voice[index] = value
+    return voice
+
+
+def stereo(*channels):
+    return np.stack(np.broadcast_arrays(*channels), axis=1)
+
+
+@pytest.mark.parametrize("sound, gain, says", [
+    (VOICE, 1, None), (VOICE * 2, 2, None), (stereo(VOICE, VOICE), 1, None), (stereo(VOICE, NOISE), None, None),
+    (changed({3000: 1000}), 1, "single samples up to 1e"), (changed({0: -1e30, 9000: 1e18}), 1, "single samples"),
+    (VOICE * 50, 50 / 128, "8-bit ones, divided by 128"), (VOICE * 2 ** 15, 1, "16-bit ones, divided by 32768"),
+    (VOICE * 600, 600 / 2 ** 15, "16-bit ones"), (changed({7: 9}) * 2 ** 15, 1, "16-bit ones.*single samples"),
+    (VOICE * 2 ** 23, 1, "24-bit ones"), (VOICE * 2 ** 31, 1, "32-bit ones"), (VOICE * 8, None, "turned down"),
+    (np.concatenate([np.zeros(320_000, np.float32), VOICE * 2 ** 15]), 1, "16-bit ones"),
+    (np.round(VOICE * 127) + 128, 127 / 128, "8-bit ones.*offset of 1.00"),
+    (VOICE + 0.3, 1, "offset of 0.30 of full scale"), (VOICE - 0.05, 1, "offset of 0.05"), (VOICE + 0.005, 1, None),
+    (stereo(VOICE, -VOICE), 1, "2 channels that cancel each other.*channel 1 alone"),
+    (stereo(-VOICE / 2, VOICE / 2, VOICE * 0.6, -VOICE * 0.6), 0.6, "4 channels that cancel"),
+    (stereo(VOICE * 0.8, -VOICE + NOISE / 100), None, "cancel each other.*channel 2 alone"),
+    (stereo(VOICE, 0), 1, "in channel 2 of 2: left out"),
+    (stereo(0, 0, VOICE, 0, 0, 0), 1, "channel 1, 2, 4, 5, 6 of 6"),
+    (stereo(VOICE, np.nan), 1, "channel 2 of 2"), (stereo(changed({5: np.inf}), VOICE), 1, "channel 1 of 2"),
+    (stereo(VOICE, 1), 1, "channel 2 of 2"), (VOICE * 0, 0, "is silent"), (VOICE * 0 + 0.5, 0, "is silent"),
+    (VOICE * 1e-5, None, "is silent"), (VOICE * 1e-3, 1e-3, None)])
+def test_what_is_odd_about_levels_and_channels_is_mended_and_said(tmp_path, sound, gain, says):
+    """gain: of what is heard over VOICE, None: not asked. A corpus hears the same."""
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, subtype="FLOAT")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        heard = load_audio(tmp_path / "a.wav").numpy()
+    caught = [str(one.message) for one in caught if one.category is UserWarning]
+    said = " ".join(line.removeprefix(f"{tmp_path / 'a.wav'} ") for line in caught)
+    assert re.search(says, said) if says else not said, said
+    assert np.abs(heard).max() <= 1.5
+    if gain is not None:                    # but around the spikes, and what float32 has lost above an offset
+        voice = heard[-len(VOICE):]
+        off = np.abs(voice - gain * VOICE) > 0.01 * max(gain, 1e-4)
+        assert off.sum() <= ("single samples" in said) * 2
+    notes = {}
+    assert np.array_equal(read_sound(Sound(tmp_path / "a.wav"), 30, notes), heard) and len(notes) == len(caught)
+
+
+@pytest.mark.parametrize("sound, says", [
+    (np.zeros(0), "holds no sound"), (VOICE * 1e15, "samples up to .*, expected -1 to 1"),
+    (changed({3: np.nan}), "1 samples that are NaN"),
+    (stereo(changed({3: np.nan}), changed({4: np.inf})), "2 samples")])
+def test_what_cannot_be_mended_is_refused(tmp_path, sound, says):
+    soundfile.write(tmp_path / "a.wav", sound, 16_000, subtype="FLOAT")
+    with pytest.raises(ValueError, match=says):
+        load_audio(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("kind", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAW", "ULAW",
+                                  "IMA_ADPCM"])
+@pytest.mark.parametrize("rate", [8_000, 768_000])
+def test_every_kind_of_wav_is_heard_without_a_word(tmp_path, kind, rate, recwarn):
+    soundfile.write(tmp_path / "a.wav", np.repeat(VOICE, 3), rate, subtype=kind)
+    heard = load_audio(tmp_path / "a.wav")
+    assert abs(len(heard) - len(VOICE) * 3 * 16_000 / rate) < 1000 and heard.abs().max() > 0.05 and not recwarn
+
+
+@pytest.mark.parametrize("riff", [0, 36, 0xffffffff, None])
+@pytest.mark.parametrize("stated, mended", [(0, True), (1000, True), (7999, True), (31_000, True), (32_000, False),
+                                            (40_000, False), (0x7fffffff, False), (0xffffffff, False)])
+def test_the_length_in_a_wavs_header_is_not_believed(tmp_path, riff, stated, mended):
+    """As a recorder leaves it that was killed, or that writes to a pipe."""
+    file = io.BytesIO()
+    soundfile.write(file, VOICE, 16_000, format="WAV", subtype="PCM_16")
+    data = bytearray(file.getvalue())
+    data[40:44] = stated.to_bytes(4, "little")
+    if riff is not None:
+        data[4:8] = riff.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(data)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert len(load_audio(tmp_path / "a.wav")) == len(VOICE)
+    said = " ".join(str(one.message) for one in caught)
+    assert ("another length in its header" in said) == mended, said
+    assert len(read_sound(Sound("a.wav", data=bytes(data)), 30)) == len(VOICE)
+
+
+def test_other_parts_of_a_wav_are_no_sound(tmp_path, recwarn):
+    soundfile.write(tmp_path / "a.wav", VOICE, 16_000)
+    data = (tmp_path / "a.wav").read_bytes()
+    for tail in (b"LIST\x04\0\0\0INFO", b"ID3\x03\0" + b"x" * 90, b"TAG" + b"y" * 125):
+        (tmp_path / "a.wav").write_bytes(data + tail)
+        assert len(load_audio(tmp_path / "a.wav")) == len(VOICE) and not recwarn
+
+
+def test_a_rate_below_that_of_a_telephone_is_said(tmp_path):
+    soundfile.write(tmp_path / "a.wav", VOICE, 4_000)
+    with pytest.warns(UserWarning, match="4000 samples per second, too few"):
+        load_audio(tmp_path / "a.wav")

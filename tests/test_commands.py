@@ -34,6 +34,22 @@ sample.py --text hello --seed x
 sample.py --text hello --out file/below
 sample.py --audio nosuch.wav -> nosuch.wav
 sample.py --text hello --checkpoint nosuch -> nosuch
+sample.py --text hello --out= -> argument --out is empty
+sample.py --text hello --out file -> file is a file
+sample.py --audio= -> argument --audio is empty
+prepare.py demo --out file -> file is a file
+prepare.py demo --out= -> argument --out is empty
+prepare.py corpus table file --out= -> argument --out is empty
+prepare.py corpus table file --out file/below -> is a file
+prepare.py weights --preset tiny --out= -> argument --out is empty
+prepare.py weights --preset tiny --out file -> file is a file
+evaluate.py answers --out= -> argument --out is empty
+bench.py train --stage 1 9 -> stage 9 is unknown, v1 has 1, 2, 3, 4
+docs/curves.py --debug= file out.png -> --debug
+-m face head --out= -> argument --out is empty
+-m face head --out file/x.glb -> a directory is needed there
+-m face convert nosuch.csv out.html --audio= -> argument --audio is empty
+-m toy --out= -> argument --out is empty
 train.py -> --out
 TRAIN --epochs inf
 TRAIN --epochs -1

@@ -30,11 +30,11 @@ def sound_file(samples, rate, **form) -> bytes:
 
 def test_sound_is_16_khz_mono_whatever_it_was(tmp_path):
     tone = np.sin(np.arange(48_000) / 20).astype(np.float32) / 2
-    data = sound_file(np.stack([tone, np.zeros_like(tone)], 1), 48_000, format="WAV", subtype="FLOAT")
+    data = sound_file(np.stack([tone, tone / 2], 1), 48_000, format="WAV", subtype="FLOAT")
     (tmp_path / "tar").write_bytes(b"before" + data + b"after")
     for sound in (Sound("x.wav", data=data), Sound(tmp_path / "tar", member=(6, len(data)))):
         heard = read_sound(sound, 30)
-        assert len(heard) == 16_000 and np.allclose(heard[100:-100], tone[::3][100:-100] / 2, atol=1e-3)
+        assert len(heard) == 16_000 and np.allclose(heard[100:-100], tone[::3][100:-100] * 0.75, atol=1e-3)
     assert len(read_sound(Sound("x.wav", 0.25, 0.5, data=data), 30)) == 4_000
 
 
@@ -53,7 +53,7 @@ def test_spans(sound, reason):
     assert skip.value.reason == reason
 
 
-@pytest.mark.parametrize("values, reason", [([np.nan] * 800, "unreadable sound"), ([300.0] * 800, "unreadable sound"),
+@pytest.mark.parametrize("values, reason", [([np.nan] * 800, "unreadable sound"), ([1e12, -1e12] * 400, "unreadable sound"),
                                             ([0.1] * 16_001, "too long"), ([0.1] * 300, "too short")])
 def test_samples_that_cannot_be_sound(values, reason):
     data = sound_file(np.array(values, np.float32), 16_000, format="WAV", subtype="FLOAT")

@@ -196,7 +196,7 @@ def test_measure_with_sound_adds_the_lag_and_takes_another_head(tmp_path, capsys
 @pytest.mark.parametrize("args, says", [
     (["convert", "none.json", "out.csv"], "none.json not found"),
     (["convert", "in.csv", "out.fbx"], "unknown ending"),
-    (["convert", "in.csv", "out.html", "--audio", "none.wav"], "none.wav: no such sound file"),
+    (["convert", "in.csv", "out.html", "--audio", "none.wav"], "none.wav not found: expected a sound file"),
     (["convert", "in.csv", "out.html", "--audio", "in.csv"], "in.csv"),
     (["convert", "in.csv", "in.csv"], "in.csv is read here and would be replaced"),
     (["convert", "in.csv", "./in.csv"], "would be replaced"),

@@ -45,14 +45,24 @@ def test_arguments_that_cannot_be(tmp_path, capsys, words, expected):
     assert not list(tmp_path.iterdir())
 
 
+OURS = '{"model_type": "llava_her_qwen3"}'
+FOREIGN = {"thesis": {"chapter": "1"}, "config alone": {"config.json": "{}"},
+           "a web project": {"config.json": '{"port": 1}'}, "ours without weights": {"config.json": OURS},
+           "an image model": {"config.json": "[]", "model.safetensors": ""},
+           "another model": {"config.json": '{"model_type": "qwen3"}', "model.safetensors": "", "tokenizer.json": "{}"},
+           "damaged": {"config.json": OURS[:-1], "model.safetensors": ""},
+           "trained": {"config.json": OURS, "model.safetensors": "", "stages.json": "{}"}}
+
+
 def test_overwrite_replaces_checkpoints_only(tmp_path, capsys):
-    for name, content in (("thesis", "chapter"), ("trained", "config.json"), ("trained", "stages.json")):
-        (tmp_path / name).mkdir(exist_ok=True)
-        (tmp_path / name / content).write_text("{}")
+    for name, content in FOREIGN.items():
+        fill(tmp_path / name, content)
     (tmp_path / "file").write_text("2")
     before = files(tmp_path)
-    for name in ("thesis", "trained", "file"):
-        refused(capsys, "weights", "--preset", "tiny", "--out", tmp_path / name, "--overwrite")
+    for name in (*FOREIGN, "file"):
+        line = refused(capsys, "weights", "--preset", "tiny", "--out", tmp_path / name, "--overwrite")
+        assert "choose another --out" in line
+        assert ("no checkpoint of this" in line) == (name not in ("trained", "file")), line
     assert {name: content for name, content in files(tmp_path).items() if name.name != ".lock"} == before
 
 
@@ -60,7 +70,9 @@ def test_overwrite_replaces_checkpoints_only(tmp_path, capsys):
 
 OLD = {"config.json": "old", "model-00001-of-00002.safetensors": "old", "model-00002-of-00002.safetensors": "old",
        "vocab.json": "old", "speech_decoder/flow.safetensors": "old", "notes.txt": "a reader's"}
-NEW = dict.fromkeys(("config.json", "model.safetensors", "tokenizer.json", "speech_decoder/flow.safetensors"), "new")
+NEW = dict.fromkeys(("model.safetensors", "tokenizer.json", "speech_decoder/flow.safetensors"), "new")
+OLD |= {"config.json": '{"model_type": "llava_her_qwen3"}'}
+NEW |= {"config.json": '{"model_type": "llava_her_qwen3", "new": true}'}
 
 
 def fill(directory, content):
@@ -137,7 +149,7 @@ def test_a_link_stays_one_and_nothing_is_left_next_to_it(tmp_path):
     fill(tmp_path / "disk", OLD)
     (tmp_path / "out").symlink_to(tmp_path / "disk")
     build(tmp_path / "out")
-    assert (tmp_path / "out").is_symlink() and seen(tmp_path / "disk")["config.json"] == "new"
+    assert (tmp_path / "out").is_symlink() and seen(tmp_path / "disk")["config.json"] == NEW["config.json"]
     assert {path.name for path in tmp_path.iterdir()} == {"disk", "out"}
 
 

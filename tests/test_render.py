@@ -12,6 +12,7 @@ import soundfile
 
 from face import gltf, render, viewer
 from face.arkit import ARKIT_NAMES
+from face.export import export
 from face.head import Head, make_head
 
 SIZE = 64
@@ -392,3 +393,14 @@ def test_a_sound_that_is_none_is_named(ffmpeg, tmp_path):
     (tmp_path / "a.wav").write_text("not a sound")
     with pytest.raises(ValueError, match=r"a\.wav is not audio that can be read"):
         render.write_video(tmp_path / "a.mp4", snap(2), tmp_path / "a.wav", make_head(), SIZE)
+
+
+def test_a_sound_of_odd_levels_is_mended_for_a_video_too(tmp_path):
+    """The wav beside a .webp is that of an ordinary recording, not cut to full scale."""
+    pytest.importorskip("PIL")
+    voice = (0.3 * np.sin(np.arange(4_000) / 9)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", voice * 32768, 16_000, subtype="FLOAT")
+    with pytest.warns(UserWarning, match="16-bit ones"):
+        export(tmp_path / "out.webp", np.zeros((2, 52), np.float32), tmp_path / "a.wav")
+    heard, rate = soundfile.read(tmp_path / "out.wav", dtype="float32")
+    assert rate == 16_000 and abs(heard - voice).max() < 1e-3

@@ -1,6 +1,9 @@
 """sample.py: every kind of input works or is refused in one line, and nothing that existed is lost."""
+import errno
 import importlib
+import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +16,8 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
+import cli
+import disk
 import prepare
 import sample
 from face import make_head
@@ -102,7 +107,7 @@ def test_the_same_seed_gives_the_same_answer(checkpoint, tmp_path):
 def test_several_questions_are_a_batch_with_a_folder_each(checkpoint, out, tmp_path):
     other = tmp_path / "other.wav"
     soundfile.write(other, sine(0.5), 16_000)
-    export.write_answer(out / "9-stale", made(), OUTPUT_RATE, make_head())
+    export.write_answers(out, {"9-stale": made()}, OUTPUT_RATE, make_head())
     ask(checkpoint, out, "--audio", QUESTION, other)
     ask(checkpoint, tmp_path / "alone", "--audio", other)
     assert sorted(p.name for p in out.iterdir()) == ["1-question", "2-other", "9-stale", "gallery.html"]
@@ -196,7 +201,7 @@ def refused(run, out, capsys) -> str:
 
 
 @pytest.mark.parametrize("kind, says", [
-    ("missing", "not found"), ("not audio", "not audio"), ("empty file", "not audio"), ("no samples", "at least one sample"),
+    ("missing", "not found"), ("not audio", "not audio"), ("empty file", "not audio"), ("no samples", "holds no sound"),
     ("NaN", "1 samples that are NaN")])
 def test_bad_sound_is_refused_in_one_line(checkpoint, out, tmp_path, capsys, kind, says):
     path = tmp_path / "q.wav"
@@ -250,7 +255,7 @@ def test_a_conversation_begins_with_what_was_given_and_survives_mistakes(out, tm
     shutil.copy(QUESTION, bad[-1])                                  # the question lies where its answer would
     lines, asked = iter([*heard, *read_as_text, *bad, ""]), []
 
-    def answer(model, sampling, chats, clips, folders, writing):
+    def answer(model, sampling, chats, clips, out, names, writing):
         asked.append((chats[0][-1]["content"][-1].get("text"), clips is not None))
         return [SimpleNamespace(text="So it is.")]
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
@@ -328,7 +333,7 @@ def contents(directory):
 def test_an_answer_is_written_whole_or_not_at_all(out, monkeypatch, kind):
     """What an earlier one left there stays, all of it."""
     head = make_head()
-    export.write_answer(out, made(text="old"), OUTPUT_RATE, head, ["html", "csv"])
+    export.write_answers(out, {".": made(text="old")}, OUTPUT_RATE, head, ["html", "csv"])
     before, values = contents(out), {}
     if kind in ("face", "sound"):
         values[kind] = float("nan")
@@ -337,10 +342,10 @@ def test_an_answer_is_written_whole_or_not_at_all(out, monkeypatch, kind):
     else:
         monkeypatch.setattr(export.os, "replace", lambda *_: 1 / 0)
     with pytest.raises((ValueError, ZeroDivisionError)):
-        export.write_answer(out, made(**values), OUTPUT_RATE, head)
+        export.write_answers(out, {".": made(**values)}, OUTPUT_RATE, head)
     assert contents(out) == before
     monkeypatch.undo()
-    export.write_answer(out, made(sound=None), OUTPUT_RATE, head)
+    export.write_answers(out, {".": made(sound=None)}, OUTPUT_RATE, head)
     assert set(contents(out)) == {"answer.txt", "answer.json", "answer.html"}, "no sound, no csv of another answer"
 
 
@@ -369,3 +374,149 @@ def test_a_closed_console_does_not_cost_the_answer(checkpoint, out, monkeypatch)
         ask(checkpoint, out, "--text", "Hi")
     monkeypatch.undo()
     read(out)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows")
+@pytest.mark.parametrize("names, step", [(["."], 1), (["1-a", "2-b"], 3)])
+def test_killed_at_any_step_an_answer_is_the_old_or_the_new_one_never_both(out, names, step, monkeypatch):
+    """Killed at the n-th file that is renamed or removed; the next answer's first step, `finish`, makes it whole."""
+    monkeypatch.setitem(export.EXPORTS, "html", lambda path, track, sound, text, head: path.write_text(text))
+    monkeypatch.setattr(export, "write_gallery", lambda path, answers, *_: path.write_text(str(answers)))
+    head, endings = make_head(), ["html"]
+
+    def state():
+        files = [path for path in sorted(out.rglob("*"))
+                 if path.is_file() and "/." not in path.relative_to(out.parent).as_posix()]
+        return {str(path.relative_to(out)): path.read_bytes() for path in files if path.name != "mine.txt"}
+
+    def write(text):
+        size = len(text)
+        answers = {name: made(text=f"{text} {name}", face=size / 10, sound=size / 20) for name in names}
+        export.write_answers(out, answers, OUTPUT_RATE, head, endings)
+
+    def die(left):
+        """This process ends at the left-th rename or removal of an answer's file."""
+        count = iter(range(left, -1, -1))
+        replace, unlink = os.replace, Path.unlink
+        dies = lambda path: os._exit(9) if Path(path).name.startswith(("answer.", ".answer", "gallery")) and not next(
+            count) else None
+        export.os.replace = lambda source, target: dies(source) or replace(source, target)
+        Path.unlink = lambda path, missing_ok=False: dies(path) or unlink(path, missing_ok)
+
+    write("new")
+    new = state()
+    write("older")
+    (out / "mine.txt").write_text("mine")
+    old, seen = state(), set()
+    assert new.keys() == old.keys() and not [name for name in new if new[name] == old[name]]
+    for left in range(0, 1000, step):
+        pid = os.fork()
+        if not pid:
+            try:
+                die(left)
+                write("new")
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        between = state()
+        assert code in (0, 9)
+        assert between.items() <= old.items() or between.items() <= new.items(), "files of both"
+        export.finish(out)
+        after = state()
+        assert after in (old, new) and (between != new or after == new)
+        assert not [path.name for path in out.iterdir() if path.name.startswith(".")], "nothing is left over"
+        seen.add(after == new)
+        if code == 0:
+            break
+        write("older")
+    assert seen == {True, False} and left >= 9 and (out / "mine.txt").read_text() == "mine"
+
+
+def test_two_at_once_on_one_out_are_not_mixed(checkpoint, out, capsys):
+    with disk.locked(out), pytest.raises(SystemExit) as stop:
+        ask(checkpoint, out, "--text", "Hi")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and not out.exists()
+    assert f"is in use by process {os.getpid()}" in error
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG])
+@pytest.mark.parametrize("ending", ["txt", "wav", "json", "csv", "npy", "glb", "html"])
+def test_a_disk_that_cannot_be_written_is_one_line_with_the_file_and_what_to_do(out, monkeypatch, number, ending):
+    """It fails at the file of this ending; what was there stays."""
+    head, before = make_head(), {}
+    export.write_answers(out, {".": made(text="old")}, OUTPUT_RATE, head)
+    before, opener = contents(out), io.open
+    fails = iter(range(["txt", "wav", "json", "csv", "npy", "glb", "html"].index(ending), -1, -1))
+
+    def full(path, mode="r", *args, **kwargs):
+        file = opener(path, mode, *args, **kwargs)
+        if ".answer.new" in str(path) and set(mode) & set("wax") and not next(fails):
+            file.close()
+            raise OSError(number, os.strerror(number))              # as write() does: without a name
+        return file
+    monkeypatch.setattr("builtins.open", full)
+    monkeypatch.setattr(io, "open", full)
+    with pytest.raises(OSError) as caught:
+        export.write_answers(out, {".": made()}, OUTPUT_RATE, head, ["csv", "npy", "glb", "html"])
+    monkeypatch.undo()
+    line = cli.line_of(caught.value)
+    assert line == f"error: {out / f'answer.{ending}'}: {os.strerror(number)}: {cli.ADVICE[number]}"
+    assert contents(out) == before
+
+
+ODD_LINES = {
+    "   ": "nothing was asked", "\x1b[A\x1b[B": None, "\x00\x07": "nothing was asked", "\t \x1b": "nothing was asked",
+    "word " * 50_000: "letters, expected a question of at most", "/": "is a directory", "'/'": "is a directory",
+    "caf\udce9?": "is not UTF-8", "/no\x00where.wav": "not found", "~nobody/q.wav": "not found",
+    "file:///no/such.wav": "not found", "file://localhost/no%20such.wav": "/no such.wav not found",
+    "C:\\sounds\\q.wav": "not found", "q.wav'": "not found", "''": None, '"': None, "\\": None, "~": "is a directory",
+    "./": "is a directory", "\\\\server\\q.wav": "not found", "x" * 300 + ".wav": "cannot be opened"}
+
+
+def test_odd_lines_are_one_clear_line_each_and_the_conversation_goes_on(out, tmp_path, monkeypatch, capsys):
+    """None: it is a question."""
+    (tmp_path / "notes.txt").write_text("no sound")
+    latin = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9 #1.wav")
+    shutil.copy(QUESTION, latin)
+    lines = {**ODD_LINES, str(tmp_path / "notes.txt"): "is not audio", os.devnull: "a pipe or a device"}
+    url = f"file://{latin.replace('#', '%23').replace(chr(0xdce9), '%E9')}"
+    heard, asked = [latin, f'"{latin}"', url, f"file://{latin}"], []
+
+    def answer(model, sampling, chats, clips, out, names, writing):
+        asked.append(clips is not None)
+        return [SimpleNamespace(text="So it is.")]
+    script = iter([*lines, *heard, "the end of the input comes in the middle of a li"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(script, None) or (_ for _ in ()).throw(EOFError))
+    monkeypatch.setattr(sample, "load", lambda args: (None, {}))
+    monkeypatch.setattr(sample, "ask", answer)
+    sample.main(["--interactive", "--out", str(out)])
+    errors = iter(capsys.readouterr().err.splitlines())
+    for line, says in lines.items():
+        if says is not None:
+            error = next(errors)
+            assert error.startswith("error: ") and says in error and len(error) < 600, (line[:40], error)
+    assert next(errors, None) is None
+    assert asked == [False] * [*lines.values()].count(None) + [True] * len(heard) + [False]
+
+
+@pytest.mark.parametrize("kind", ["link", "link that leads nowhere", "link to a file", "too long a name", "empty"])
+def test_an_out_that_is_a_link_is_followed_and_one_that_cannot_be_is_refused(checkpoint, out, tmp_path, capsys, kind):
+    (tmp_path / "real").mkdir()
+    target = {"link that leads nowhere": "none", "link to a file": "file"}.get(kind, "real")
+    (tmp_path / "file").touch()
+    given = {"too long a name": out / ("n" * 256), "empty": ""}.get(kind, out)
+    if given == out:
+        out.symlink_to(tmp_path / target)
+    if kind == "link":
+        ask(checkpoint, out, "--text", "Hi")
+        assert out.is_symlink() and read(tmp_path / "real")
+        return
+    with pytest.raises(SystemExit) as stop:
+        ask(checkpoint, given, "--text", "Hi")
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and "--out" in error
+    says = {"empty": "argument --out is empty", "too long a name": "File name too long"}
+    assert says.get(kind, "choose another") in error
+    assert {path.name for path in tmp_path.iterdir()} <= {"real", "file", "answer"}

@@ -35,6 +35,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+import cli
 import disk
 from data import Split, Writer, checksum
 from face_decoder import UNIT_RATE, frames_for_units
@@ -336,6 +337,7 @@ def command(args) -> None:
         for row in domain.phrasings(args.seed):
             print(json.dumps({key: row[key] for key in ("text", "answer", "kind", "split")}))
         return
+    cli.check_directory(args.out)
     answers, record = args.answers, Path(args.out) / "demo.json"
     if answers is None and voices.shutil.which("flite") is None and SHIPPED.exists():
         if not record.exists() or "answers" in disk.read_json(record):       # one made with flite stays as it is
