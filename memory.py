@@ -3,9 +3,9 @@
 A process holds, in bytes per parameter:
 
                       one process              FSDP2, W processes
-    weights           4 trained, c frozen      4 / W             float32, c: 2 in bfloat16, 4 in float32
-    gradients         4 trained                4 / W trained
-    AdamW's moments   8 trained                8 / W trained
+    weights           4 trained, c frozen      the same / W      float32, c: 2 in bfloat16, 4 in float32
+    gradients         4 trained                the same / W
+    AdamW's moments   8 trained                the same / W
     copies            2 trained in bfloat16    c of what is gathered: what is no block of the LLM (its table, its head)
                                                stays, and of a part that is running the rest and two blocks
 
@@ -142,8 +142,8 @@ def plan(case: Case, counts: dict) -> dict:
     whole, rest, largest = ({part: count[i] for part, count in counts.items()} for i in range(3))
     trained = sum(whole[part] for part in case.rates)
     frozen = sum(whole.values()) - trained
-    fixed = {"weights": 4 * trained + c * frozen if world == 1 else 4 * (trained + frozen) / world,
-             "gradients": 4 * trained / world, "moments": 8 * trained / world}
+    fixed = {"weights": (4 * trained + c * frozen) / world, "gradients": 4 * trained / world,
+             "moments": 8 * trained / world}
     copies = {part: c * (rest[part] * (part != "llm") + 2 * largest[part] + rest["llm"]) if world > 1 else
               2 * trained * (c == 2) for part in counts}
     kept = {part: B * size for part, size in activations(case).items()}

@@ -11,8 +11,8 @@ that was never stopped, bit for bit on one CPU: the order of the samples and the
 follow from --seed and the step alone.
 
 Several processes: FSDP2. Each holds a shard of every weight, gradient and moment, and gathers a transformer block when
-it runs. --dtype bfloat16 computes in bfloat16 (autocast) and learns in float32, on one process too; only in float32 is
-the result the same on any number of processes.
+it runs. --dtype bfloat16 computes in bfloat16 (autocast) and learns in float32, on one process too: trained weights are
+float32, frozen ones bfloat16. Only in float32 is the result the same on any number of processes.
 
 What the paper's table leaves open is decided here: AdamW's betas 0.9 and 0.95, no weight decay, gradients clipped at
 norm 1 (the paper saw them explode in stage I), a cosine to zero after the warm-up, and loss terms of equal weight.
@@ -109,7 +109,8 @@ def freeze(model, trained) -> None:
 
 def shard(model, state: dict, device) -> None:
     """FSDP2: a group for each transformer block, then for what is left of each part, then of the model (the LLM's
-    embedding, last norm and head). Gradients are summed in float32, the toy's in float64 (`Float64Sums`)."""
+    embedding, last norm and head). All weights of a group are of one part, so of one type. Gradients are summed in
+    float32, the toy's in float64 (`Float64Sums`)."""
     mesh = init_device_mesh(device.type, (rank_and_world()[1],))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if state["dtype"] == "bfloat16" else None,
                                   reduce_dtype=torch.float64 if state["toy"] else torch.float32,
@@ -118,7 +119,7 @@ def shard(model, state: dict, device) -> None:
               *model.face_decoder.encoder)
     parts = (model.speech_encoder, model.speech_projector, model.speech_generator, model.face_decoder)
     for module in (*blocks, *parts, model):
-        fully_shard(module.float(), mesh=mesh, mp_policy=policy)
+        fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 def optimizers(model, state: dict) -> tuple:
@@ -248,11 +249,11 @@ def prepare(model, state: dict, device, recompute) -> tuple:
     if recompute or recompute is None and device.type == "cuda":
         for layer in (*model.llm.layers, *model.speech_generator.llm.layers):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    if rank_and_world()[1] > 1:
-        shard(model, state, device)
     for module in (getattr(model, name) for part in state["rates"] for name in PARTS[part]):
         if module is not None:
             module.float()                              # a step of the optimizer is too small for bfloat16
+    if rank_and_world()[1] > 1:
+        shard(model, state, device)
     return {part: parameters(model, part) for part in PARTS}, *optimizers(model, state)
 
 

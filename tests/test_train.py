@@ -244,7 +244,7 @@ def torchrun(tmp_path, commands, *options, killed_at=-1):
 
 def test_two_processes_are_one(stages, still, v2, data, tmp_path):
     """FSDP2 on two gloo processes: losses, norms and validation of every stage of every recipe equal one process's; the
-    number of processes may change between stop and resume; bfloat16 learns."""
+    number of processes may change between stop and resume; bfloat16 learns, and goes on exactly where it stopped."""
     cases = {"mini 1": (stages[0], 1), "mini 2": (stages[1], 2), "mini 3": (stages[2], 3), "mini 4": (still, 4),
              "v1 1": (stages[0], 1), "v1 2": (stages[1], 2), "v1 3": (still, 3), "v1 4": (still, 4),
              "v2 2": (v2[1], 2), "v2 3": (v2[2], 3)}
@@ -255,10 +255,12 @@ def test_two_processes_are_one(stages, still, v2, data, tmp_path):
         train.main(to(name, f"one {name}"))
     train.main([*to("mini 4", "shrunk"), "--stop-at", "2"])
     resume = lambda out: ["--resume", "--out", str(tmp_path / out), "--log-every", "1", "--val-every", "100"]
-    learns = command(data, stages[1], tmp_path / "bfloat16", 2, "--steps", 12, "--lr", 5e-3, "--dtype", "bfloat16")
+    learns = [command(data, stages[1], tmp_path / name, 2, "--steps", 12, "--lr", 5e-3, "--dtype", "bfloat16")
+              for name in ("bfloat16", "bfloat16 twice")]
     both = [[*to(name, f"two {name}"), *["--recompute"] * (name == "v1 4")] for name in commands]
     kept = [*to("v1 3", "kept"), "--cache", str(tmp_path / "cache"), "--workers", "1"]
-    printed = torchrun(tmp_path, [*both, kept, learns, resume("shrunk"), [*to("v1 4", "grown"), "--stop-at", "2"],
+    printed = torchrun(tmp_path, [*both, kept, *learns[:1], [*learns[1], "--stop-at", "7"],
+                                  resume("bfloat16 twice"), resume("shrunk"), [*to("v1 4", "grown"), "--stop-at", "2"],
                                   [*to("mini 4", "twice"), "--stop-at", "3"], resume("twice")])
     assert "2 processes x micro-batch 1 x accumulation 2" in printed
     for name in commands:
@@ -273,7 +275,11 @@ def test_two_processes_are_one(stages, still, v2, data, tmp_path):
     assert {name: t.shape for name, t in one.items()} == {name: t.shape for name, t in two.items()}
     losses = [row["units"] for row in rows(tmp_path / "bfloat16", "norm")]
     assert np.mean(losses[-3:]) < 0.95 * np.mean(losses[:3])
-    assert load_file(tmp_path / "bfloat16" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    same_training(tmp_path / "bfloat16", tmp_path / "bfloat16 twice")
+    before, after = (load_file(out / "model.safetensors") for out in (stages[1], tmp_path / "bfloat16"))
+    frozen = [name for name in before if not name.startswith("model.speech_generator.")]
+    assert all(tensor.dtype == torch.bfloat16 for tensor in after.values()) and "lm_head.weight" in frozen
+    assert all(torch.equal(after[name], before[name].bfloat16()) for name in frozen)
 
 
 def test_a_killed_process_is_restarted_and_the_end_is_the_same(stages, data, tmp_path):
