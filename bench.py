@@ -5,6 +5,7 @@
     python bench.py flow                            # 50 units -> mel at the published size, against the plain way
     python bench.py train --preset mini             # steps of every stage of train.py, on made-up samples
     python bench.py train --preset qwen3-0.6b --layers 8 --against transformers     # the LLM's part, turn by turn
+    python bench.py train --preset small --stage 3 --cache      # with what train.py --cache keeps, and without
 
 Each round gives both ways their turn; printed is the median round, by wall time and by process CPU time (which a busy
 machine does not falsify). Decoding reads every weight once per token, so its limit is the speed at which a large
@@ -16,10 +17,10 @@ Shapes: U units, L mel frames, M mel bins.
 import json
 import platform
 import resource
+import tempfile
 import time
 from argparse import BooleanOptionalAction
 from dataclasses import asdict, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -32,7 +33,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 import train
-import weights
 from checkpoint import PRESETS, ExOmniConfig
 from data import collate
 from decode import GREEDY, Decoder
@@ -41,11 +41,12 @@ from model import ExOmni
 from qwen3 import SIZES, Qwen3, Qwen3Config
 from speech_decoder import SpeechDecoder, SpeechDecoderConfig
 from toy.microbatches import Float64Sums
-from workload import made_up, random_model, work
+from workload import SMALL, casting, kept, made_up, random_llm, random_model, work
 
 PROMPT, NEW = 32, 16            # tokens
 ROUNDS = 9
 DTYPES = ["float32", "bfloat16"]
+SHAPES = PRESETS | {"small": SMALL}
 
 
 class Clock(NamedTuple):
@@ -113,16 +114,6 @@ def ratios(slow: list, fast: list) -> dict:
 def bandwidth(matrix, vector) -> float:
     """Bytes per second at which the best of three matrix-vector products reads the matrix."""
     return max(matrix.nbytes / seconds(lambda: torch.mv(matrix, vector)).wall for _ in range(3))
-
-
-def random_llm(size: str, dtype) -> Qwen3:
-    """A language model of that shape with small random weights."""
-    torch.manual_seed(0)
-    model = weights.empty(lambda: Qwen3(SIZES[size]), dtype=dtype)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.fill_(1) if p.ndim == 1 else p.copy_(torch.randn(p.shape) * 0.02)
-    return model
 
 
 def ours(model: Qwen3, ids):
@@ -249,24 +240,25 @@ def done(tensor) -> None:
         torch.cuda.synchronize()
 
 
-def our_step(model: ExOmni, state: dict, device, recompute, read):
-    """A function that makes a step of train.py on the batch read() and returns its Clock, and the loss before it; how
-    long reading took is added to `waited`."""
+def our_steps(model: ExOmni, state: dict, device, recompute, reads) -> list:
+    """For each read of `reads` a function that makes a step of train.py on the batch read() and returns its Clock; it
+    has the loss before that step, and how long reading took each time as `waited`."""
     parts, adamw, muons = train.prepare(model, state, device, recompute)
-    trained, waited = [p for part in state["rates"] for p in parts[part].values()], []
+    trained = [p for part in state["rates"] for p in parts[part].values()]
     sums = Float64Sums(model, trained) if state["toy"] else None
-    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16")
 
-    def step() -> Clock:
-        begun = Clock.now()
-        batch = read()
-        waited.append(Clock.now().since(begun).wall)
-        losses = train.backward(model, [(0, batch)], train.count([batch]), state, sums, autocast)
-        done(train.step_optimizers(trained, adamw, muons, sums, state)[0])
-        step.loss = float(sum(losses.values()))
-        return Clock.now().since(begun)
-    step.waited = waited
-    return step
+    def step_on(read):
+        def step() -> Clock:
+            begun = Clock.now()
+            batch = read()
+            step.waited.append(Clock.now().since(begun).wall)
+            losses = train.backward(model, [(0, batch)], train.count([batch]), state, sums, casting(state, device))
+            done(train.step_optimizers(trained, adamw, muons, sums, state)[0])
+            step.loss = float(sum(losses.values()))
+            return Clock.now().since(begun)
+        step.waited = []
+        return step
+    return [step_on(read) for read in reads]
 
 
 def their_step(model: ExOmni, state: dict, device, batch: dict):
@@ -292,7 +284,7 @@ def their_step(model: ExOmni, state: dict, device, batch: dict):
 
 def bench_train(args) -> dict:
     """Steps of train.py's stages on made-up samples, or those of the LLM alone against a peer."""
-    config, device, results = PRESETS[args.preset], pick_device(args.device), {}
+    config, device, results = SHAPES[args.preset], pick_device(args.device), {}
     if args.layers:
         less = lambda part: replace(part, num_hidden_layers=min(args.layers, part.num_hidden_layers))
         encoder = replace(config.speech_encoder, encoder_layers=min(args.layers, config.speech_encoder.encoder_layers))
@@ -304,7 +296,8 @@ def bench_train(args) -> dict:
     for dtype in args.dtype or [DTYPES[device.type == "cuda"]]:
         limit = product_speed(device, getattr(torch, dtype))
         for number in [max(table)] if args.against else args.stage or table:
-            state = asdict(table[number]) | {"dtype": dtype, "seed": 0, "step": 0, "steps": 1 << 20}
+            state = asdict(table[number]) | {"stage": number, "recipe": args.recipe, "dtype": dtype, "seed": 0,
+                                             "step": 0, "steps": 1 << 20}
             name, task = f"stage {number} of {args.recipe}", state["tasks"][0]
             if args.against:
                 name, task = f"the LLM in stage {number}", "chat"
@@ -321,29 +314,38 @@ def bench_stage(args, config: ExOmniConfig, device, state: dict, name: str, task
     model = random_model(config, device).to(getattr(torch, state["dtype"]))
     rows = config.speech_encoder.max_source_positions // config.projector_stride
     samples = made_up(task, args.samples, config, *[rows] * bool(args.against))         # as long as a spoken question
-    read = lambda: collate(samples, model, state["losses"], device)
-    ways = {"ours": our_step(model, state, device, args.recompute, read)}
-    if args.against:
-        ways["transformers"] = their_step(model, state, device, read())
-    taken, results = in_turn(ways, args.rounds), {}
-    (flop, tokens), waited = work(model, read(), state), ways["ours"].waited[1:]
+    reads = {"ours": lambda: collate(samples, model, state["losses"], device)}
+    with tempfile.TemporaryDirectory() as directory:
+        if args.cache:
+            reads["kept"] = kept(model, samples, task, state, device, directory)
+        ways = dict(zip(reads, our_steps(model, state, device, args.recompute, reads.values())))
+        (flop, tokens), results = work(model, reads["ours"](), state), {}
+        if args.against:
+            ways["transformers"] = their_step(model, state, device, reads["ours"]())
+        taken = in_turn(ways, args.rounds)
     if args.against:
         dist.destroy_process_group()
-        ours, theirs = (way.loss for way in ways.values())
-        assert abs(ours - theirs) < 1e-2 * theirs, f"not the same work: losses {ours} and {theirs}"
+    losses = {way: step.loss for way, step in ways.items()}
+    assert max(losses.values()) < 1.01 * min(losses.values()), f"not the same work: losses {losses}"
     for way, clocks in taken.items():
         wall, cpu = (median(values) for values in zip(*clocks))
-        mfu = flop / cpu / limit.cpu if device.type == "cpu" else flop / wall / limit.wall
-        data = median(some / clock.wall for some, clock in zip(waited, clocks)) if way == "ours" else 0.0
+        waited = getattr(ways[way], "waited", [0.0] * (1 + args.rounds))[1:]
+        results[way] = {"tokens_per_s": tokens / wall, "tokens_per_cpu_s": tokens / cpu, "tokens": tokens,
+                        "waiting": median(some / clock.wall for some, clock in zip(waited, clocks))}
+        used = ""
+        if way != "kept":                                           # which leaves most of the FLOP out
+            mfu = flop / cpu / limit.cpu if device.type == "cpu" else flop / wall / limit.wall
+            results[way] |= {"flop": flop, "mfu": mfu}
+            used = f"MFU {100 * mfu:.0f} % of {limit.wall / 1e9:,.0f} GFLOP/s, "
         print(f"{args.preset} {state['dtype']} {name}, {way}: {tokens / wall:,.0f} tokens/s, "
-              f"{tokens / cpu:,.0f} per CPU s, {1000 * wall:,.0f} ms a step, MFU {100 * mfu:.0f} % of "
-              f"{limit.wall / 1e9:,.0f} GFLOP/s, {100 * data:.1f} % for data, peak {memory_peak()}")
-        results[way] = {"tokens_per_s": tokens / wall, "tokens_per_cpu_s": tokens / cpu, "mfu": mfu,
-                        "data": data, "flop": flop, "tokens": tokens}
-    if args.against:
-        faster = results["times transformers"] = ratios(taken["transformers"], taken["ours"])
-        print(f"{args.preset} {state['dtype']} {name}: {faster['wall']:.2f} times the tokens/s of transformers with "
-              f"DDP by wall time, {faster['cpu']:.2f} by CPU time (medians of {args.rounds} rounds)")
+              f"{tokens / cpu:,.0f} per CPU s, {1000 * wall:,.0f} ms a step, {used}"
+              f"{100 * results[way]['waiting']:.1f} % waiting for data, peak {memory_peak()}")
+    for slow, fast, says in (("transformers", "ours", "the tokens/s of transformers with DDP"),
+                             ("ours", "kept", "the speed with the frozen parts' states kept")):
+        if slow in taken and fast in taken:
+            faster = results[f"times {slow}"] = ratios(taken[slow], taken[fast])
+            print(f"{args.preset} {state['dtype']} {name}: {faster['wall']:.2f} times {says} by wall time, "
+                  f"{faster['cpu']:.2f} by CPU time (medians of {args.rounds} rounds)")
     return results
 
 
@@ -362,7 +364,8 @@ def parser() -> Parser:
                    help="decode: of the weights, one after the other; train: to compute in (default: both for decode, "
                    "as train.py for train)")
     p.add_argument("--units", type=whole(1, 3000), default=50, help="flow: how many, 12.5 for each second of speech")
-    p.add_argument("--preset", default="mini", choices=PRESETS, help="train: shape of the model")
+    p.add_argument("--preset", default="mini", choices=SHAPES, help="train: shape of the model")
+    p.add_argument("--cache", action="store_true", help="train: also with what train.py --cache keeps of the samples")
     p.add_argument("--layers", type=positive, help="train: at most so many in each transformer of the preset")
     p.add_argument("--recipe", default="v1", choices=train.STAGES, help="train: whose stages")
     p.add_argument("--stage", nargs="+", type=positive, help="train: which of them (default: all)")
@@ -380,6 +383,8 @@ def main(argv=None) -> None:
     with one_line_errors(debug=args.debug):
         if args.what == "flow" and args.against:
             raise ValueError("--against is for decode and train: flow is compared with its own plain way")
+        if args.cache and (args.against or args.what != "train"):
+            raise ValueError("--cache is for train, and not with --against: whatever is compared is one thing")
         if args.against and find_spec(args.against) is None:
             raise ValueError("--against transformers: that package is not installed: `pip install transformers`")
         torch.set_num_threads(args.threads)

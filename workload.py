@@ -1,21 +1,34 @@
 """A training step's work: made-up samples of usual lengths, and how many FLOP a step on them takes (bench.py).
 
+SMALL is a shape between mini and the paper's: an LLM of 38 M and a generator of 48 M parameters, mini's face decoder.
+
 Shapes: B samples, N tokens, S speech rows, U units, T face frames, D width, V vocabulary.
 """
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
 
 import weights
-from checkpoint import ExOmniConfig
+from checkpoint import PRESETS, ExOmniConfig
+from data import Split, Writer, assemble, on_device
 from face_decoder import frames_for_units
+from frozen import open_cache
+from loading import Mixture
 from model import ExOmni
-from speech_generator import CONTEXT_VECTORS, IGNORE
+from qwen3 import SIZES, Qwen3, Qwen3Config
+from speech_generator import CONTEXT_VECTORS, IGNORE, GeneratorConfig
 from tokenizer import SPEECH_ID, message_parts
 from whisper import SAMPLE_RATE
 
 HEARD, ASKED, REPLY, SPEED = 8.0, 40, 60, 3.5  # of a sample: seconds or tokens of a question, tokens of an answer,
                                                # units per token of it
+TRUNK = Qwen3Config(960, 512, 1536, 12, 8, 4, 64, max_position_embeddings=4096, tie_word_embeddings=True)
+SMALL = replace(PRESETS["mini"], llm=TRUNK, generator=GeneratorConfig(TRUNK, 1024, 1, 8, 64),
+                face=replace(PRESETS["mini"].face, state_dim=TRUNK.hidden_size))
 
 
 class Numbers:
@@ -49,6 +62,16 @@ def made_up(task: str, B: int, config: ExOmniConfig, asked: int = ASKED) -> list
     return samples
 
 
+def on_disk(samples: list, task: str, config: ExOmniConfig, directory) -> Mixture:
+    """Samples of `made_up` as prepared data, in the same order."""
+    with Writer(Path(directory)) as out:
+        for sample in samples:
+            out.add({name: sample[name] for name in ("messages", "answer")} | {"id": str(sample["id"]), "task": task},
+                    **{name: sample[name] for name in ("audio", "units", "face")})
+        out.finish(unit_vocab=config.generator.unit_vocab)
+    return Mixture([Split(Path(directory))], [1.0])
+
+
 def random_model(config: ExOmniConfig, device) -> ExOmni:
     """With small random weights in float32."""
     model = weights.empty(lambda: ExOmni(config), device)
@@ -57,6 +80,30 @@ def random_model(config: ExOmniConfig, device) -> ExOmni:
             p.normal_(std=0.02) if p.ndim > 1 else p.fill_(0 if name.endswith("bias") else 1)
     model.tokenizer = Numbers(config)
     return model
+
+
+def random_llm(size: str, dtype) -> Qwen3:
+    """A language model of that shape with small random weights."""
+    torch.manual_seed(0)
+    model = weights.empty(lambda: Qwen3(SIZES[size]), dtype=dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1) if p.ndim == 1 else p.copy_(torch.randn(p.shape) * 0.02)
+    return model
+
+
+def casting(state: dict, device) -> partial:
+    """The autocast of train.py."""
+    return partial(torch.autocast, device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16")
+
+
+def kept(model: ExOmni, samples: list, task: str, state: dict, device, directory):
+    """A function that reads the samples as train.py --cache does, from the directory: with the states that the frozen
+    parts make of them, which are made here. Raises ValueError for a stage in which nothing stays the same."""
+    mixture, numbers = on_disk(samples, task, model.config, Path(directory) / "data"), np.arange(len(samples))
+    cache = open_cache(Path(directory) / "states", state, model, mixture, numbers, device, casting(state, device))
+    return lambda: on_device(cache.put(assemble(samples, model, state["losses"]), numbers),
+                             model.config.speech_encoder, device)
 
 
 def work(model: ExOmni, batch: dict, state: dict) -> tuple:

@@ -11,7 +11,7 @@ import bench
 import train
 from checkpoint import PRESETS
 from data import collate
-from workload import made_up, random_model, work
+from workload import kept, made_up, random_model, work
 
 TINY = ["train", "--preset", "tiny", "--samples", "1", "--rounds", "1", "--threads", "1", "--device", "cpu"]
 MATRICES = ("aten.mm", "aten.addmm", "aten.convolution")
@@ -31,7 +31,7 @@ def test_work_is_what_pytorch_counts(stage):
     state = asdict(train.STAGES["v1"][stage]) | {"dtype": "float32", "seed": 0, "step": 0, "steps": 100}
     model = random_model(config, device)
     batch = collate(made_up(state["tasks"][0], 1, config), model, state["losses"], device)
-    step = bench.our_step(model, state, device, False, lambda: batch)
+    step, = bench.our_steps(model, state, device, False, [lambda: batch])
     with FlopCounterMode(display=False) as counter:
         step()
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op) in MATRICES)
@@ -56,7 +56,7 @@ def test_every_stage_has_its_figures(options, names, capsys):
     for stage in found.values():
         figures = stage["ours"]
         assert all(isfinite(value) and value >= 0 for value in figures.values())
-        assert figures["tokens_per_s"] > 0 and 0 < figures["mfu"] < 1.5 and figures["data"] < 1
+        assert figures["tokens_per_s"] > 0 and 0 < figures["mfu"] < 1.5 and figures["waiting"] < 1
 
 
 def test_the_peer_does_the_same_work(capsys):
@@ -66,8 +66,21 @@ def test_the_peer_does_the_same_work(capsys):
     assert found["times transformers"]["cpu"] > 0 and not torch.distributed.is_initialized()
 
 
+@pytest.mark.parametrize("stage, name, left_out", [(1, "encoded", "mel"), (3, "unit_states", "mel")])
+def test_what_is_kept_does_the_same_work(stage, name, left_out, tmp_path, capsys):
+    """The losses are compared in the benchmark itself."""
+    found, = results(capsys, "--stage", str(stage), "--cache").values()
+    assert list(found) == ["ours", "kept", "times ours"] and found["times ours"]["cpu"] > 0
+    assert found["ours"]["tokens"] == found["kept"]["tokens"] and "mfu" not in found["kept"]
+    config, state = PRESETS["tiny"], asdict(train.STAGES["v1"][stage]) | {"dtype": "float32"}
+    task, model = state["tasks"][0], random_model(config, "cpu")
+    batch = kept(model, made_up(task, 2, config), task, state, torch.device("cpu"), tmp_path)()
+    assert name in batch and left_out not in batch
+
+
 @pytest.mark.parametrize("options, reason", [
-    (["--stage", "5"], "stage 5 is unknown"), (["--samples", "0"], "--samples"), (["--preset", "huge"], "huge"),
+    (["--recipe", "mini", "--stage", "4", "--cache"], "alters the voices anew"),
+    (["--cache", "--against", "transformers"], "not with --against"), (["--stage", "5"], "stage 5 is unknown"), (["--samples", "0"], "--samples"), (["--preset", "huge"], "huge"),
     (["--layers", "0"], "--layers")])
 def test_wrong_options_are_one_line(options, reason, capsys):
     with pytest.raises(SystemExit) as stop:
