@@ -5,6 +5,8 @@ Everything that can be known to be wrong is said here, before the first step, in
 import argparse
 import os
 import sys
+import threading
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -27,6 +29,7 @@ from prepared import TASKS
 # What a training keeps to the end; --resume refuses other values.
 FIXED = ("init_from", "recipe", "epochs", "steps", "seed", "dtype", "ablate")
 LARGEST_BATCH, LARGEST_RATE = 1 << 20, 1000.0
+WATCH = 0.5                     # s
 Count = Annotated[int, 0, 1 << 40]
 
 
@@ -122,15 +125,26 @@ def parse(argv, about: str, recipes, ablations) -> argparse.Namespace:
     return args
 
 
-def join(device) -> None:
-    """One of torchrun's processes meets the others. After a restart (--max-restarts) the addresses of those that ended
-    are still in the store: the prefix keeps them apart."""
+def join(device, parent: int) -> None:
+    """One of torchrun's processes meets the others; parent: torchrun's pid. After a restart (--max-restarts) the
+    addresses of those that ended are still in the store: the prefix keeps them apart."""
+    end_with(parent)
     store, rank, world = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
     on_gpu = device.type == "cuda"
     dist.init_process_group("nccl" if on_gpu else "gloo", store=store, rank=rank, world_size=world,
                             device_id=device if on_gpu else None,
                             timeout=timedelta(hours=1))             # rank 0 writes the weights while the others wait
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after the one that started it: were torchrun killed, it would keep --out taken, or wait for
+    the others forever."""
+    def watch():
+        while os.getppid() == parent:
+            time.sleep(WATCH)
+        os._exit(1)                                                 # as a kill: the next start finishes what it left
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def rank_and_world() -> tuple:

@@ -37,21 +37,21 @@ def commit(out: Path) -> None:
     names = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
     disk.write_json(new / FILES, {"files": sorted(names), "weights": weights.marks(new)})
     flush(new)
-    previous = out / "previous"
-    for name in [*files_of(previous), FILES]:
-        (previous / name).unlink(missing_ok=True)
-    previous.mkdir(exist_ok=True)
     os.replace(new, out / ".saved")
     flush_directory(out)
     put_in_place(out)
 
 
 def put_in_place(out: Path) -> None:
-    """Move the files of OUT/.saved into OUT, those that were there to OUT/previous. Killed at any moment, it may be
-    called again: a file in .saved is a move that is still to be done, and the list of files moves last."""
+    """Move the files of OUT/.saved into OUT, those that were there to OUT/previous, and remove what was there. Killed
+    at any moment, it may be called again: a file in .saved is a move that is still to be done, and lists of files go
+    last (where OUT has none, all that was in it is in OUT/previous)."""
     new, previous = out / ".saved", out / "previous"
     if (new / FILES).exists():
         names = files_of(new)
+        for name in [*files_of(previous), FILES] if (out / FILES).exists() else ():
+            (previous / name).unlink(missing_ok=True)
+        previous.mkdir(exist_ok=True)
         for name in [name for name in files_of(out) if name not in names]:
             move(name, out, previous)
         folders = {parent.as_posix() for name in names for parent in PurePath(name).parents}
