@@ -20,6 +20,8 @@ from tokenizer import with_system
 
 LOOKED_AT = 100                 # samples, for how many tokens a byte is
 PADDING = 0.05                  # share of a step that may be padding, by estimated lengths: by true ones below 0.1
+LARGE = 0.8                     # share of a process's part of the work at which a sample is left almost alone
+EVEN = 1.01                     # the most work of a process against the mean: nothing is exchanged below
 MANY = 1024                     # samples are cut at once: time and memory rise with their square
 PREFETCH = 2                    # steps that each worker reads ahead
 
@@ -158,31 +160,49 @@ class Stream:
 
 # ---------------------------------------------------------------- micro-batches
 
-def cut(lengths, counts, budget=np.inf, waste=1.0, power=2) -> list:
-    """Samples in order, with lengths (n, C), cut into lists such that what they cost, to this power, adds up to the
-    least: little padding, and none much larger than the others. A list costs its samples times the sum of its longest
-    lengths. counts: how many lists there may be, rising; taken is the first at which none costs more than the budget
-    and no more than a share `waste` of all is padding, else the last. Returns [(begin, end), ...].
+def cut(lengths, count: int, power=2) -> list:
+    """Samples in order, with lengths (n, C), cut into `count` lists such that what they cost, to this power, adds up to
+    the least: little padding, and none much larger than the others. A list costs its samples times the sum of its
+    longest lengths. Returns [(begin, end), ...].
 
     By dynamic programming: best[j] is the least for the first j samples in as many lists as were cut so far."""
     n, lengths = len(lengths), np.asarray(lengths, np.float64)
-    costs = np.full((n, n + 1), np.inf)                             # of samples i ... j - 1
+    powers = np.full((n, n + 1), np.inf)                            # of samples i ... j - 1
     for i in range(n):
-        costs[i, i + 1:] = np.maximum.accumulate(lengths[i:]).sum(1) * np.arange(1, n - i + 1)
-    powers, best, begins = costs ** power, np.append(0.0, np.full(n, np.inf)), []
-    for count in counts:
-        while len(begins) < count:
-            totals = best[:n, None] + powers
-            begins.append(totals.argmin(0))                         # of the last list of the first j samples
-            best = totals.min(0)
-        ends = [n]
-        for begin in reversed(begins):
-            ends.append(int(begin[ends[-1]]))
-        lists = list(zip(ends[::-1], ends[-2::-1]))
-        taken = [costs[i, j] for i, j in lists]
-        if max(taken) <= budget and (1 - waste) * sum(taken) <= lengths.sum():
+        powers[i, i + 1:] = (np.maximum.accumulate(lengths[i:]).sum(1) * np.arange(1, n - i + 1)) ** power
+    best, begins, ends = np.append(0.0, np.full(n, np.inf)), [], [n]
+    for _ in range(count):
+        totals = best[:n, None] + powers
+        begins.append(totals.argmin(0))                             # of the last list of the first j samples
+        best = totals.min(0)
+    for begin in reversed(begins):
+        ends.append(int(begin[ends[-1]]))
+    return list(zip(ends[::-1], ends[-2::-1]))
+
+
+def packed(lengths, world: int, accumulate: int, budget=None) -> list:
+    """Samples in order, with lengths (n, C) -> lists of them, as many for each of `world` processes: `accumulate`, or
+    the first larger number at which none costs more than the budget and little is padding. Returns [(begin, end), ...].
+
+    Where the longest sample is almost a process's part of the work, or more, it is a list of its own, and so is each of
+    the shortest, one by one, that its process needs to have as many lists as the others."""
+    sizes = lengths.sum(1)
+    for each in range(accumulate, len(lengths) // world + 1):
+        first, last, others, lists = 0, len(lengths), world, []
+        while others > 1 and (sizes[last - 1] + sizes[first:first + each - 1].sum()
+                              > LARGE * sizes[first:last].sum() / others):
+            lists += [(i, i + 1) for i in (*range(first, first + each - 1), last - 1)]
+            first, last, others = first + each - 1, last - 1, others - 1
+        lists += [(first + begin, first + end) for begin, end in cut(lengths[first:last], others * each, power=4)]
+        costs = [cost(lengths[begin:end]) for begin, end in lists]
+        if max(costs) <= (budget or np.inf) and (1 - PADDING) * sum(costs) <= sizes.sum():
             break
-    return lists
+    return sorted(lists)
+
+
+def cost(lengths) -> float:
+    """Of a micro-batch of samples with lengths (n, C), with its padding: in tokens."""
+    return len(lengths) * lengths.max(0).sum()
 
 
 def token_rates(mixture: Mixture, numbers, tokenizer) -> tuple:
@@ -212,20 +232,29 @@ def micro_batches(mixture: Mixture, numbers: list, lengths, world: int, accumula
     found, lists = lengths(mixture, numbers), []
     sections = np.array_split(np.argsort(found.sum(1), kind="stable"), -(-len(numbers) // MANY))
     for order in sections:
-        counts = range(world * -(-accumulate // len(sections)), len(order) + 1, world)
         lists += [[numbers[i] for i in order[begin:end]]
-                  for begin, end in cut(found[order], counts, budget or np.inf, PADDING, power=4)]
+                  for begin, end in packed(found[order], world, -(-accumulate // len(sections)), budget)]
     return lists
 
 
 def shares(costs: list, world: int) -> list:
     """Which micro-batches each of `world` processes works through, as many on each: the costliest first, to the one
-    that has the least so far."""
+    that has the least so far. Then, while they are not even, the one that has the most exchanges one with another."""
     loads, own = [0.0] * world, [[] for _ in range(world)]
     for number in sorted(range(len(costs)), key=lambda number: -costs[number]):
         rank = min((rank for rank in range(world) if len(own[rank]) < len(costs) // world), key=loads.__getitem__)
         own[rank].append(number)
         loads[rank] += costs[number]
+    for _ in range(world):
+        top = max(range(world), key=loads.__getitem__)
+        if loads[top] * world <= EVEN * sum(loads):
+            break
+        more, rank, a, b = min((max(loads[top] + costs[b] - costs[a], loads[rank] + costs[a] - costs[b]), rank, a, b)
+                               for rank in range(world) if rank != top for a in own[top] for b in own[rank])
+        if more >= loads[top]:
+            break
+        own[top][own[top].index(a)], own[rank][own[rank].index(b)] = b, a
+        loads = [sum(costs[number] for number in numbers) for numbers in own]
     return [sorted(numbers) for numbers in own]
 
 
@@ -255,7 +284,7 @@ class Steps(Dataset):
         chosen = self.stream.at(self.seen + (step - self.first) * self.batch, self.batch)
         lists = self.group(self.mixture, chosen)
         lengths = [self.lengths(self.mixture, some) for some in lists]
-        own = shares([len(some) * some.max(0).sum() for some in lengths], self.world)[self.rank]
+        own = shares([cost(some) for some in lengths], self.world)[self.rank]
         batches = [(number, lists[number], assemble([self.mixture[i] for i in lists[number]], self.model, self.losses,
                                                     self.always)) for number in own]
         return batches if self.cache is None else [(*rest, self.cache.put(batch, rest[1])) for *rest, batch in batches]

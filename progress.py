@@ -88,7 +88,17 @@ class Log:
     def clear(self) -> None:
         """Sums over steps, how many there were, and how many of them were skipped."""
         self.losses, self.norms, self.count, self.skipped = {}, 0.0, 0, torch.zeros((), device=self.device)
-        self.tokens, self.timed, self.begun = 0.0, 0, time.perf_counter()
+        self.tokens, self.timed, self.waited, self.begun = 0.0, 0, 0.0, time.perf_counter()
+
+    def reading(self, reader):
+        """Yields what the reader does, and counts how long that takes."""
+        while True:
+            begun = time.perf_counter()
+            read = next(reader, None)
+            self.waited += time.perf_counter() - begun
+            if read is None:
+                return
+            yield read
 
     def add(self, losses: dict, norm, tokens: float) -> None:
         """One step. losses: this rank's share; norm and tokens: of all ranks together. A norm that is not finite: the
@@ -134,9 +144,11 @@ class Log:
         seconds = time.perf_counter() - self.begun
         ms, left = 1000 * seconds / self.timed, round((self.steps - step) * seconds / self.timed)
         row = {"step": step, **means, "rates": rates, "ms": ms, "tokens_per_s": self.tokens / seconds,
-               "memory_gib": memory_peak(self.device)} | ({"skipped": skipped} if skipped else {})
+               "waiting": self.waited / seconds, "memory_gib": memory_peak(self.device)}
+        row |= {"skipped": skipped} if skipped else {}
         self.write(row, f"step {step}/{self.steps}  {show(means)}  rate {show(rates)}  {ms:.0f} ms/step  "
-                        f"{row['tokens_per_s']:.0f} tokens/s  peak {row['memory_gib']:.2f} GiB  "
+                        f"{row['tokens_per_s']:.0f} tokens/s  {row['waiting']:.0%} waiting for data  "
+                        f"peak {row['memory_gib']:.2f} GiB  "
                         f"{left // 60}:{left % 60:02} left"
                         + (f"  skipped {skipped} of {self.count} steps: gradients not finite" if skipped else ""))
         self.clear()

@@ -25,7 +25,9 @@ from functools import partial
 from math import cos, isfinite, pi
 from pathlib import Path
 
-import cli                                                      # before torch, which takes seconds
+PARENT = os.getppid()                                           # before torch, which takes seconds
+
+import cli
 
 import torch
 import torch.distributed as dist
@@ -283,7 +285,7 @@ def train(args) -> None:
                         4 * (device.type == "cuda") if args.workers is None else args.workers, device)
 
     with interrupts() as asked:
-        for read in reader:
+        for read in log.reading(reader):
             batches = moved(read, model, state, device)
             counts = sum_over_ranks(count([batch for *_, batch in read])
                                     | {"stop": len(asked), "skipped": log.in_a_row / world}, device)
@@ -324,7 +326,7 @@ def main(argv=None) -> None:
                 print(*report(args, STAGES), sep="\n")
                 return
             if joins:
-                join(cli.pick_device(args.device))
+                join(cli.pick_device(args.device), PARENT)
             with claimed(args):
                 train(args)
     finally:

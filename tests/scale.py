@@ -20,7 +20,7 @@ import prepared
 from checkpoint import PRESETS
 from data import Split
 from face_decoder import frames_for_units
-from loading import PADDING, Mixture, Stream, cut, fitting_numbers, mixed_rows, shares
+from loading import Mixture, Stream, cost, fitting_numbers, mixed_rows, packed, shares
 
 ROWS = 5_000_000
 
@@ -87,8 +87,8 @@ def balance() -> None:
                 text = np.round(3 * seconds * random.normal(1, 0.15, batch).clip(0.5, 1.5))
                 lengths = np.stack([40 + text, np.round(12.5 * seconds) + text], 1)
                 lengths = lengths[lengths.sum(1).argsort()]
-                lists = cut(lengths, range(world * accumulate, batch + 1, world), np.inf, PADDING, power=4)
-                costs = [(j - i) * lengths[i:j].max(0).sum() for i, j in lists]
+                lists = packed(lengths, world, accumulate)
+                costs = [cost(lengths[i:j]) for i, j in lists]
                 loads = [sum(costs[n] for n in own) for own in shares(costs, world)]
                 real, padded = real + lengths.sum(), padded + sum(costs)
                 even, count = [*even, np.mean(loads) / max(loads)], [*count, len(lists) / world]

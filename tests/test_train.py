@@ -73,8 +73,9 @@ def test_the_log_has_every_figure(stages):
     start, = rows(stages[4], "start")
     assert start["start"]["batch"] == 4 and start["start"]["steps"] == 12
     for row in rows(stages[4], "norm"):
-        assert row.keys() == {"step", *LOSSES[4], "norm", "rates", "ms", "tokens_per_s", "memory_gib"}
+        assert row.keys() == {"step", *LOSSES[4], "norm", "rates", "ms", "tokens_per_s", "waiting", "memory_gib"}
         assert row["rates"].keys() == TRAINED[4] and row["ms"] > 0 and row["tokens_per_s"] > 0 and row["memory_gib"] > 0
+        assert 0 < row["waiting"] < 1, "of the time"
     assert [row["step"] for row in rows(stages[4], "norm")] == list(range(1, 13))
     assert [row["step"] for row in rows(stages[4], "val")] == [6, 12]
     for row in rows(stages[4], "val"):
@@ -223,7 +224,7 @@ def dying(step, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
     return schedule(step, *rest)
 train.schedule = dying
-runs.join(torch.device("cpu"))
+runs.join(torch.device("cpu"), os.getppid())
 for argv in commands:
     train.main(argv)
 torch.distributed.destroy_process_group()

@@ -16,7 +16,7 @@ def like_length(split, rows, count: int) -> list:
     """rows of a Split or a Mixture in `count` lists of like length (`loading.cut`)."""
     rows = by_length(split, rows)
     lengths = PROMPT_UNITS + split.column("units length", rows).clip(0)
-    return [rows[begin:end] for begin, end in cut(lengths[:, None], [count])]
+    return [rows[begin:end] for begin, end in cut(lengths[:, None], count)]
 
 
 class Float64Sums:
