@@ -40,7 +40,7 @@ from hift import F0Config, HiFTConfig
 from model import ExOmni
 from speech_decoder import SpeechDecoder, SpeechDecoderConfig
 from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
-from tokenizer import write_tiny
+from tokenizer_files import write_tiny
 
 # What a checkpoint consists of; other files in its directory are somebody's own.
 CHECKPOINT_FILES = ("model*.safetensors*", "config.json", "generation_config.json", hub.RECORD, *TOKENIZER_FILES,
@@ -188,15 +188,16 @@ def replace_checkpoint(out: Path) -> None:
 def add_demo(commands) -> None:
     """The arguments of `prepare.py demo`."""
     about = ("The closed spoken domain as prepared data: questions in many voices, answers in one, their faces. Needs "
-             "espeakng-loader, and flite or --answers. An interrupted one goes on; a second one does nothing.")
+             "espeakng-loader, and flite or --answers; more voices (README.md) are used where they are installed. An "
+             "interrupted one goes on; a second one does nothing.")
     command = commands.add_parser("demo", help="synthetic speech and faces for the mini model", description=about)
     command.set_defaults(command=make_demo, interrupted="what was made is kept, the same command goes on from there")
     add = command.add_argument
     add("--out", default="data/demo", help="directory to write (default: %(default)s)")
     add("--seed", type=cli.seed, default=0, help="of held-out phrasings, voices and all else (default: %(default)s)")
     add("--size", choices=["small", "full"], default="full", help="small: to look at, a minute (default: %(default)s)")
-    add("--answers", help="directory with shipped answers, units and faces: espeak-ng alone asks, flite is not needed "
-                          "(default: mini/data where flite is not installed)")
+    add("--answers", help="directory with shipped answers, units and faces: flite is not needed, what they lack is "
+                          "left out (default: mini/data where flite is not installed)")
     add("--list", action="store_true", help="only print every phrasing, its answer, its kind and its split")
 
 

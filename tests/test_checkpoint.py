@@ -16,7 +16,8 @@ from model import ExOmni
 from speech_decoder import SpeechDecoderConfig
 from speech_tokenizer import SpeechTokenizerConfig
 from tiny_model import CLIPS, CONFIG, END, PROMPTS, answer_all, answer_one, answers, build, model, same_answer, windows_of
-from tokenizer import Tokenizer, write_tiny
+from tokenizer import Tokenizer
+from tokenizer_files import write_tiny
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from tokenizer import SPEECH_ID, SYSTEM_PROMPT, Tokenizer, past_turn, write_tiny
+from tokenizer import SPEECH_ID, SYSTEM_PROMPT, Tokenizer, past_turn
+from tokenizer_files import write_tiny
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parent / "fixtures"))

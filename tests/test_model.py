@@ -10,7 +10,8 @@ from checkpoint import preset
 from decode import GREEDY
 from face_decoder import frames_for_units
 from model import SpeechProjector
-from tokenizer import SPEECH_ID, Tokenizer, write_tiny
+from tokenizer import SPEECH_ID, Tokenizer
+from tokenizer_files import write_tiny
 from tiny_model import (CLIPS, CLOSE, CONFIG, END, LIMIT, PROMPTS, RATE, STOP, answer_all, answer_one, answers, build, fresh,
                         model, noise, same_answer, windows_of)
 

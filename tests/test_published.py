@@ -23,7 +23,8 @@ from published_models import (UNITS, change, files, golden_decoder_config, golde
                               speech_decoder, speech_tokenizer, whisper)
 from speech_decoder import SpeechDecoder
 from speech_tokenizer import SpeechTokenizer
-from tokenizer import Tokenizer, write_tiny
+from tokenizer import Tokenizer
+from tokenizer_files import write_tiny
 
 RELEASE = Path(__file__).parent / "fixtures" / "ex_omni" / "e2e"
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}    # the same float32 arithmetic in another order

@@ -10,8 +10,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from tokenizer import (BYTE_OF_CHAR, QWEN_PATTERN, SPEECH_ID, SYSTEM_PROMPT, Tokenizer, _byte_level, past_turn,
-                       trim_history, write_tiny)
+from tokenizer import SPEECH_ID, SYSTEM_PROMPT, Tokenizer, past_turn, trim_history
+from tokenizer_files import BYTE_OF_CHAR, QWEN_PATTERN, _byte_level, write_tiny
 
 CHINESE = ("你好，世界！今天天气很好，我们一起去公园散步吧。人工智能正在改变我们的生活方式。"
            "请问法国的首都是哪里？法国的首都是巴黎。语音和文字都可以作为输入。")
@@ -296,3 +296,20 @@ def test_history_is_cut_to_the_system_message_and_the_last_40():
     assert trim_history([system, *turns[:40]]) == [system, *turns[:40]]
     assert trim_history([system, *turns], keep=0) == [system]
     assert trim_history([]) == []
+
+
+def test_a_users_text_is_folded_where_the_config_beside_a_tiktoken_asks_for_it(directories, tmp_path):
+    for name in ("plain", "folding"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "qwen.tiktoken").write_bytes((directories["qwen.tiktoken"] / "qwen.tiktoken").read_bytes())
+    (tmp_path / "folding" / "tokenizer_config.json").write_text('{"fold_user_text": true}')
+    plain, folding = (Tokenizer.from_pretrained(tmp_path / name) for name in ("plain", "folding"))
+    chat = [{"role": "system", "content": "Be Kind."}, {"role": "user", "content": [
+        {"type": "speech"}, {"type": "text", "text": "  WHAT  is\tIt? "}]}, {"role": "assistant", "content": "A  Cat."}]
+    asked = {"role": "user", "content": [{"type": "speech"}, {"type": "text", "text": "what is it?"}]}
+    folded = [chat[0], asked, chat[2]]
+    assert folding.encode_chat(chat) == plain.encode_chat(folded) != plain.encode_chat(chat)
+    assert folding.encode("A  Cat.") == plain.encode("A  Cat.") and folding.stop_ids == plain.stop_ids
+    (tmp_path / "folding" / "tokenizer_config.json").write_text('{"fold_user_text": "yes"}')
+    with pytest.raises(ValueError, match="fold_user_text"):
+        Tokenizer.from_pretrained(tmp_path / "folding")

@@ -9,7 +9,8 @@ import pytest
 import tokenizers
 
 from test_tokenizer import FORMS, assert_same_ids, directories, hf, load_edited, tiny, write_json
-from tokenizer import Tokenizer, write_tiny
+from tokenizer import Tokenizer
+from tokenizer_files import write_tiny
 
 
 def test_the_tiny_tokenizer_has_bytes_as_ids_and_no_merges(tiny, tmp_path):
