@@ -245,7 +245,7 @@ def typed_path(line: str) -> str | None:
     path = os.path.expanduser(path)
     begins = line.strip("\"'").startswith(("/", "./", "../", "~/", "file://", "\\\\")) or re.match(r"\w:\\", line)
     ends = path.lower().rstrip("\"' ").endswith(SOUNDS) or os.sep in path and os.path.isdir(path)
-    return path if os.path.isfile(path) or begins or ends else None     # isfile: False too for what no file can be called
+    return path if os.path.isfile(path) or begins or ends else None
 
 
 # ---- devices ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,6 @@ from whisper import SAMPLE_RATE, windows
 
 class Writer:
     """Appends samples to a directory; one that was interrupted goes on after its last whole sample.
-
     with Writer(directory) as out:
         if "q17" not in out:
             out.add({"id": "q17", "task": "qa", "messages": [...], "answer": "..."}, audio=waveform, units=units)
@@ -118,8 +117,8 @@ class Writer:
         except OSError as error:
             with suppress(OSError):
                 self.close()
-            raise OSError(f"{self.directory} cannot be written ({error.strerror or error}): make room and run the same command again, it "
-                          "goes on after the last whole sample") from None
+            raise OSError(f"{self.directory} cannot be written ({error.strerror or error}): make room and run the "
+                          "same command again, it goes on after the last whole sample") from None
 
     def finish(self, **about) -> dict:
         """Write the manifest: the directory is complete. about: what a reader must know, as the units' tokenizer."""

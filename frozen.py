@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import disk
 from data import by_length, collate
-from runs import agree, first_rank_first, rank_and_world
+from ranks import agree, first_rank_first, rank_and_world
 
 FORMAT = 1
 SHARD_BYTES = 256 << 20         # a shard is written when it is larger

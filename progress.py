@@ -25,7 +25,7 @@ from tqdm import tqdm
 import disk
 import saving
 from loading import Stream
-from runs import agree, rank_and_world, sum_over_ranks
+from ranks import agree, rank_and_world, sum_over_ranks
 
 PATIENCE = 10           # steps in a row whose gradient is not finite: then it does not get better by itself
 
@@ -179,7 +179,8 @@ def conclude(log: Log, state: dict, stages: dict) -> None:
             f"; best validation loss {best['loss']:.4g} at step {best['step']}" if best else "")
             + f"; wrote {out}, log in {out / 'log.jsonl'}")
         print(f"try it: python sample.py --checkpoint {out} --text 'Hello'" + (
-            f"; next: python train.py --stage {stage + 1} --init-from {out} --data {' --data '.join(state['data'])} --out ..."
+            f"; next: python train.py --stage {stage + 1} --init-from {out} "
+            f"--data {' --data '.join(state['data'])} --out ..."
             if stage + 1 in stages else ""))
     if dist.is_initialized():
         dist.barrier()                                              # nobody leaves while another still writes
@@ -264,7 +265,7 @@ def whole_weights(model, dtype: torch.dtype) -> dict:
 def save(out: Path, model, state: dict, tensors: dict, log: Log) -> None:
     """Write everything to OUT/.saving, then put it in its place: at any time there is a whole checkpoint.
 
-    Raises OSError on all ranks together (`runs.agree`), with the old checkpoint untouched."""
+    Raises OSError on all ranks together (`ranks.agree`), with the old checkpoint untouched."""
     new, first = out / ".saving", rank_and_world()[0] == 0
     whole, state["since_log"] = whole_weights(model, getattr(torch, state["dtype"])), log.since()
     for part in (lambda: first and write(new, model, state, whole),

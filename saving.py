@@ -99,8 +99,8 @@ def check_weights(out: Path) -> None:
     changed = sorted(name for name in saved if saved[name] != now.get(name))
     if changed:
         before = f", or go on with --out {out / 'previous'}" if (out / "previous" / FILES).exists() else ""
-        raise ValueError(f"{out / changed[0]} is not the file that this training saved: put that back, or start another "
-                         f"training with --init-from {out}{before}")
+        raise ValueError(f"{out / changed[0]} is not the file that this training saved: put that back, or start "
+                         f"another training with --init-from {out}{before}")
 
 
 def move(name: str, source: Path, target: Path) -> None:

@@ -43,7 +43,8 @@ from loading import Steps, lengths_of, micro_batches, read_ahead, token_rates
 from memory import report
 from model import LOSSES, loss_counts
 from progress import Log, announce, conclude, interrupts, optimizer_tensors, save
-from runs import claimed, join, named_rank, open_training, parse, rank_and_world, sum_over_ranks
+from ranks import join, named_rank, rank_and_world, sum_over_ranks
+from runs import claimed, open_training, parse
 from saving import load_optimizer
 from toy.augment import other_voice
 from toy.microbatches import Float64Sums, like_length
@@ -84,13 +85,14 @@ STAGES = {
         3: Stage(QA, LOSSES, {"projector": 2e-5, "llm": 2e-6, "generator": 2e-5, "face": 2e-5}, 2, 32, 0.1, 4,
                  replay={"asr": 10_000, "face": 10_000}, plain_mse=True)},
     # For a language model less than 512 wide, which has everything still to learn. Its stage IV keeps reading aloud:
-    # the answers of so small a world are too few to learn from them how to speak and to move a face.
+    # the answers of so small a world are too few to learn from them how to speak and to move a face. It keeps typed
+    # conversations and transcription too, which it would forget.
     "mini": {
         1: Stage(ASR, ("text",), {"projector": 2e-3}, 0.4, 48, 0.1, 4, toy=True),
         2: Stage(TTS, ("units",), {"generator": 2e-3}, 3.5, 16, 0.1, 4, toy=True),
         3: Stage(FACE, ("face",), {"face": 2e-3}, 3.5, 16, 0.1, 4, toy=True),
-        4: Stage(QA + CHAT + FACE, LOSSES, {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 2, 48,
-                 0.1, 6, toy=True)}}
+        4: Stage(QA, LOSSES, {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 1.8, 48, 0.1, 6,
+                 replay={"chat": 8000, "face": 2000, "asr": 3000}, toy=True)}}
 
 
 # ---------------------------------------------------------------- who learns, and how

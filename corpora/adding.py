@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import disk
-import runs
+import ranks
 import saving
 from corpora.corpus import spoken
 from data import Split
@@ -67,13 +67,13 @@ def read_aloud(row: dict, **arrays) -> dict:
 def processes(device):
     """Those of torchrun meet; without it there is one."""
     if "RANK" in os.environ:
-        runs.join(device)
+        ranks.join(device, os.getppid())
     try:
-        with runs.named_rank():
+        with ranks.named_rank():
             yield
     finally:
-        if runs.dist.is_initialized():
-            runs.dist.destroy_process_group()
+        if ranks.dist.is_initialized():
+            ranks.dist.destroy_process_group()
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def together():
         yield
     except (ValueError, OSError) as error:
         failure = error
-    runs.agree(failure)
+    ranks.agree(failure)
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def claimed(directory):
     """Yields the Split of a directory; nobody else writes there meanwhile. On all processes together."""
     with ExitStack() as stack:
         with together():
-            if runs.rank_and_world()[0] == 0:
+            if ranks.rank_and_world()[0] == 0:
                 stack.enter_context(disk.locked(directory))
             split = Split(directory)
         yield split
@@ -126,7 +126,7 @@ class Adding:
             self.first.setdefault(key, number)
         known = json.dumps([made_by, split.manifest["files"]], sort_keys=True)
         self.directory = split.directory / f".adding-{name}-{zlib.crc32(known.encode()):08x}"
-        rank, world = runs.rank_and_world()
+        rank, world = ranks.rank_and_world()
         for other in split.directory.glob(f".adding-{name}-*") if rank == 0 else ():
             if other != self.directory:
                 shutil.rmtree(other)
@@ -136,7 +136,7 @@ class Adding:
 
     def __enter__(self):
         self.directory.mkdir(exist_ok=True)
-        path = self.directory / f"{runs.rank_and_world()[0]}.txt"
+        path = self.directory / f"{ranks.rank_and_world()[0]}.txt"
         end, rows = 0, 0
         if path.exists():
             _, end, rows = self.lines(path)
@@ -188,7 +188,7 @@ class Adding:
             self.index.flush()
         except OSError as error:
             raise OSError(f"{self.directory} cannot be written ({error.strerror or error}): make room and run the "
-                          "goes on from there") from None
+                          "same command again, it goes on from there") from None
 
     def finish(self, change, keep=True, **about) -> None:
         """Put in what was made, by all processes; called by one. change(row, [start, length]) -> the rows that replace

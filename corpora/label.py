@@ -18,6 +18,7 @@ from data import Split
 from disk import regular
 from face_decoder import FPS, frames_for_units
 from prepared import checksum
+from ranks import rank_and_world
 
 TEACHERS = {"audio2face3d": Audio2Face}
 
@@ -70,7 +71,7 @@ def label(split: Split, teacher, made_by: dict) -> None:
     frames = lambda number: frames_for_units(split.rows[number]["units"][1])
     keys = {n: (*sound, frames(n)) for n, sound in sounds.items() if frames(n)}
     before = make(split, teacher, sounds, keys, frames, made_by) if keys else 0
-    if adding.runs.rank_and_world()[0] == 0:
+    if rank_and_world()[0] == 0:
         hours = sum(length for *_, length in set(keys.values())) / FPS / 3600
         lacking = sum("face" not in row and ("units" not in row or adding.sound_of(row) is None)
                       and row["task"] in ("face", "qa") for row in split.rows)
@@ -89,7 +90,7 @@ def make(split: Split, teacher, sounds: dict, keys: dict, frames, made_by: dict)
                 except ValueError as error:
                     raise ValueError(f"{split.directory}: sample {split.rows[number]['id']}: {error}") from None
         with adding.together():
-            if adding.runs.rank_and_world()[0] == 0:
+            if rank_and_world()[0] == 0:
                 work.finish(with_face, face_teacher=made_by)
         return len(work.before)
 

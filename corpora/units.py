@@ -17,6 +17,7 @@ from tqdm import tqdm
 from corpora import adding
 from data import Split, fingerprint
 from face_decoder import frames_for_units
+from ranks import rank_and_world
 from speech_tokenizer import BATCH, SpeechTokenizer
 from whisper import SAMPLE_RATE
 
@@ -52,7 +53,7 @@ def unitise(split: Split, tokenizer, made_by: str, from_asr=False, overwrite=Fal
     with adding.together():
         sounds, anew = clips(split, tokenizer, made_by, from_asr, overwrite)
     before = make(split, tokenizer, sounds, made_by, anew) if sounds else 0
-    if adding.runs.rank_and_world()[0] == 0:
+    if rank_and_world()[0] == 0:
         hours = sum(length for _, length in set(sounds.values())) / SAMPLE_RATE / 3600
         mute = sum(row["task"] in ("tts", "face", "qa") and "units" not in row and n not in sounds
                    for n, row in enumerate(split.rows))
@@ -72,7 +73,7 @@ def make(split: Split, tokenizer, sounds: dict, made_by: str, anew: bool) -> int
                     work.add(number, units.cpu().numpy())
                 bar.update(len(set(batch) - work.before.keys()))
         with adding.together():
-            if adding.runs.rank_and_world()[0] == 0:
+            if rank_and_world()[0] == 0:
                 work.finish(with_units, keep=not anew, speech_tokenizer=made_by,
                             unit_vocab=tokenizer.config.quantize_vocab_size)
         return len(work.before)

@@ -55,7 +55,7 @@ def test_another_end_is_seen(saved, tmp_path):
 PARENT = """
 import subprocess, sys
 subprocess.run([sys.executable, "-c",
-    "import os; parent = os.getppid(); import runs, time; runs.end_with(parent); print(os.getpid(), flush=True); "
+    "import os; parent = os.getppid(); import ranks, time; ranks.end_with(parent); print(os.getpid(), flush=True); "
     "time.sleep(60)"])
 """
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import runs
+import ranks
 import train
 from model import ExOmni
 from tiny_training import base, command, data, go, optimizer_of, refuse, rows, same_training, step_in
@@ -15,15 +15,15 @@ from tiny_training import base, command, data, go, optimizer_of, refuse, rows, s
 @pytest.mark.parametrize("messages, raises", [
     (["no room", None, "no room"], 0), ([None, "gone", "other"], 1), (["a", "b", None], 0), ([None, None, None], None)])
 def test_an_error_ends_all_ranks_and_is_raised_where_it_is_new(monkeypatch, messages, raises):
-    monkeypatch.setattr(runs.dist, "all_gather_object", lambda into, own: into.__setitem__(slice(None), messages))
+    monkeypatch.setattr(ranks.dist, "all_gather_object", lambda into, own: into.__setitem__(slice(None), messages))
     for rank, message in enumerate(messages):
-        monkeypatch.setattr(runs, "rank_and_world", lambda: (rank, len(messages)))
+        monkeypatch.setattr(ranks, "rank_and_world", lambda: (rank, len(messages)))
         own = None if message is None else OSError(message)
         if raises is None:
-            runs.agree(own)
+            ranks.agree(own)
             continue
         with pytest.raises(OSError if message is not None and message not in messages[:rank] else SystemExit):
-            runs.agree(own)
+            ranks.agree(own)
 
 
 def test_an_error_says_on_which_rank(monkeypatch):
@@ -31,7 +31,7 @@ def test_an_error_says_on_which_rank(monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", world)
         monkeypatch.setenv("RANK", "2")
         for error in (ValueError("here"), RuntimeError("here"), FileNotFoundError("here")):
-            with pytest.raises((ValueError, RuntimeError, OSError)) as seen, runs.named_rank():
+            with pytest.raises((ValueError, RuntimeError, OSError)) as seen, ranks.named_rank():
                 raise error
             assert str(seen.value) == said
 

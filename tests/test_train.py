@@ -215,7 +215,7 @@ def test_recomputing_activations_changes_nothing(still, data, tmp_path):
 
 
 DRIVER = """
-import json, os, runs, signal, sys, torch, train
+import json, os, ranks, signal, sys, torch, train
 torch.set_num_threads(1)
 killed_at, commands = json.loads(sys.argv[1])
 schedule = train.schedule
@@ -224,7 +224,7 @@ def dying(step, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
     return schedule(step, *rest)
 train.schedule = dying
-runs.join(torch.device("cpu"), os.getppid())
+ranks.join(torch.device("cpu"), os.getppid())
 for argv in commands:
     train.main(argv)
 torch.distributed.destroy_process_group()
