@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 import data
 import disk
 from flow import Flow, mel_frames
-from hift import speech_mel
+from hift import HiFT, speech_mel
 from speech_decoder import SpeechDecoder, SpeechDecoderConfig
 from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 from toy import clips, codebook, fit
@@ -161,7 +161,7 @@ def test_perplexity_counts_the_codes_in_use():
 
 def test_each_loss_falls(trained):
     folder, _ = trained
-    losses = {"speech_tokenizer": ["mu", "detail", "phones"], "flow": ["mu", "landed"], "hift": ["stft", "mel"]}
+    losses = {"speech_tokenizer": ["mu", "detail", "phones"], "flow": ["mu", "landed"], "hift": ["energy"]}
     for part, names in losses.items():
         rows = log(folder, part)                                    # means of 20 steps
         for name in names:
@@ -217,6 +217,20 @@ def test_a_new_u_net_begins_as_a_copy_of_mu_at_any_loudness(frames):
         with torch.no_grad():
             made = flow.decoder.estimator(zero, None, mu, torch.zeros(1), flow.speaker(), zero)
         assert (made - mu).abs().mean() < 0.1                       # of values that vary by 2
+
+
+def test_a_constant_stays_a_constant_in_the_vocoders_upsampling():
+    def spread(up):
+        return up(torch.ones(1, up.in_channels, 6))[0, :, 8:-8].std(1).mean().item()
+
+    torch.manual_seed(0)
+    smooth, even = HiFT(DECODER.hift), HiFT(DECODER.hift)
+    sizes = [up.weight.std().item() for up in smooth.ups]
+    assert all(spread(up) > 0.01 for up in smooth.ups)
+    speak.begin_smooth(smooth)
+    speak.even_phases(even)
+    assert all(spread(up) < 1e-6 for up in [*smooth.ups, *even.ups])            # rounding of sums near 1
+    assert [up.weight.std().item() for up in smooth.ups] == pytest.approx(sizes, rel=0.2)   # of 128 numbers at least
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(voice, tmp_path, monkeypatch):

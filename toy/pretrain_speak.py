@@ -231,7 +231,7 @@ def begin_as_copy(estimator, average) -> None:
 
 # ---- vocoder ------------------------------------------------------------------------------------------------------
 
-def train_hift(voice: Split, folder, steps=3600, decoder=DECODER, rows=8) -> None:
+def train_hift(voice: Split, folder, steps=3000, decoder=DECODER, rows=8) -> None:
     """The vocoder, on true mels, then on those that the trained tokenizer and flow make. rows: segments per batch.
 
     The waveform is made with the true pitch; the predictor learns it at the same time. Writes
@@ -255,10 +255,12 @@ def train_hift(voice: Split, folder, steps=3600, decoder=DECODER, rows=8) -> Non
 
     torch.manual_seed(2)
     hift = HiFT(decoder.hift)
+    begin_smooth(hift)
     pitches = torch.cat(f0)
     nn.init.constant_(hift.f0_predictor.classifier.bias, pitches[pitches > 0].median().item())
 
     def loss(step, generator):
+        even_phases(hift)
         mel, sound, hertz = [], [], []
         for n in torch.randint(len(clips), (rows,), generator=generator).tolist():
             i = clips[n]
@@ -268,8 +270,32 @@ def train_hift(voice: Split, folder, steps=3600, decoder=DECODER, rows=8) -> Non
             sound.append(targets[i][OUTPUT_HOP * first:OUTPUT_HOP * (first + SEGMENT)])
             hertz.append(f0[i][first:first + SEGMENT])
         parts = hift_losses(hift, torch.stack(mel), torch.stack(sound), torch.stack(hertz), generator=generator)
-        return parts["stft"] + 2 * parts["mel"] + parts["f0"] / 50, parts
+        return parts["energy"] + parts["f0"] / 50, parts
 
-    fit("hift", hift, loss, steps, 2e-3, folder, warmup=min(100, steps // 10), betas=(0.8, 0.99), clip=5.0,
+    fit("hift", hift, loss, steps, 1e-3, folder, warmup=min(100, steps // 10), betas=(0.8, 0.99), clip=5.0,
         matrices=for_muon("hift", hift))
+    even_phases(hift)
     write_half(Path(folder) / "speech_decoder" / "hift.safetensors", hift)
+
+
+@torch.no_grad()
+def begin_smooth(hift: HiFT) -> None:
+    """Set a new vocoder's upsampling to interpolation by a Hann window, as large as it was: random taps would make each
+    constant a tune."""
+    for up in hift.ups:
+        window = torch.hann_window(up.kernel_size[0])
+        scale = up.weight.std() / window.square().mean().sqrt()
+        up.weight.copy_(torch.randn(*up.weight.shape[:2], 1) * scale * window)
+        nn.init.zeros_(up.bias)
+
+
+@torch.no_grad()
+def even_phases(hift: HiFT) -> None:
+    """Shift the taps of the upsampling, (in, out, kernel), such that those that meet in an output sum up to the same in
+    each of the `stride` outputs of an input. So a constant stays a constant; else it has lines at multiples of the
+    input's rate, which training removes slowly.
+    """
+    for up in hift.ups:
+        taps = up.weight.unflatten(2, (-1, up.stride[0]))                               # (in, out, taps, stride)
+        sums = taps.sum(2, keepdim=True)
+        taps -= (sums - sums.mean(3, keepdim=True)) / taps.shape[2]

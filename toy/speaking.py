@@ -4,6 +4,7 @@ Used by evaluate.py. said: [(sample, model.Answer, sample of split `voice` with 
 them whose text is right.
 """
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -11,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 import disk
 from data import Split, chunks, collate, rows_of
 from face.measure import average, own_voice, sound_lag
 from face_decoder import FPS, UNIT_RATE
-from flow import OUTPUT_RATE
+from flow import OUTPUT_HOP, OUTPUT_RATE
+from toy.clips import at_output_rate
 from toy.marking import BATCH, error_rate, questions, share, speak, words
 from whisper import SAMPLE_RATE
 
@@ -65,19 +68,47 @@ def write_question(split: Split, path: Path, seconds: float = 3.0) -> Path:
 
 # ---------------------------------------------------------------- speech
 
+def lines(sounds: list, hertz: float = OUTPUT_RATE / OUTPUT_HOP, between=(300, 7500), size: int = 4096) -> dict:
+    """Of sounds (samples,) at 22,050 Hz: how far the multiples of `hertz` stand out of what lies around them, in dB:
+    mean, p90, max. White noise has about 0; a vocoder can leave lines at its frame rate, and at 64 times this, its
+    output's hop. between, in Hz: above the pitch, whose own line counts otherwise, and where speech has sound.
+
+    Frames within 20 dB of their sound's loudest count, by the mean of their levels. The surroundings are the median of
+    the bins (5.4 Hz each) nearer than half of `hertz`, without the two next to it.
+    """
+    levels = []
+    for sound in sounds:
+        sound = torch.as_tensor(sound).float()
+        frames = F.pad(sound, (0, max(size - len(sound), 0))).unfold(0, size, size // 4)
+        power = frames.square().mean(1)
+        spectra = torch.fft.rfft(frames[power >= 0.01 * power.max()] * torch.hann_window(size)).abs()
+        levels.append(20 * spectra.clamp(min=1e-7).log10())
+    level, bins = torch.cat(levels).mean(0), OUTPUT_RATE / size
+    around = torch.tensor([d for d in range(-int(hertz / bins / 2), int(hertz / bins / 2) + 1) if abs(d) > 2])
+    first, last = (limit / hertz for limit in between)
+    at = (torch.arange(math.ceil(first), int(last) + 1) * hertz / bins).round().long()
+    over = level[at] - level[at[:, None] + around].median(1).values
+    return {"mean": over.mean().item(), "p90": over.quantile(0.9).item(), "max": over.max().item()}
+
+
 def compare_speech(kept: list) -> dict:
-    """Lengths and units against the voice's own."""
+    """Lengths, units and lines in the sound against the voice's own."""
     lengths = [{"text": s["answer"], "seconds": len(answer.units) / UNIT_RATE,
                 "voice_seconds": len(voice["units"]) / UNIT_RATE, "ended": len(answer.unit_states) > len(answer.units)}
                for s, answer, voice in kept]
     ratios = np.array([one["seconds"] / one["voice_seconds"] for one in lengths])
     units = [(voice["units"].tolist(), answer.units.tolist()) for _, answer, voice in kept]
+    sounds = {"generated": [answer.waveform for _, answer, _ in kept],
+              "voice": [at_output_rate(torch.as_tensor(voice["audio"])) for _, _, voice in kept
+                        if voice["audio"] is not None]}
     return {"answers": len(lengths), "length over the voice's, median": float(np.median(ratios)),
             "length within 10 %": float(np.mean(abs(ratios - 1) <= 0.1)),
             "truncated": [one for one, ratio in zip(lengths, ratios) if ratio < 0.9],
             "stopped by the limit of units": sum(not one["ended"] for one in lengths),
             "longest": max(lengths, key=lambda one: one["voice_seconds"]),
-            "units equal to the voice's": average(a == b for a, b in units), "unit error rate": error_rate(units)}
+            "units equal to the voice's": average(a == b for a, b in units), "unit error rate": error_rate(units)} | {
+                f"lines in the sound, {side}, {name}, dB": value
+                for side, several in sounds.items() if several for name, value in lines(several).items()}
 
 
 def by_duration(seconds: list, pairs: dict) -> dict:
