@@ -208,12 +208,12 @@ PRESETS = {name: ExOmniConfig(llm=size) for name, size in SIZES.items()} | {
         face=FaceConfig(48, 96, 24, 48, 4, 2, tqgf_heads=2, tqgf_dim_head=16),
         projector_hidden=96, stop_ids=(258, 256), dtype="float32"),
     "mini": ExOmniConfig(          # trained from scratch on a CPU (`python -m toy`): hears 5.12 s at once
-        llm=Qwen3Config(960, 128, 384, 4, 2, 1, 64, max_position_embeddings=4096, tie_word_embeddings=True),
+        llm=Qwen3Config(1536, 192, 576, 6, 3, 1, 64, max_position_embeddings=4096, tie_word_embeddings=True),
         speech_encoder=WhisperConfig(80, 192, 4, 4, 768, 256, quiet_cuts=True),
-        generator=GeneratorConfig(Qwen3Config(960, 192, 576, 4, 4, 2, 48, max_position_embeddings=4096,
+        generator=GeneratorConfig(Qwen3Config(1536, 192, 576, 4, 4, 2, 48, max_position_embeddings=4096,
                                               tie_word_embeddings=True), 1024, 1, 4, 48),
         face=FaceConfig(192, 1024, 64, 128, 4, 4, dropout=0.0, tqgf_heads=4, tqgf_dim_head=32),
-        projector_hidden=512, stop_ids=(958, 956), greedy_units=True, dtype="float32")}
+        projector_hidden=512, stop_ids=(1535, 1533), greedy_units=True, dtype="float32")}
 
 
 def preset(name: str) -> ExOmniConfig:

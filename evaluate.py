@@ -8,10 +8,13 @@
 Prints tables; everything, with each wrong answer, goes into evaluation.json in --out (parts measured earlier stay).
 
 answers     (Table 4) Greedy text, right if every letter is: val and each test split, by family of voices and kind of
-            phrasing. "typed": the same questions as text. Then one split again with changed clips (toy/marking.py).
+            phrasing. "typed": the same questions as text. Turns of conversations, ways to type, questions of strangers;
+            what has no answer: refused, or answered with confidence. Then one split again with changed clips
+            (toy/marking.py, toy/rooms.py).
 speech      (v1 Tables 5 and 9) Questions are answered aloud; those with the right text are compared with the answer
-            voice's recording of it (split `voice`): length (below 0.9 of the recording's: truncated), units, and with
-            --asr NAME (a faster-whisper model or directory) the word error rate of both, also by duration.
+            voice's recording of it (split `voice`): length (below 0.9 of the recording's: truncated), units, lines in
+            the sound at multiples of the vocoder's frame rate (about 0 dB: none), and with --asr NAME (a faster-whisper
+            model or directory) the word error rate of both, also by duration.
 face        (v1 main table) Teacher-forced on the face samples of val: LVE against the teacher and what else is in
             face/measure.py. "teacher": its own figures. "mean": the mean of all its frames held still, a floor. Then
             the generated answers: lips against their own sound.
@@ -90,7 +93,7 @@ def show(title: str, header: list, rows) -> None:
 # ---------------------------------------------------------------- answers
 
 def answers(model, args) -> dict:
-    """Exact answers on val and the test splits, spoken and typed, and of changed clips."""
+    """Exact answers on val and the test splits, spoken and typed, refusals, and answers to changed clips."""
     found = mark_answers(lambda samples: write_texts(model, samples, args.max_new_tokens), args.data, args.seed,
                          args.transcripts)
     for table in answer_tables(found):

@@ -28,8 +28,8 @@ from face.measure import held_out_faces
 from face_decoder import FaceDecoder, face_loss, frames_for_units, stretch
 from model import ExOmni
 from tokenizer import with_system
-from toy import demo
 from toy.answers import UNITS_OF, read_answers
+from toy.plan import SIZES, plan
 from whisper import load_audio, windows
 
 QUESTION = ROOT / "mini" / "questions" / "capital.wav"
@@ -156,8 +156,9 @@ def exercises(out: Path) -> None:
     """Write out/data/{train,val,voice}, what the mini model's voice says as `face` samples, and out/start: the mini
     checkpoint with a newly initialised face decoder. Then `train.py --stage 3` takes minutes."""
     about, answers = read_answers(ROOT / "mini" / "data")
-    said = demo.plan(about["seed"], demo.SIZES[about["size"]])["voice"]
-    held, trained = ([clip["text"] for clip in said if clip["held"] == flag] for flag in (True, False))
+    said = plan(about["seed"], SIZES[about["size"]])["voice"]       # an earlier version shipped other texts too
+    held = [clip["text"] for clip in said if clip["held"] and clip["text"] in answers]
+    trained = [text for text in answers if text not in held]
     for split, some in {"val": held, "train": trained, "voice": held}.items():      # voice: when each phone is said
         with Writer(out / "data" / split) as writer:
             for text in some:

@@ -17,10 +17,11 @@ from face_decoder import frames_for_units
 from model import ExOmni
 from test_voices import have_espeak
 from toy import answers as answers_file
-from toy import demo, domain, voices
+from toy import demo, domain, plan, voices
 
-SIZE = {"espeak": 1, "flite": 1, "random_espeak": 2, "random_flite": 1, "strings": 3, "sentences": 3, "held": 1,
-        "every": 2}
+SIZE = {"asked": {"espeak": 5, "flite": 2}, "unknown": {"espeak": 1}, "follow-up": {"flite": 2}, "noise": 4,
+        "random": {"espeak": 2, "flite": 1}, "strings": 3, "sentences": 3, "held": 1, "typed talks": 6,
+        "spoken talks": 4, "every": 5, "tests": 4}
 needs_espeak = pytest.mark.skipif(not have_espeak(), reason="espeakng-loader is not installed")
 needs_voices = pytest.mark.skipif(voices.shutil.which("flite") is None or not have_espeak(),
                                   reason="flite or espeakng-loader is not installed")
@@ -28,11 +29,18 @@ needs_voices = pytest.mark.skipif(voices.shutil.which("flite") is None or not ha
 
 @pytest.fixture(scope="module")
 def few_answers():
-    """A domain of five answers, so that a whole set takes seconds."""
-    items = domain.items()[::70]
+    """A world of 19 answers, one or two of a kind, so that a whole set takes seconds."""
+    known = domain.known
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(domain, "items", lambda: items)
-        yield items
+        for name in ("OPPOSITES", "LEGS", "SOUNDS", "COLORS", "FACTS", "TALK", "TOPICS"):
+            patch.setattr(domain, name, dict([*getattr(domain, name).items()][:1]))
+        patch.setattr(domain, "CAPITALS", {"France": "Paris", "Germany": "Berlin"})
+        for name in ("DAYS", "MONTHS", "SEASONS", "COUNTS"):
+            patch.setattr(domain, name, getattr(domain, name)[:1])
+        patch.setattr(domain, "known", lambda: {kind: several[:1] if kind in ("plus", "minus") else several
+                                                for kind, several in known().items()})
+        patch.setattr(domain, "REFUSED", {split: (20, held) for split, (_, held) in domain.REFUSED.items()})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -47,42 +55,17 @@ def contents(out):
             if path.is_file() and path.name != "verified.json"}         # when the files were last read
 
 
-@pytest.fixture(scope="module")
-def full():
-    return demo.plan(0, demo.SIZES["full"])
-
-
-def test_the_full_plan_has_the_recipes_numbers(full):
-    asked = [clip for clip in full["train"] if "answer" in clip]
-    families = Counter(clip["how"]["family"] for clip in asked)
-    assert 8000 <= len(asked) <= 9500 and families["flite"] >= 0.4 * len(asked)
-    assert 280 <= min(len(full[split]) for split in demo.TESTS)
-    assert all(3 <= len(clip["text"].split()) <= 8 for clip in full["train"] if clip["kind"] == "random")
-
-
-def test_held_out_phrasings_and_voices_are_not_in_training(full):
-    trained = {domain.spoken(clip["text"]) for clip in full["train"] if "answer" in clip}
-    train_voices = {clip["how"]["voice"] for clip in full["train"]}
-    kinds = {"val": {"train"}, "test-voices": {"train"}, "test-recombined": {"recombined"}, "test-wording": {"wording"},
-             "test-both": {"recombined", "wording"}, "test-natural": {"train", "recombined", "wording"}}
-    for split, expected in kinds.items():
-        assert {clip["phrasing"] for clip in full[split]} == expected
-        for clip in full[split]:
-            held = split in ("test-voices", "test-both", "test-natural")
-            assert (clip["how"]["voice"] not in train_voices) if held else True
-            assert clip["phrasing"] == "train" or domain.spoken(clip["text"]) not in trained
-    assert {clip["how"]["voice"] for clip in full["test-natural"]} == set(voices.HELD_NATURAL)
-
-
-def test_one_seed_makes_one_plan(few_answers):
-    assert demo.plan(0, SIZE) == demo.plan(0, SIZE) != demo.plan(1, SIZE)
+def said_by(clips: dict, *families) -> dict:
+    """The clips of a plan whose family is one of these; noise is always there."""
+    return {split: [clip for clip in several if clip["how"]["family"] in (*families, "noise")]
+            for split, several in clips.items()}
 
 
 def speaks(row, split: str) -> bool:
     """Whether a sample has units and a face: of training's spoken questions every third clip."""
-    spoken = row["task"] == "qa" and "voice" in row
+    number = row["id"].rsplit("-", 1)[-1]
     return row["task"] in ("qa", "tts", "face") and not (
-        split == "train" and spoken and int(row["id"].split("-")[-1]) % 3)
+        split == "train" and row["task"] == "qa" and "voice" in row and int(number) % demo.SPEAKING)
 
 
 @needs_voices
@@ -92,14 +75,30 @@ def test_every_split_is_whole_and_its_rows_have_what_their_task_needs(made):
         split = Split(made / name, verify=True)
         tasks[name] = Counter(row["task"] for row in split.rows)
         for row in (split[n] for n in range(len(split))):
-            assert (row["audio"] is not None) == (row["task"] == "asr" or "voice" in row)
+            speech = any(not isinstance(message["content"], str) for message in row["messages"])
+            assert (row["audio"] is not None) == (speech or name == "voice")
             assert (row["face"] is not None) == speaks(row, name) and row["units"] is None
             if row["task"] == "asr":
-                assert len(row["audio"]) <= demo.WINDOW * voices.RATE
-                assert [word for word, _, _ in row["words"]] == row["answer"].split()
+                assert len(row["audio"]) <= demo.WINDOW * voices.RATE and row["kind"] != "noise"
+                heard = [] if row["family"] in ("joe", "ked", "slt-hts") else row["answer"].split()
+                assert [word for word, _, _ in row["words"]] == heard
                 assert row["answer"] == domain.spoken(row["text"])
     assert set(tasks["train"]) == {"qa", "asr", "chat", "tts", "face"} and set(tasks["voice"]) == {"tts"}
-    assert all(set(tasks[name]) == {"qa", "asr", "chat"} for name in demo.TESTS)
+    assert all(set(tasks[name]) == {"qa", "asr", "chat"} for name in (*plan.TESTS, "test-turns", "test-outside"))
+    assert set(tasks["test-typed"]) == {"chat"}
+
+
+@needs_voices
+def test_noise_is_answered_not_transcribed_and_a_turn_comes_after_others(made):
+    rows = {row["id"]: row for row in Split(made / "train").rows}
+    noise, turns = ([row for name, row in rows.items() if name.startswith(start)]
+                    for start in ("train-noise", "train-turn"))
+    assert len(noise) == SIZE["noise"] and {(row["task"], row["answer"]) for row in noise} == {("qa", domain.SILENCE)}
+    assert {row["task"] for row in turns} == {"qa", "asr"}
+    assert all(len(row["messages"]) in ((1,) if row["task"] == "asr" else (3, 5)) for row in turns)
+    talks = [row for row in rows.values() if row["id"].startswith("train-heard")]
+    sounds = [rows[name]["audio"] for name in rows if name.startswith(("train-0", "unknown"))]
+    assert len(talks) == SIZE["spoken talks"] and all(row["audio"] in sounds for row in talks)
 
 
 @needs_voices
@@ -121,7 +120,7 @@ def test_a_second_run_does_nothing_and_another_seed_is_refused(made):
     before = {path: path.stat().st_mtime_ns for path in made.rglob("*")}
     assert demo.make(made, size=SIZE, workers=1) is False
     assert {path: path.stat().st_mtime_ns for path in made.rglob("*")} == before
-    with pytest.raises(ValueError, match="another seed, size or version"):
+    with pytest.raises(ValueError, match="another seed, size, choice of installed voices or version"):
         demo.make(made, seed=1, size=SIZE, workers=1)
 
 
@@ -141,7 +140,9 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_bytes(made, tmp_path,
             demo.make(tmp_path / "demo", size=SIZE, workers=1)
     demo.make(tmp_path / "demo", size=SIZE, workers=1)
     assert contents(tmp_path / "demo") == contents(made)
-    assert len(said) == sum(map(len, demo.plan(0, SIZE).values())) + 2         # nothing was said twice but what broke
+    installed = [family for family in (*voices.FAMILIES, *voices.HELD_FAMILIES) if voices.available(family)]
+    there = said_by(plan.plan(0, SIZE), *installed)
+    assert len(said) == sum(map(len, there.values())) + 2               # nothing was said twice but what broke
 
 
 @needs_voices
@@ -172,7 +173,7 @@ def shipped(few_answers, checkpoint, tmp_path_factory):
     """A directory with demo/voice, random units and faces that nobody said, and mini, the same as shipped answers."""
     folder, random = tmp_path_factory.mktemp("shipped"), np.random.default_rng(0)
     with Writer(folder / "demo" / "voice") as out:
-        for n, clip in enumerate(demo.plan(0, SIZE)["voice"]):
+        for n, clip in enumerate(plan.plan(0, SIZE)["voice"]):
             ends, units = random.integers(1, 400, 7).cumsum() / 1000, random.integers(0, 96, 5 + n % 4)
             phones = [[name, start, end] for name, start, end in zip("pau hh ax l ow pau".split(), ends, ends[1:])]
             phones[0][1] = 0.0
@@ -190,6 +191,11 @@ def alone(monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "SHIPPED", tmp_path / "nothing")
     monkeypatch.setattr(demo.os, "cpu_count", lambda: 1)
     monkeypatch.setitem(demo.SIZES, "small", SIZE)
+    for cached in (demo.crowd, voices.held_voices.festival_voices):
+        cached.cache_clear()
+    yield
+    for cached in (demo.crowd, voices.held_voices.festival_voices):
+        cached.cache_clear()
 
 
 def run(*options):
@@ -211,34 +217,53 @@ def test_shipped_answers_come_back_faces_within_half_a_step(shipped):
 @needs_espeak
 def test_without_flite_shipped_answers_make_a_set_that_all_stages_can_train_on(shipped, checkpoint, alone, tmp_path):
     assert demo.make(tmp_path, size="small", answers=shipped / "mini")
-    model, plan = ExOmni.from_pretrained(checkpoint), demo.plan(0, SIZE)
+    model, clips = ExOmni.from_pretrained(checkpoint), said_by(plan.plan(0, SIZE), "espeak")
     _, answers = answers_file.read_answers(shipped / "mini")
     for name in demo.SPLITS:
         split = Split(tmp_path / name, verify=True)
         check(split, range(len(split)), model)
         assert split.manifest["unit_vocab"] == 96 and split.manifest["speech_tokenizer"] == fingerprint(checkpoint)
-        asked = [row["id"] for row in split.rows if row["task"] == "asr"]
-        assert asked == [f"{clip['id']}-asr" for clip in plan[name] if clip["how"]["family"] == "espeak"]
+        asked = [row["id"] for row in split.rows if row["task"] == "asr" and row["family"] not in ("joe", "hibari")]
+        assert asked == [f"{clip['id']}-asr" for clip in clips[name] if clip["text"] and name != "voice"]
         for row in (split[n] for n in range(len(split))):
             assert (row["units"] is not None) == (row["face"] is not None) == speaks(row, name)
             if row["units"] is not None:
                 np.testing.assert_array_equal(row["units"], answers[row["answer"]]["units"])
                 assert len(row["face"]) == frames_for_units(len(row["units"]))
     assert {row["task"] for row in Split(tmp_path / "train").rows} == {"qa", "asr", "chat", "tts", "face"}
-    assert len(Split(tmp_path / "test-natural")) == 0 and "test-natural" in demo.summary(tmp_path)
+    families = {row["family"] for row in Split(tmp_path / "test-natural").rows if row["task"] == "qa"}
+    assert families <= {"joe"} and "test-natural" in demo.summary(tmp_path)
     with pytest.raises(ValueError, match="has no sound"):
         answers_file.units_of(tmp_path / "voice", len)
 
 
 @needs_voices
-def test_what_espeak_asks_is_the_same_with_shipped_answers(shipped, made, tmp_path):
+def test_what_is_asked_is_the_same_with_shipped_answers(shipped, made, tmp_path):
     demo.make(tmp_path, size=SIZE, workers=1, answers=shipped / "mini")
     for name in demo.SPLITS[1:]:
-        ours, theirs = ({row["id"]: n for n, row in enumerate(Split(out / name).rows)} for out in (tmp_path, made))
-        assert [row for row in theirs if row in ours] == list(ours)
-        for row in ours:
-            a, b = Split(tmp_path / name)[ours[row]], Split(made / name)[theirs[row]]
-            assert a["messages"] == b["messages"] and np.array_equal(a["audio"], b["audio"])
+        ours, theirs = Split(tmp_path / name), Split(made / name)
+        assert [row["id"] for row in ours.rows] == [row["id"] for row in theirs.rows]
+        for n in range(len(ours)):
+            assert ours[n]["messages"] == theirs[n]["messages"]
+            assert np.array_equal(ours[n]["audio"], theirs[n]["audio"])
+
+
+@needs_espeak
+def test_answers_of_a_smaller_world_make_a_set_without_the_others(shipped, alone, tmp_path, capsys):
+    """As those of an earlier version do: without the refusals, for example."""
+    known = {next(iter(domain.FACTS)), "The capital of France is Paris."}
+    with Writer(tmp_path / "older" / "voice") as out:
+        for n, text in enumerate(sorted(known)):
+            out.add({"id": f"a{n}", "task": "tts", "messages": [], "answer": text, "phones": [["pau", 0.0, 0.4]]},
+                    units=np.arange(5), face=np.zeros((12, 52)))
+        out.finish(seed=0, size="small", unit_vocab=96, speech_tokenizer="0")
+    answers_file.ship_answers(tmp_path / "older", tmp_path / "older")
+    run("--out", tmp_path / "a", "--answers", tmp_path / "older")
+    texts = len(plan.plan(0, SIZE)["voice"])
+    assert f"left out: {texts - 2} of {texts} texts of the answer voice" in capsys.readouterr().out
+    rows = [row for name in demo.SPLITS for row in Split(tmp_path / "a" / name).rows if row["task"] != "asr"]
+    assert {row["answer"] for row in rows} == known and {row["task"] for row in rows} == {"qa", "chat", "tts", "face"}
+    assert all(row["kind"] != "noise" for row in rows)
 
 
 @needs_espeak
@@ -274,13 +299,18 @@ def test_wrong_answers_are_refused_in_one_line_and_nothing_is_begun(shipped, alo
                           *((f"odd{n}", content) for n, content in enumerate(odd))):
         (tmp_path / name).mkdir()
         (tmp_path / name / answers_file.ANSWERS).write_bytes(content)
+    with Writer(tmp_path / "other" / "voice") as out:
+        out.add({"id": "a", "task": "tts", "messages": [], "answer": "Else.", "phones": [["pau", 0.0, 0.4]]},
+                units=np.arange(5), face=np.zeros((12, 52)))
+        out.finish(seed=0, size="small", unit_vocab=96, speech_tokenizer="0")
+    answers_file.ship_answers(tmp_path / "other", tmp_path / "other")
     for options, message in (
             (["--answers", tmp_path / "none"], "answers.xz not found: expected shipped answers"),
             (["--answers", tmp_path / "short"], "truncated, damaged"),
             (["--answers", tmp_path / "damaged"], "truncated, damaged"),
             (["--answers", tmp_path / "text"], "truncated, damaged"),
             *((["--answers", tmp_path / f"odd{n}"], "truncated, damaged") for n in range(len(odd))),
-            (["--answers", shipped / "mini", "--seed", 1], "lacks 6 of 11 answers"),
+            (["--answers", tmp_path / "other"], "have none of this world's"),
             ([], "flite is not installed: `apt-get install flite`" if have_espeak() else "espeakng-loader")):
         with pytest.raises(SystemExit) as stop:
             run("--out", tmp_path / "out", *options)
@@ -296,10 +326,10 @@ def test_wrong_answers_are_refused_in_one_line_and_nothing_is_begun(shipped, alo
 
 
 def test_a_set_made_with_flite_does_not_go_on_with_shipped_answers_nor_the_other_way_round(shipped, alone, tmp_path):
-    about = {"seed": 0, "size": "small", "plan": demo.zlib.crc32(json.dumps(demo.plan(0, SIZE)).encode())}
-    for record, answers, message in ((about, shipped / "mini", "made with flite, not from --answers"),
-                                     (about | {"answers": "0"}, None, "made from --answers, not with flite"),
-                                     (about | {"answers": "0"}, shipped / "mini", "version of the domain or the answ")):
+    flite, answered = {"seed": 0, "size": "small"}, {"seed": 0, "size": "small", "answers": "0"}
+    for record, answers, message in ((flite, shipped / "mini", "made with flite, not from --answers"),
+                                     (answered, None, "made from --answers, not with flite"),
+                                     (answered, shipped / "mini", "version of the domain or the answ")):
         disk.write_json(tmp_path / "demo.json", record)
         with pytest.raises(ValueError, match=message):
             demo.make(tmp_path, size="small", answers=answers)
@@ -308,7 +338,7 @@ def test_a_set_made_with_flite_does_not_go_on_with_shipped_answers_nor_the_other
 
 def test_the_list_is_jsonl_of_every_phrasing(capsys):
     prepare.main(["demo", "--list"])
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rows = list(map(json.loads, capsys.readouterr().out.splitlines()))
     assert [row["text"] for row in rows] == [row["text"] for row in domain.phrasings()]
     assert {row["split"] for row in rows} == {"train", "recombined", "wording"} and all(row["answer"] for row in rows)
 

@@ -20,9 +20,10 @@ from face import measure as face_measure
 from face.arkit import ARKIT_NAMES
 from face.head import make_head
 from face_decoder import FPS, face_loss
+from flow import OUTPUT_HOP, OUTPUT_RATE
 from model import Answer, ExOmni
 from test_train import change
-from toy import marking, speaking
+from toy import marking, rooms, speaking
 from toy.teacher import face_track
 
 PHONES = [["pau", 0, 0.41], ["b", 0.41, 0.5], ["aa", 0.5, 0.8], ["m", 0.8, 0.9], ["ae", 0.9, 1.2], ["f", 1.2, 1.3],
@@ -107,6 +108,20 @@ def test_without_recordings_what_needs_them_is_left_out(voice, head, tmp_path):
     assert found["lips close in /p b m/"] is found["closed in silence"] is None
 
 
+def test_lines_of_the_frame_rate_are_seen_in_noise_and_noise_has_none():
+    noise = 0.1 * torch.randn(2, 5 * OUTPUT_RATE, generator=torch.Generator().manual_seed(0))
+    pulses, hop = noise.clone(), noise.clone()
+    pulses[:, ::OUTPUT_HOP] += 1
+    hop[:, ::4] += 0.02                                         # at 5,512 Hz alone
+    found = speaking.lines(list(noise))
+    # About 100 independent frames in each level: its deviation is 0.6 dB, and 84 lines are looked at.
+    assert abs(found["mean"]) < 0.3 and found["p90"] < 1.5 and found["max"] < 3
+    assert speaking.lines(list(pulses))["mean"] > 6
+    found = speaking.lines(list(hop))
+    assert abs(found["mean"]) < 0.5 and found["max"] > 6
+    assert speaking.lines([torch.zeros(100)]) == {"mean": 0, "p90": 0, "max": 0}    # shorter than a frame, silent
+
+
 def test_silence_is_away_from_sounds_but_not_from_the_ends():
     silent = face_measure.silent_frames(PHONES, FRAMES).nonzero()[0]
     assert silent.tolist() == [*range(0, 10), *range(51, 58), *range(75, 84)]   # to 0.31 s, 1.69 to 1.91, from 2.49
@@ -136,8 +151,8 @@ def data(tiny, voice, tmp_path_factory):
              for n in range(3)]
     asked = [row | {"audio": np.round(row["audio"].clip(-1, 1) * 32767).astype(np.int16)} for row in asked]
     clips = [row | {"audio": row["audio"].astype(np.float32) / 32767} for row in asked]     # as Split reads it
-    answers = [*marking.write_texts(model, clips, 2)[:2], "Something else."]
-    read, = marking.write_texts(model, [{"messages": TEXT, "audio": None}], 2)
+    answers = [text for text, _ in marking.write_texts(model, clips, 2)[:2]] + ["Something else."]
+    (read, _), = marking.write_texts(model, [{"messages": TEXT, "audio": None}], 2)
     arrays = {"units": np.arange(UNITS), "face": voice["face"]}
     with Writer(out / "voice") as writer:
         for n, text in enumerate(dict.fromkeys([*answers, "held out"])):
@@ -173,8 +188,9 @@ def test_one_run_reports_all_parts(tiny, data, tmp_path, capsys, monkeypatch):
         wrong, = found["answers"]["wrong"][split]
         assert wrong["expected"] == "Something else." != wrong["got"] and wrong["question"] == "What?"
         assert found["answers"]["splits"][split]["typed"]["asked"] == 1
-    assert found["answers"]["changed"].keys() == {"split", "clean", *marking.CHANGES}
+    assert found["answers"]["changed"].keys() == {"split", "clean", *rooms.CONDITIONS}
     assert found["speech"]["text right"]["right"] == found["face"]["generated"]["answers"] == found["speech"]["answers"]
+    assert {f"lines in the sound, {side}, mean, dB" for side in ("generated", "voice")} <= found["speech"].keys()
     assert found["speech"]["twice the same seed, equal"] is True and "word error rates left out" in printed
     for side, rate in (("generated", 22_050), ("voice", 16_000)):
         rows = [json.loads(line) for line in (tmp_path / "speech" / f"{side}.jsonl").read_text().splitlines()]

@@ -136,7 +136,8 @@ def test_what_is_shipped_is_the_checkpoint_in_16_bit_with_questions_and_logs(wor
     make_mini.ship(work, tmp_path / "mini")
     before, after = (load_file(path / "model.safetensors") for path in (work / "stage4", tmp_path / "mini"))
     assert all(torch.equal(tensor.half(), after[name]) for name, tensor in before.items())
-    (tmp_path / "mini" / "mini.tiktoken").unlink()                     # has more ids than the tiny model
+    for name in ("mini.tiktoken", "tokenizer_config.json"):             # has more ids than the tiny model
+        (tmp_path / "mini" / name).unlink()
     model = ExOmni.from_pretrained(tmp_path / "mini")
     assert model.llm.norm.weight.dtype == torch.float32 and model.speech_decoder is not None
     rows = [json.loads(row) for row in (tmp_path / "mini/questions/questions.jsonl").read_text().splitlines()]
@@ -146,6 +147,16 @@ def test_what_is_shipped_is_the_checkpoint_in_16_bit_with_questions_and_logs(wor
     assert log == [{"step": "data", "seconds": 1.5}, {"part": "llm", "step": 20},
                    {"stage": "stage4", "step": 10, "text": 1.0}]
     assert f"--checkpoint {tmp_path / 'mini'}" in capsys.readouterr().out
+
+
+def test_a_model_that_does_not_fold_what_users_write_is_shipped_so(work, tmp_path):
+    """The first mini model does not, and training from it gives another such one, in place of one that does."""
+    make_mini.ship(work, tmp_path / "mini")
+    configs = [tmp_path / "mini" / part / "tokenizer_config.json" for part in ("", "base")]
+    assert not configs[1].exists() and json.loads(configs[0].read_text())["fold_user_text"] is True
+    (work / "stage4/tokenizer_config.json").unlink()
+    make_mini.ship(work, tmp_path / "mini")
+    assert not configs[0].exists()
 
 
 def test_the_parts_come_out_of_what_is_shipped(work, tmp_path):

@@ -7,11 +7,12 @@ import torch
 
 from model import Answer
 from toy import marking, speaking
+from toy.domain import SILENCE, UNKNOWN, items
 
 
 def test_an_answer_is_right_letter_for_letter():
     samples = [{"id": str(n), "answer": "Two.", "family": "espeak" if n < 2 else "flite"} for n in range(3)]
-    rows = marking.marked(lambda asked: ["Two.", "two.", "Two."], samples)
+    rows = marking.marked(lambda asked: [("Two.", 0.9), ("two.", 0.5), ("Two.", 0.7)], samples)
     assert [row["right"] for row in rows] == [True, False, True]
     assert rows[1]["expected"] == "Two." and rows[1]["got"] == "two."
     assert marking.by(rows, "family") == {"espeak": {"right": 1, "asked": 2, "share": 0.5},
@@ -56,12 +57,25 @@ def test_questions_are_spread_evenly_and_long_answers_are_all_there():
     assert len(speaking.choose(samples, 100)) == 40
 
 
-def test_changed_clips_have_the_stated_levels():
-    clip, random = np.linspace(-0.8, 0.8, 16_000, dtype=np.float32), np.random.default_rng(0)
-    half, double, noisy = (change(clip, random) for change in marking.CHANGES.values())
-    assert np.allclose(half, clip / 2) and double.max() == 1 and double[8100] == pytest.approx(2 * clip[8100])
-    level = 20 * np.log10((noisy - clip).std() / np.sqrt(np.mean(clip ** 2)))
-    assert level == pytest.approx(-30, abs=0.2)                 # 16000 samples: the spread of their level is 0.05 dB
+def test_refusals_are_counted_apart_from_answers_and_confident_ones_among_the_wrong():
+    def mark(kind, expected, got, confidence):
+        return {"kind": kind, "expected": expected, "got": got, "confidence": confidence, "right": got == expected}
+    found = marking.refusals([
+        mark("far", UNKNOWN, UNKNOWN, 0.9), mark("far", UNKNOWN, SILENCE, 0.9), mark("near", UNKNOWN, "Four.", 0.95),
+        mark("near", UNKNOWN, "Five.", 0.4), mark("noise", SILENCE, SILENCE, 1), mark("plus", "Two.", "Two.", 0.9),
+        mark("plus", "Two.", UNKNOWN, 0.99), mark("plus", "Two.", "Six.", 0.9)])
+    shares = {kind: [one["right"] for one in row.values()] for kind, row in found.items()}
+    assert shares == {"far": [1, 2, 0], "near": [0, 0, 1], "noise": [1, 1, 0], "with an answer": [1, 1, 1]}
+
+
+def test_strangers_questions_are_typed_and_have_answers_of_the_world():
+    samples, answers = marking.strangers(), {answer for _, answer, _, _ in items()}
+    assert all(sample["messages"] == [{"role": "user", "content": sample["text"]}] for sample in samples)
+    assert all((sample["answer"] in answers) if sample["kind"] == "wording" else sample["answer"] == UNKNOWN
+               for sample in samples)
+    found = marking.by(marking.marked(lambda asked: [(UNKNOWN, 1.0)] * len(asked), samples), "kind")
+    assert {kind: (one["right"], one["asked"]) for kind, one in found.items()} == {
+        "far": (60, 60), "near": (40, 40), "wording": (0, 60)}
 
 
 def test_error_rates_are_grouped_by_the_duration_of_the_speech():

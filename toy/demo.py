@@ -6,19 +6,23 @@
     data/demo/test-recombined   training voices, carrier-core pairs held out
     data/demo/test-wording      training voices, wordings held out
     data/demo/test-both         voices of test-voices, phrasings held out
-    data/demo/test-natural      flite slt: a natural voice, and a woman's, that training never hears; all phrasings
+    data/demo/test-natural      four natural voices that training never hears (voices.HELD_FAMILIES); all phrasings
+    data/demo/test-turns        second and third turns, spoken and typed; their forms are held out
+    data/demo/test-outside      questions without an answer and noise without a question
+    data/demo/test-typed        questions as they may be typed: case, digits, spaces, one typo
     data/demo/voice             what the answer voice says, its audio: to train the speech tokenizer and decoder with
 
     python prepare.py demo --answers mini/data        # without flite: the four stages need no more than pip packages
 
-Rows carry text (what is asked), kind, phrasing (`domain.phrasings`), voice, family. Every clip of a user has an `asr`
-row with words and phones ([name, start, end] in seconds; its audio is shared with the `qa` row); `voice` too. A clip of
-a user lasts at most WINDOW seconds. Training clips are augmented, all others clean. Answers' audio is padded to whole
-units, their faces have frames_for_units(units) frames. Units come later, with the speech tokenizer that
-`python -m toy pretrain` makes: answers.py.
+What is said by whom is in plan.py. Rows carry text (what is asked), kind, phrasing (`domain.phrasings`), voice, family.
+Every clip of a user has an `asr` row with words and phones ([name, start, end] in seconds, none of held families; its
+audio is shared with the `qa` row); `voice` too. A clip of noise has a `qa` row alone. A clip of a user lasts at most
+WINDOW seconds. Training clips come through rooms.on_the_way, those of slow families in several versions; all others are
+clean. Answers' audio is padded to whole units, their faces have frames_for_units(units) frames. Units come later, with
+the speech tokenizer that `python -m toy pretrain` makes: answers.py.
 
---answers takes what the answer voice says from a file (answers.py): then all splits have units at once, espeak-ng
-alone asks, with the same clips as otherwise, test-natural is empty, and rows of `voice` have no audio and no words.
+Clips of families of voices that are not installed are left out. --answers takes what the answer voice says from a file
+(answers.py): then all splits have units at once, and rows of `voice` have no audio and no words.
 """
 import functools
 import json
@@ -39,8 +43,9 @@ import cli
 import disk
 from data import Split, Writer, checksum
 from face_decoder import UNIT_RATE, frames_for_units
-from toy import domain, voices
+from toy import domain, facts, rooms, voices
 from toy.answers import ANSWERS, UNITS_OF, read_answers
+from toy.plan import SIZES, SPLITS, plan, rng, user, written
 from toy.teacher import face_track
 
 WINDOW = 5.12                                       # seconds: 512 frames of the mini encoder's log-mel
@@ -48,91 +53,58 @@ UNIT_SAMPLES = round(voices.RATE / UNIT_RATE)       # 1280
 SHIPPED = Path(__file__).parent.parent / "mini" / "data"   # where `--answers` are when flite is not installed
 REPLY = ("units", "face")                           # arrays that all samples of an answer share
 SPEAKING = 3        # every third clip of a question has them in training: they cost most, and are always the same
-# Clips of each answer's questions by family; clips of random words by family; random strings and plain sentences to
-# read aloud, of which `held` each are kept from training; tests ask every n-th answer.
-SIZES = {
-    "full": {"espeak": 17, "flite": 14, "random_espeak": 2800, "random_flite": 2400, "strings": 1500,
-             "sentences": 300, "held": 40, "every": 1},
-    "small": {"espeak": 1, "flite": 1, "random_espeak": 100, "random_flite": 60, "strings": 60,
-              "sentences": 40, "held": 10, "every": 6},
-}
-TESTS = ("test-voices", "test-recombined", "test-wording", "test-both", "test-natural")
-SPLITS = ("voice", "train", "val", *TESTS)
-
-
-def rng(seed: int, name: str) -> np.random.Generator:
-    """Random numbers of their own for everything that has a name: what is made does not depend on what was made
-    before."""
-    return np.random.default_rng([seed, zlib.crc32(name.encode())])
-
-
-# ---- the plan: what is said, by whom, in which split; nothing spoken yet ------------------------------------------
-
-def plan(seed: int, size: dict) -> dict:
-    """Split -> its clips, {"id", "text", "how", ...} each; `how` is for voices.speak."""
-    rows = domain.phrasings(seed)
-    asked = {}                                                          # answer -> split of phrasings -> their rows
-    for row in rows:
-        asked.setdefault(row["answer"], {}).setdefault(row["split"], []).append(row)
-    words = domain.vocabulary(row["text"] for row in rows)
-    answers = list(asked)
-    texts = domain.random_strings(size["strings"], domain.vocabulary(answers), rng(seed, "strings"))
-    plain = domain.plain_sentences(size["sentences"], rng(seed, "sentences"))
-    said = [(text, "answer", False) for text in answers]
-    said += [(text, kind, n < size["held"]) for kind, several in (("string", dict.fromkeys(texts)), ("sentence", plain))
-             for n, text in enumerate(several)]
-    how, families = {"family": "flite", "voice": voices.ANSWER_VOICE}, ("espeak", "flite")
-    clips = {"voice": [{"id": f"a{n:04d}", "text": text, "kind": kind, "held": held, "how": how}
-                       for n, (text, kind, held) in enumerate(said)]}
-    clips["train"] = [question(seed, "train", answer, n, asked[answer]["train"], family, number)
-                      for n, answer in enumerate(answers) for family in families for number in range(size[family])]
-    clips["train"] += [random_words(seed, family, n, words)
-                       for family in families for n in range(size["random_" + family])]
-    chosen = list(enumerate(answers))[::size["every"]]
-    for split in ("val", *TESTS):
-        clips[split] = []
-        for n, answer in chosen:
-            kind = {"val": "train", "test-voices": "train", "test-recombined": "recombined", "test-wording": "wording",
-                    "test-both": ("recombined", "wording")[n % 2],
-                    "test-natural": ("train", "recombined", "wording")[n % 3]}[split]
-            family = {"test-voices": "espeak", "test-both": "espeak", "test-natural": "flite"}.get(
-                split, "espeak" if rng(seed, f"{split} {n}").random() < 0.5 else "flite")
-            clips[split].append(question(seed, split, answer, n, asked[answer][kind], family))
-    return clips
-
-
-def question(seed: int, split: str, answer: str, n: int, phrasings: list, family: str, number: int = 0) -> dict:
-    """The clip that asks for the n-th answer; several of one family and split take its phrasings in turn."""
-    order = rng(seed, f"{split} {family} {n}").permutation(len(phrasings))
-    row, name = phrasings[order[number % len(order)]], f"{split}-{n:03d}-{family}-{number}"
-    held = split in ("test-voices", "test-both", "test-natural")
-    return {"id": name, "text": row["text"], "answer": answer, "kind": row["kind"], "phrasing": row["split"],
-            "how": voices.sample_voice(family, rng(seed, name), held)}
-
-
-def random_words(seed: int, family: str, n: int, words: list) -> dict:
-    """A clip of three to eight random words: an encoder that knows the sentence patterns cannot guess them."""
-    name = f"hear-{family}-{n:04d}"
-    random = rng(seed, name)
-    return {"id": name, "text": domain.random_strings(1, words, random, 3, 8)[0], "kind": "random",
-            "how": voices.sample_voice(family, random)}
+# How often a training clip of the slow families, of which there are few, is stored, each time changed otherwise.
+VERSIONS = {"kokoro": 3, "hibari": 3}
+CROWD = 16          # clips to babble behind others, per process
 
 
 # ---- sound --------------------------------------------------------------------------------------------------------
 
-def say(job: tuple) -> voices.Clip:
-    """(clip of the plan, split, seed) -> its sound, spoken faster until it fits into WINDOW. Runs in worker
-    processes."""
+def say(job: tuple) -> list:
+    """(clip of the plan, split, seed) -> its sound, once or in as many versions as VERSIONS says, spoken faster until
+    it fits into WINDOW. Runs in worker processes."""
     clip, split, seed = job
     how, random = dict(clip["how"]), rng(seed, clip["id"] + " sound")
+    if how["family"] == "noise":
+        audio = rooms.noise(how["voice"], how["seconds"], random, crowd(seed) if how["voice"] == "babble" else ())
+        return [voices.Clip(audio, [], [])]
     said = voices.speak(clip["text"], **how)
     if split == "voice":
-        return said._replace(audio=np.pad(said.audio, (0, -len(said.audio) % UNIT_SAMPLES)))
+        return [said._replace(audio=np.pad(said.audio, (0, -len(said.audio) % UNIT_SAMPLES)))]
     while len(said.audio) > WINDOW * voices.RATE:
-        how |= {"wpm": round(how["wpm"] * 1.15)} if "wpm" in how else {"stretch": how["stretch"] * 0.85}
+        for pace, factor in (("wpm", 1.15), ("speed", 1.15), ("stretch", 0.85)):
+            how |= {pace: round(how[pace] * factor, 3 if pace != "wpm" else None)} if pace in how else {}
         said = voices.speak(clip["text"], **how)
+    versions = versions_of(clip, split)
+    return [on_the_way(said if len(versions) == 1 else resampled(said, random), split, seed, random) for _ in versions]
+
+
+def versions_of(clip: dict, split: str) -> list:
+    """The ids of a clip's versions."""
+    count = VERSIONS.get(clip["how"]["family"], 1) if split == "train" else 1
+    return [clip["id"], *(f"{clip['id']}-v{n}" for n in range(1, count))]
+
+
+def resampled(said: voices.Clip, random) -> voices.Clip:
+    """The clip up to 12 % slower and lower, or faster and higher, within WINDOW."""
+    return said.faster(max(random.uniform(0.88, 1.12), len(said.audio) / (WINDOW * voices.RATE - 1)))
+
+
+def on_the_way(said: voices.Clip, split: str, seed: int, random) -> voices.Clip:
+    """The clip after up to 0.25 s of silence; one of training through rooms.on_the_way."""
     said = said.later(min(random.uniform(0, 0.25), WINDOW - len(said.audio) / voices.RATE))
-    return said._replace(audio=voices.augment(said.audio, random)) if split == "train" else said
+    if split != "train":
+        return said
+    return said._replace(audio=rooms.on_the_way(said.audio, random, crowd(seed)))
+
+
+@functools.cache
+def crowd(seed: int) -> list:
+    """What the people in the background say: waveforms of plain sentences by the quick families. Once per process."""
+    families = [family for family in voices.FAMILIES if family != "kokoro" and voices.available(family)]
+    random = rng(seed, "crowd")
+    return [voices.speak(text, **voices.sample_voice(families[n % len(families)], random)).audio
+            for n, text in enumerate(facts.plain_sentences(CROWD, random))]
 
 
 @contextmanager
@@ -175,18 +147,12 @@ def spans_of(said: voices.Clip) -> dict:
 
 # ---- directories --------------------------------------------------------------------------------------------------
 
-def user_turn(*parts) -> list:
-    """A conversation of one user turn: a str is text, None is speech."""
-    return [{"role": "user", "content": [{"type": "speech"} if part is None else {"type": "text", "text": part}
-                                         for part in parts] if None in parts else "".join(parts)}]
-
-
 def write_voice(out: Writer, jobs: list, spread, seed: int, answers: dict | None) -> None:
     """Everything that the answer voice says: its audio, words, phones and face; from shipped answers units, phones and
     face."""
     def add(clip, spans, **arrays):
         """Write one sample; spans: its words and phones, as far as they are known."""
-        out.add({"id": clip["id"], "task": "tts", "messages": user_turn(domain.READ_ALOUD, clip["text"]),
+        out.add({"id": clip["id"], "task": "tts", "messages": [user(domain.READ_ALOUD, clip["text"])],
                  "answer": clip["text"], "kind": clip["kind"], "held": clip["held"], "voice": clip["how"]["voice"],
                  "family": clip["how"]["family"]} | spans, **arrays)
 
@@ -196,15 +162,16 @@ def write_voice(out: Writer, jobs: list, spread, seed: int, answers: dict | None
             reply = answers[clip["text"]]
             add(clip, {"phones": reply["phones"]}, units=reply["units"], face=reply["face"])
         return
-    for clip, said in sounds(spread, missing, "voice"):
+    for clip, (said,) in sounds(spread, missing, "voice"):
         face = face_track(said.phones, frames_for_units(len(said.audio) // UNIT_SAMPLES), said.audio, voices.RATE,
                           seed=zlib.crc32(f"{seed} {clip['text']}".encode()))
         add(clip, spans_of(said), audio=said.audio, face=face)
 
 
-def write_split(out: Writer, split: str, jobs: list, voice: Split, spread, seed: int) -> None:
-    """Everything else: what is read aloud, what is typed, what is asked aloud. One face, and the units if `voice` has
-    them, for all samples of an answer; none for most clips of training."""
+def write_split(out: Writer, split: str, jobs: list, voice: Split, more, spread, seed: int) -> None:
+    """Everything else: what is read aloud, what is asked aloud, and `more`, what `plan.written` yields. One face, and
+    the units if `voice` has them, for all samples of an answer; none for most clips of training. Samples whose answer
+    `voice` lacks are left out."""
     def where(row) -> dict:
         """Where the units and the face of a sample are in the split's files."""
         return {name: row[name] for name in REPLY if name in row}
@@ -230,58 +197,50 @@ def write_split(out: Writer, split: str, jobs: list, voice: Split, spread, seed:
             same = {"answer": row["answer"], "kind": row["kind"]}
             add({"id": f"{row['id']}-tts", "task": "tts", "messages": row["messages"]} | same, True)
             add({"id": f"{row['id']}-face", "task": "face", "messages": row["messages"]} | same, True)
-    for row, name, task, text in typed(split, jobs, seed):
-        add({"id": name, "task": task, "messages": user_turn(text), "answer": row["answer"], "text": text,
-             "kind": row["kind"], "phrasing": row["split"] if "split" in row else row["phrasing"]}, task == "qa")
-    missing = [job for job in jobs if f"{job[0]['id']}-asr" not in out]
-    for clip, said in sounds(spread, missing, split):
+
+    def last(clip) -> str:
+        """The id of the last sample of a clip."""
+        return versions_of(clip, split)[-1] + "-asr" * bool(clip["text"])
+
+    for clip, versions in sounds(spread, [job for job in jobs if last(job[0]) not in out], split):
         same = {key: clip[key] for key in ("text", "kind", "phrasing") if key in clip}
         same |= {"voice": clip["how"]["voice"], "family": clip["how"]["family"]}
-        audio = np.round(said.audio.clip(-1, 1) * 32767).astype(np.int16)
-        if "answer" in clip:
-            row = {"id": clip["id"], "task": "qa", "messages": user_turn(None), "answer": clip["answer"]}
-            speaking = split != "train" or int(clip["id"].rsplit("-", 1)[1]) % SPEAKING == 0
-            audio = add(row | same, speaking, audio=audio)["audio"]
-        add({"id": f"{clip['id']}-asr", "task": "asr", "messages": user_turn(None, domain.TRANSCRIBE),
-             "answer": domain.spoken(clip["text"])} | same | spans_of(said), audio=audio)
-
-
-def typed(split: str, jobs: list, seed: int):
-    """(row, id, task, text) of every question without sound. train: each phrasing of training as it may be typed (chat)
-    and every fourth as it is written (qa: the answer is spoken too, which costs most); elsewhere the questions of the
-    clips, as written (chat): what text alone would score."""
-    if split != "train":
-        for clip, _, _ in jobs:
-            yield clip, f"{clip['id']}-text", "chat", clip["text"]
-        return
-    random = rng(seed, "typed")
-    for n, row in enumerate(row for row in domain.phrasings(seed) if row["split"] == "train"):
-        if n % 4 == 0:
-            yield row, f"w{n:05d}", "qa", row["text"]
-        yield row, f"c{n:05d}", "chat", domain.typed(row["text"], random)
+        for name, said in zip(versions_of(clip, split), versions):
+            audio = np.round(said.audio.clip(-1, 1) * 32767).astype(np.int16)
+            if "answer" in clip:
+                row = {"id": name, "task": "qa", "messages": [*clip.get("before", ()), user(None)],
+                       "answer": clip["answer"]}
+                speaking = split != "train" or name == clip["id"] and int(name.rsplit("-", 1)[1]) % SPEAKING == 0
+                heard = {} if clip["text"] else spans_of(said)              # noise is not transcribed
+                audio = add(row | same | heard, speaking, audio=audio)["audio"]
+            if clip["text"]:
+                add({"id": f"{name}-asr", "task": "asr", "messages": [user(None, domain.TRANSCRIBE)],
+                     "answer": domain.spoken(clip["text"])} | same | spans_of(said), audio=audio)
+    for row, speaking, heard in more:
+        if row["answer"] in index and (heard is None or heard in out):
+            add(row, speaking, **({} if heard is None else {"audio": out.rows[heard]["audio"]}))
 
 
 def make(out, seed: int = 0, size="full", workers: int | None = None, answers=None) -> bool:
     """Write the demo set below `out`; what an interrupted one left is used. Returns False where all was there already.
+    Prints what is left out: clips of families that are not installed, and what shipped answers lack.
 
     size: a name in SIZES, or such a dict. answers: a directory with shipped answers, in place of flite. Raises
-    ValueError where `out` holds another demo set or the answers are others, OSError without the synthesizers."""
-    out, workers = Path(out), workers or os.cpu_count() or 1
-    clips, shipped, units = plan(seed, SIZES[size] if isinstance(size, str) else size), None, {}
-    about = {"seed": seed, "size": size, "plan": zlib.crc32(json.dumps(clips).encode())}
+    ValueError where `out` holds another demo set or none of the answers is shipped, OSError without the
+    synthesizers."""
+    out, workers, name = Path(out), workers or os.cpu_count() or 1, size
+    size, shipped, units = SIZES[size] if isinstance(size, str) else size, None, {}
+    clips, families = plan(seed, size), [*filter(voices.available, (*voices.FAMILIES, *voices.HELD_FAMILIES))]
+    about = {"seed": seed, "size": name, "plan": zlib.crc32(json.dumps(clips).encode()), "families": families}
     if answers is not None:
         units, shipped = read_answers(answers)
-        lacking = [clip["text"] for clip in clips["voice"] if clip["text"] not in shipped]
-        if lacking:
-            raise ValueError(f"{answers} lacks {len(lacking)} of {len(clips['voice'])} answers, such as "
-                             f"{lacking[0]!r}: it was made with --seed {units['seed']} and --size {units['size']}, "
-                             "give the same, or fetch the one of this version")
         about["answers"] = f"{checksum(Path(answers) / ANSWERS):08x}"
         units = {name: units[name] for name in UNITS_OF}
-        clips = {split: [clip for clip in several if split == "voice" or clip["how"]["family"] != "flite"]
-                 for split, several in clips.items()}
+    clips, left_out = possible(clips, families, shipped)
     begin(out, about)
     todo = [split for split in SPLITS if not (out / split / "manifest.json").exists()]
+    for line in left_out if todo else ():
+        print(f"left out: {line}")
     with parallel_map(workers if todo else 1) as spread:
         for split in todo:
             jobs = [(clip, split, seed) for clip in clips[split]]
@@ -289,9 +248,32 @@ def make(out, seed: int = 0, size="full", workers: int | None = None, answers=No
                 if split == "voice":
                     write_voice(writer, jobs, spread, seed, shipped)
                 else:
-                    write_split(writer, split, jobs, Split(out / "voice"), spread, seed)
+                    more = written(split, clips[split], seed, size)
+                    write_split(writer, split, jobs, Split(out / "voice"), more, spread, seed)
                 writer.finish(made_by="prepare.py demo", split=split, **about, **units)
     return bool(todo)
+
+
+def possible(clips: dict, families: list, shipped: dict | None) -> tuple:
+    """(the clips whose family is installed and whose answer is among the shipped ones, if they are given; a line for
+    each reason to leave clips out). Raises ValueError where no answer is shipped."""
+    voice, left_out = clips["voice"], []
+    if shipped is not None:
+        voice = [clip for clip in voice if clip["text"] in shipped]
+        if len(voice) < len(clips["voice"]):
+            left_out = [f"{len(clips['voice']) - len(voice)} of {len(clips['voice'])} texts of the answer voice that "
+                        "the shipped answers lack, and questions for them"]
+    known = {None, *(clip["text"] for clip in voice if clip["kind"] == "answer")}
+    if known == {None}:
+        raise ValueError("the shipped answers have none of this world's: they were made by another version, or with "
+                         "another --seed or --size")
+    kept, missing, families = {"voice": voice}, Counter(), {*families, "noise"}
+    for split in clips.keys() - {"voice"}:
+        missing.update(clip["how"]["family"] for clip in clips[split] if clip["how"]["family"] not in families)
+        kept[split] = [clip for clip in clips[split] if clip["how"]["family"] in families
+                       and clip.get("answer") in known]
+    return kept, left_out + [f"{missing[family]} clips by {family}, which is not installed: see toy/voices.py"
+                             for family in sorted(missing)]
 
 
 def begin(out: Path, about: dict) -> None:
@@ -303,7 +285,7 @@ def begin(out: Path, about: dict) -> None:
             return
         ways = ["from --answers" if "answers" in record else "with flite" for record in (before, about)]
         how = f"{ways[0]}, not {ways[1]}" if ways[0] != ways[1] else \
-            "with another seed, size or version of the domain or the answers"
+            "with another seed, size, choice of installed voices or version of the domain or the answers"
         raise ValueError(f"{out} was made {how}: choose another --out, or remove it")
     voices.espeak("hello")
     if "answers" not in about:
@@ -344,7 +326,7 @@ def command(args) -> None:
             print("flite is not installed")
             answers = SHIPPED
     if answers is not None:
-        print(f"answers from {answers}: natural voices do not ask, test-natural is empty, `voice` has no sound")
+        print(f"answers from {answers}: `voice` has no sound")
     made = make(args.out, args.seed, args.size, answers=answers)
     print(summary(args.out))
     print(f"wrote {args.out}" if made else f"{args.out} is complete already, nothing was done")

@@ -101,13 +101,14 @@ def ship(work: Path, out: Path) -> None:
     """Write `out` from a finished --work; files of an earlier mini model are replaced one by one."""
     final = work / "stage4"
     halve(final / "model.safetensors", out / "model.safetensors")
-    for name in ("config.json", "generation_config.json", "stages.json", "mini.tiktoken"):
+    for name in ("config.json", "generation_config.json", "stages.json"):
         copy(final / name, out / name)
+    copy_tokenizer(final, out)
     for path in [*final.glob("speech_tokenizer/*"), *final.glob("speech_decoder/*")]:
         copy(path, out / path.relative_to(final))
     halve(work / "parts" / "llm" / "model.safetensors", out / "base" / "model.safetensors")
-    for name in ("config.json", "mini.tiktoken"):
-        copy(work / "parts" / "llm" / name, out / "base" / name)
+    copy(work / "parts" / "llm" / "config.json", out / "base" / "config.json")
+    copy_tokenizer(work / "parts" / "llm", out / "base")
     answers.ship_answers(work / "data", out / "data")
     questions(work / "data", out / "questions")
     logs = [("", work / "steps.jsonl"), ("", work / "parts" / "log.jsonl")]
@@ -124,6 +125,16 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file; `target` is the old one or the whole new one at any time."""
     with disk.replacing(target) as temporary:
         temporary.write_bytes(source.read_bytes())
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy a directory's mini.tiktoken, and tokenizer_config.json where it has one: the first mini model, from which
+    one may have started (--from), has none and reads what users write as it stands."""
+    copy(source / "mini.tiktoken", target / "mini.tiktoken")
+    if (source / "tokenizer_config.json").exists():
+        copy(source / "tokenizer_config.json", target / "tokenizer_config.json")
+    else:
+        (target / "tokenizer_config.json").unlink(missing_ok=True)
 
 
 def halve(source: Path, target: Path) -> None:

@@ -3,6 +3,7 @@
 Used by evaluate.py. A sample is what data.Split returns: a dict with "messages", "answer", "audio" (samples,) float32
 at 16 kHz or None, and what toy/demo.py noted about it: family of voices, phrasing, kind.
 """
+import json
 import re
 from pathlib import Path
 
@@ -13,14 +14,14 @@ from tqdm import tqdm
 from data import Split
 from decode import TextSampler
 from tokenizer import with_system
-from toy.domain import spoken
+from toy import rooms
+from toy.domain import SILENCE, UNKNOWN, spoken
 
 BATCH, SPEAKING_BATCH = 32, 8                                   # samples at once: text only, with speech and face
 
-# How clips are changed: (clip, random numbers) -> clip.
-CHANGES = {"half gain": lambda clip, _: clip / 2, "double gain": lambda clip, _: (2 * clip).clip(-1, 1),
-           "white noise at -30 dB": lambda clip, random: clip + 10 ** (-30 / 20) * np.sqrt(np.mean(clip ** 2))
-           * random.standard_normal(len(clip), np.float32)}
+# Typed questions of somebody who had not seen the phrasings: {"text", "answer", "kind": wording, far or near} each.
+STRANGERS = Path(__file__).with_name("strangers.jsonl")
+CONFIDENT = 0.8                                                 # Answer.confidence from which on an answer is believed
 ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
         "seventeen eighteen nineteen").split()
 TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -36,13 +37,13 @@ def chats(samples: list) -> tuple:
 
 @torch.no_grad()
 def write_texts(model, samples: list, max_new_tokens: int) -> list:
-    """The model's replies as text, the likeliest, without speech."""
+    """The model's replies as text, the likeliest, without speech: [(text, its confidence), ...]."""
     texts = []
     for n in range(0, len(samples), BATCH):
         ids, mask, clips = model.prompts(*chats(samples[n:n + BATCH]))
         embeds, _, lengths = model.splice(ids, mask, None, model.encode_clips(clips))
         reply = model.write_text(embeds, lengths, max_new_tokens, TextSampler())
-        texts += [model.read(row.tolist()) for row in reply.emitted()[0]]
+        texts += zip([model.read(row.tolist()) for row in reply.emitted()[0]], reply.log_probability.exp().tolist())
     return texts
 
 
@@ -104,15 +105,24 @@ def by(marks: list, key: str) -> dict:
 
 
 def marked(write, samples: list) -> list:
-    """Each sample's question, what was expected, what came, and whether it is right. write: samples -> texts."""
+    """Each sample's question, what was expected, what came, and whether it is right. write: samples -> [(text,
+    confidence), ...]."""
     return [{"id": s["id"], "kind": s.get("kind"), "family": s.get("family"), "phrasing": s.get("phrasing"),
-             "question": s.get("text"), "expected": s["answer"], "got": text, "right": text == s["answer"]}
-            for s, text in zip(samples, write(samples))]
+             "question": s.get("text"), "expected": s["answer"], "got": text, "confidence": round(confidence, 3),
+             "right": text == s["answer"]}
+            for s, (text, confidence) in zip(samples, write(samples))]
 
 
 def questions(split: Split, task: str) -> list:
     """The split's samples of a task; of `qa` only those asked aloud."""
     return [split[i] for i, row in enumerate(split.rows) if row["task"] == task and (task != "qa" or "audio" in row)]
+
+
+def strangers() -> list:
+    """The samples of STRANGERS."""
+    rows = [json.loads(line) for line in STRANGERS.read_text().splitlines()]
+    return [row | {"id": f"stranger-{n}", "messages": [{"role": "user", "content": row["text"]}], "audio": None}
+            for n, row in enumerate(rows)]
 
 
 def mark_split(write, split: Split, transcripts: bool) -> tuple:
@@ -121,7 +131,7 @@ def mark_split(write, split: Split, transcripts: bool) -> tuple:
     aloud, typed = (marked(write, questions(split, task)) for task in ("qa", "chat"))
     found = {"spoken": share(mark["right"] for mark in aloud),
              **{key: by(aloud, key) for key in ("family", "phrasing", "kind")},
-             "typed": share(mark["right"] for mark in typed)}
+             "typed": share(mark["right"] for mark in typed), "typed phrasing": by(typed, "phrasing")}
     if transcripts:
         marks = marked(write, questions(split, "asr"))
         pairs = [(words(mark["expected"]), words(mark["got"])) for mark in marks]
@@ -130,35 +140,66 @@ def mark_split(write, split: Split, transcripts: bool) -> tuple:
     return found, aloud, typed
 
 
+def refusals(marks: list) -> dict:
+    """Of what has no answer, by kind (far, near, noise): how many were refused as expected, and how many were answered
+    with confidence. Of everything else: how many were refused, and how many wrong answers were confident."""
+    found, refused = {}, (UNKNOWN, SILENCE)
+    groups = {kind: [mark for mark in marks if mark["expected"] in refused and mark["kind"] == kind]
+              for kind in sorted({mark["kind"] for mark in marks if mark["expected"] in refused})}
+    groups["with an answer"] = [mark for mark in marks if mark["expected"] not in refused]
+    for kind, own in groups.items():
+        found[kind] = {"right": share(mark["right"] for mark in own),
+                       "refused": share(mark["got"] in refused for mark in own),
+                       "wrong and confident": share(not mark["right"] and mark["got"] not in refused
+                                                    and mark["confidence"] > CONFIDENT for mark in own)}
+    return found
+
+
 def mark_answers(write, data, seed: int, transcripts: bool) -> dict:
-    """Exact answers on val and every test-* split of `data`, asked aloud and typed; then one split with changed clips.
-    write: samples -> texts."""
+    """Exact answers on val and every test-* split of `data`, asked aloud and typed, and of strangers; then one split
+    with changed clips. write: samples -> [(text, confidence), ...]."""
     names = ["val", *sorted(path.name for path in Path(data).glob("test-*"))]
     splits, aloud, found = {name: Split(Path(data) / name) for name in names}, {}, {"splits": {}, "wrong": {}}
+    typed = {"strangers": marked(write, strangers())}
     for name in tqdm(names, desc="answers", unit="split", disable=None):
-        found["splits"][name], aloud[name], typed = mark_split(write, splits[name], transcripts)
-        for where, marks in ((name, aloud[name]), (f"{name}, typed", typed)):
-            found["wrong"][where] = [mark for mark in marks if not mark["right"]]
+        found["splits"][name], aloud[name], typed[name] = mark_split(write, splits[name], transcripts)
+    for where, marks in [*aloud.items(), *((f"{name}, typed", marks) for name, marks in typed.items())]:
+        found["wrong"][where] = [mark for mark in marks if not mark["right"]]
     name = "test-voices" if "test-voices" in names else "val"
     found["changed"] = {"split": name, "clean": found["splits"][name]["spoken"]}
-    for change, make in CHANGES.items():
-        clips = [s | {"audio": make(s["audio"], np.random.default_rng([seed, n])).astype(np.float32)}
-                 for n, s in enumerate(questions(splits[name], "qa"))]
+    asked = questions(splits[name], "qa")
+    others = [sample["audio"] for sample in asked]
+    for change, make in rooms.CONDITIONS.items():
+        clips = [s | {"audio": np.asarray(make(s["audio"], np.random.default_rng([seed, n]), others), np.float32)}
+                 for n, s in enumerate(asked)]
         found["changed"][change] = share(mark["right"] for mark in marked(write, clips))
     found["kinds"] = by([mark for name in names[1:] or names for mark in aloud[name]], "kind")
+    found["strangers"] = by(typed["strangers"], "kind")
+    found["refusals"] = {"aloud": refusals(sum(aloud.values(), [])), "typed": refusals(sum(typed.values(), []))}
     return found
+
+
+PHRASINGS = ("train", "recombined", "wording")
 
 
 def answer_tables(found: dict) -> list:
     """What `mark_answers` found as tables: (title, header, rows) of each."""
     splits, changed = found["splits"], found["changed"]
-    columns = [(key, value) for key in ("family", "phrasing")
-               for value in sorted({v for split in splits.values() for v in split[key]})]
+    columns = [("family", value) for value in sorted({v for split in splits.values() for v in split["family"]})]
+    columns += [("phrasing", value) for value in PHRASINGS if any(value in split["phrasing"]
+                                                                 for split in splits.values())]
     transcripts = [key for key in ("transcribed", "transcribed_wer") if key in splits["val"]]
+    more = [[f"{name}: {value}", split["phrasing"].get(value), split["typed phrasing"].get(value)]
+            for name, split in splits.items()
+            for value in sorted(split["phrasing"] | split["typed phrasing"]) if value not in PHRASINGS]
+    more += [[f"strangers: {kind}", None, value] for kind, value in found["strangers"].items()]
     return [("answers right, asked aloud: all, by family of voices, by phrasing; and typed",
              ["all", *(value for _, value in columns), "typed", *transcripts],
              [[name, split["spoken"], *(split[key].get(value) for key, value in columns), split["typed"],
                *(split[key] for key in transcripts)] for name, split in splits.items()]),
+            ("turns of a conversation, ways to type, strangers", ["aloud", "typed"], more),
+            *((f"what has no answer, and what has one, {how}", ["right", "refused", "wrong and confident"],
+               [[kind, *row.values()] for kind, row in found["refusals"][how].items()]) for how in ("aloud", "typed")),
             (f"the same clips of {changed['split']}, changed", ["right"],
              [[key, value] for key, value in changed.items() if key != "split"]),
             ("by kind, test splits together", ["right"], list(found["kinds"].items()))]

