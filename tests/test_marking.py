@@ -35,8 +35,11 @@ def test_the_word_error_rate_counts_edits_over_all_words():
 def spoken(text, seconds, voice_seconds, units=None, ended=True):
     own = np.arange(round(voice_seconds * 12.5)) % 7
     units = torch.arange(round(seconds * 12.5)) % 7 if units is None else units
-    answer = Answer(text, [], None, units, torch.zeros(len(units) + ended, 4), None, None, 1.0, {})
-    return {"answer": text}, answer, {"audio": np.zeros(round(voice_seconds * 16_000)), "units": own}
+    waveform, audio = (np.random.default_rng(0).normal(size=round(length)) for length in (seconds * 22_050,
+                                                                                         voice_seconds * 16_000))
+    answer = Answer(text, [], None, units, torch.zeros(len(units) + ended, 4), None,
+                    torch.from_numpy(waveform), 1.0, {})
+    return {"answer": text}, answer, {"audio": audio, "units": own}
 
 
 def test_an_answer_shorter_than_the_voice_is_truncated():
