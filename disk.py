@@ -110,7 +110,7 @@ def read_json(path) -> dict:
     """The object in a json file. Raises FileNotFoundError, or ValueError where it is not a json object."""
     data = read_bytes(path, f"a json file {Path(path).name}")
     try:
-        value = json.loads(data)                                        # UTF-8 or UTF-16, with or without a mark
+        value = json.loads(data, object_pairs_hook=_once)               # UTF-8 or UTF-16, with or without a mark
     except ValueError as error:
         raise ValueError(f"{path} is not valid json ({error}): fetch or write it again") from None
     except RecursionError:
@@ -118,6 +118,15 @@ def read_json(path) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a json {type(value).__name__}, expected an object")
     return value
+
+
+def _once(pairs: list) -> dict:
+    """The pairs of a json object. Raises ValueError for a key that is there twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice in one object")
+    return values
 
 
 def checked(cls, values: dict, where, prefix="", required=()):

@@ -55,7 +55,7 @@ class HiFTConfig:
     source_resblock_kernel_sizes: Sizes = field(default_factory=lambda: [7, 11])
     source_resblock_dilation_sizes: list[Dilations] = field(default_factory=lambda: [[1, 3, 5]] * 2)
     lrelu_slope: Share = 0.1
-    audio_limit: Share = 0.99
+    audio_limit: Annotated[float, 0.01, 1] = 0.99
     f0_predictor: F0Config = field(default_factory=F0Config)
 
     def __post_init__(self):

@@ -7,12 +7,13 @@ Shapes: B batch, N tokens, D width, H heads, G key/value heads, d head size. Par
 checkpoints.
 """
 from dataclasses import dataclass, fields
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from disk import Layers, Positive, Share, Size, checked, typed
+from disk import Layers, Positive, Size, checked, typed
 
 
 # Fields of configs that quantised models have.
@@ -39,7 +40,7 @@ class Qwen3Config:
     num_key_value_heads: Size = 8          # each serves heads / kv query heads
     head_dim: Size = 128                   # heads * head_dim need not equal hidden_size
     rope_theta: Positive = 1e6
-    rms_norm_eps: Share = 1e-6
+    rms_norm_eps: Annotated[float, 0, 0.01] = 1e-6
     max_position_embeddings: Size = 40960  # tokens, the longest context
     tie_word_embeddings: bool = False      # True: the output matrix is the embedding (0.6B, 1.7B, 4B)
 

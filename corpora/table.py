@@ -55,14 +55,17 @@ def csv_rows(path: Path):
         if twice or not set(header) & {"audio", "text", "answer", "answer_audio"}:
             raise ValueError(f"{path} has the columns {', '.join(header)[:200] or 'none'}, " + (
                 f"{twice} twice: rename one" if twice else f"expected some of {', '.join(COLUMNS)}"))
-        rows = csv.reader(lines, delimiter=delimiter)
+        rows = csv.reader(lines, delimiter=delimiter, strict=True)      # a quote that is never closed is an error
         while True:
+            begun = rows.line_num + 2                                   # after the header
             try:
                 cells = next(rows)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield f"{path.name} line {rows.line_num + 1}", partial(fail, "bad row", error)
+                open_quote = "unexpected end" in str(error)
+                yield f"{path.name} line {begun}", partial(
+                    fail, "bad row", "a quote is never closed, all that follows is lost" if open_quote else error)
                 continue
             if cells:
                 yield f"{path.name} line {rows.line_num + 1}", partial(named, header, cells)

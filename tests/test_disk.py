@@ -129,3 +129,9 @@ def test_what_is_read_is_not_replaced(tmp_path):
     for out in ("a", "link"):
         with pytest.raises(ValueError, match=f"{out} is read here and would be replaced"):
             disk.refuse_to_replace([tmp_path / "a"], tmp_path / out)
+
+
+def test_a_key_that_is_twice_in_an_object_is_refused_by_name(tmp_path):
+    (tmp_path / "a.json").write_text('{"rope": 1, "deep": {"theta": 10.0, "other": 2, "theta": 1e6}}')
+    with pytest.raises(ValueError, match="a.json is not valid json .*'theta' twice"):
+        disk.read_json(tmp_path / "a.json")

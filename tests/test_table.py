@@ -127,3 +127,10 @@ def test_a_list_on_lines_of_any_length_is_read_row_by_row(tmp_path, monkeypatch)
     monkeypatch.setattr(files, "BLOCK", 50)
     (tmp_path / "t.jsonl").write_text(json.dumps(ROWS))
     assert [load() for _, load in files.json_rows(tmp_path / "t.jsonl")] == ROWS
+
+
+def test_a_quote_that_is_never_closed_is_said_with_the_line_where_it_begins(tmp_path, capsys):
+    text = 'audio,text\n0.wav,whole\n1.wav,"open\n2.wav,two\n3.wav,three\n'
+    assert [*run(tmp_path, "t.csv", text.encode()).values()] == ["whole"]
+    said = capsys.readouterr().out
+    assert "bad row" in said and "t.csv line 3" in said and "a quote is never closed" in said
