@@ -1,4 +1,5 @@
 """mini/: what is shipped opens, hears voices it never heard, speaks, and can be trained again from its start."""
+import io
 import json
 
 import numpy as np
@@ -73,6 +74,19 @@ def test_it_is_what_sample_opens_by_default(tmp_path, capsys):
     assert (tmp_path / "answer.txt").read_text() == "The opposite of hot is cold.\n"
     assert soundfile.info(tmp_path / "answer.wav").duration > 1
     assert f"watch {tmp_path / 'answer.html'}" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_six_questions_in_a_row_are_answered_each(tmp_path, monkeypatch, capsys):
+    """It was trained on single questions, and says so: those before are left out of the prompt."""
+    asked = ["What is the capital of France?", "What is two plus two?", str(MINI / "questions" / "opposite.wav"),
+             "What does a cow say?", "Which day comes after Monday?", "What is the capital of Japan?"]
+    heard = next(row["answer"] for row in QUESTIONS if row["kind"] == "opposite")
+    answers = ["The capital of France is Paris.", "Two plus two is four.", heard, "A cow says moo.",
+               "Tuesday comes after Monday.", "The capital of Japan is Tokyo."]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*asked, ""])))
+    sample.main(["--interactive", "--temperature", "0", "--out", str(tmp_path)])
+    assert [(tmp_path / str(n) / "answer.txt").read_text().strip() for n in range(1, 7)] == answers
+    assert "single questions" in capsys.readouterr().out
 
 
 def test_the_stages_start_from_what_is_shipped(mini, tmp_path):

@@ -253,17 +253,20 @@ def test_a_conversation_begins_with_what_was_given_and_survives_mistakes(out, tm
     bad = ["./nowhere", "a misspelt name.wav", "~/nowhere.flac", f"{tmp_path}/", str(out / "12" / "answer.wav")]
     (out / "12").mkdir(parents=True)
     shutil.copy(QUESTION, bad[-1])                                  # the question lies where its answer would
-    lines, asked = iter([*heard, *read_as_text, *bad, ""]), []
+    lines, asked, turns = iter([*heard, *read_as_text, *bad, ""]), [], []
 
     def answer(model, sampling, chats, clips, out, names, writing):
+        turns.append(sum(message["role"] == "user" for message in chats[0]))
         asked.append((chats[0][-1]["content"][-1].get("text"), clips is not None))
         return [SimpleNamespace(text="So it is.")]
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    monkeypatch.setattr(sample, "load", lambda args: (None, {}))
+    model = SimpleNamespace(config=SimpleNamespace(single_turn=False))
+    monkeypatch.setattr(sample, "load", lambda args: (model, {}))
     monkeypatch.setattr(sample, "ask", answer)
     sample.main(["--interactive", "--text", "Hello", "--audio", str(QUESTION), "--out", str(out)])
     texts = [text.strip() for text in read_as_text]
     assert asked == [("Hello", True), *[(None, True)] * 3, *((text, False) for text in texts)]
+    assert turns == [1, 2, 3, 4, 5, 6, 7]                           # those before stay in the prompt
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == len(bad) and all(line.startswith("error: ") for line in errors), errors
     assert all("not found" in line for line in errors[:3]) and "is a directory" in errors[3]
@@ -489,7 +492,8 @@ def test_odd_lines_are_one_clear_line_each_and_the_conversation_goes_on(out, tmp
         return [SimpleNamespace(text="So it is.")]
     script = iter([*lines, *heard, "the end of the input comes in the middle of a li"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(script, None) or (_ for _ in ()).throw(EOFError))
-    monkeypatch.setattr(sample, "load", lambda args: (None, {}))
+    model = SimpleNamespace(config=SimpleNamespace(single_turn=False))
+    monkeypatch.setattr(sample, "load", lambda args: (model, {}))
     monkeypatch.setattr(sample, "ask", answer)
     sample.main(["--interactive", "--out", str(out)])
     errors = iter(capsys.readouterr().err.splitlines())
