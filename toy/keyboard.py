@@ -24,10 +24,26 @@ def pick(several, random: np.random.Generator):
     return several[int(random.integers(len(several)))]
 
 
+LARGE = {**{name: n for n, name in enumerate(facts.NUMBERS)},
+         **{name: 10 * n for n, name in enumerate("thirty forty fifty sixty seventy eighty ninety".split(), 3)},
+         "hundred": 100, "thousand": 1000, "million": 1_000_000}
+ONE_TO_NINETEEN, TENS = (rf"(?:{'|'.join(sorted(names, key=len, reverse=True))})" for names in (
+    facts.NUMBERS[1:20], [name for name, n in LARGE.items() if 20 <= n < 100]))
+NUMBER = (rf"\b(?:zero|{TENS} (?:{'|'.join(facts.NUMBERS[1:10])})\b|{TENS}|"
+          rf"{ONE_TO_NINETEEN}(?: hundred| thousand| million)?)\b")
+
+
+def value(words: str) -> int:
+    """ "two hundred" -> 200, "thirty seven" -> 37. """
+    total = 0
+    for word in words.lower().split():
+        total = total * LARGE[word] if LARGE[word] >= 100 else total + LARGE[word]
+    return total
+
+
 def digits(text: str, random: np.random.Generator) -> str:
     """Numbers in digits, and mostly signs for what is done with them: "What is 2 + 2?", "2+2=", "2 plus 2"."""
-    for n, name in sorted(enumerate(facts.NUMBERS), key=lambda pair: -len(pair[1])):
-        text = re.sub(rf"\b{name}\b", str(n), text, flags=re.I)
+    text = re.sub(NUMBER, lambda words: str(value(words[0])), text, flags=re.I)
     if random.random() < 0.65:
         for word, sign in SIGNS:
             text = re.sub(rf"(?<=\d) {word} (?=\d)", f" {sign} ", text)
@@ -87,7 +103,7 @@ CHANGES = {"lower": lambda text, _: text.lower(), "upper": lambda text, _: text.
            "title": lambda text, _: re.sub(r"\b[a-z]", lambda c: c[0].upper(), text).replace("'S", "'s"),
            "digits": digits, "spaces": spaces, "punctuation": punctuation, "typo": slip, "short": short}
 CASES = (("lower", 0.45), ("upper", 0.14), ("title", 0.06))                 # else as it is written
-SHARES = (("digits", 0.5), ("short", 0.08), ("punctuation", 0.45), ("typo", 0.22), ("spaces", 0.15))
+SHARES = (("digits", 0.5), ("short", 0.08), ("punctuation", 0.45), ("typo", 0.35), ("spaces", 0.15))
 
 
 def typed(text: str, random: np.random.Generator) -> str:

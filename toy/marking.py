@@ -119,9 +119,11 @@ def questions(split: Split, task: str) -> list:
 
 
 def strangers() -> list:
-    """The samples of STRANGERS."""
+    """The samples of STRANGERS: questions by one who had read the answers of the world, and nothing
+    of how they are asked here. Some come late in a talk: "before" has its turns until then."""
     rows = [json.loads(line) for line in STRANGERS.read_text().splitlines()]
-    return [row | {"id": f"stranger-{n}", "messages": [{"role": "user", "content": row["text"]}], "audio": None}
+    return [row | {"id": f"stranger-{n}", "audio": None, "messages": [
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate([*row.get("before", []), row["text"]])]}
             for n, row in enumerate(rows)]
 
 

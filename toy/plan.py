@@ -13,27 +13,28 @@ from collections import Counter, defaultdict
 
 import numpy as np
 
-from toy import domain, facts, keyboard, outside, talks, voices
+from toy import casual, domain, facts, keyboard, outside, talks, voices
 from toy.keyboard import pick
 from toy.rooms import NOISES
 
 # Clips of training by what they are and their family; random strings and plain sentences to read aloud, of which `held`
-# each are kept from training; conversations that are typed, and that use the sound of a clip; tests ask every n-th
-# answer.
+# each are kept from training; questions that are typed casually, conversations that are typed, and that use the sound of
+# a clip; tests ask every n-th answer.
 SIZES = {
     "full": {"asked": {"espeak": 2900, "flite": 2900, "kokoro": 570, "hibari": 720},
              "unknown": {"espeak": 350, "flite": 300, "kokoro": 80, "hibari": 110},
              "follow-up": {"espeak": 200, "flite": 200, "kokoro": 50, "hibari": 70}, "noise": 300,
              "random": {"espeak": 2200, "flite": 1800}, "strings": 1500, "sentences": 300, "held": 40,
-             "typed talks": 12000, "spoken talks": 3000, "every": 2, "tests": 240},
+             "casual": 24000, "typed talks": 14000, "spoken talks": 3000, "every": 2, "tests": 240},
     "small": {"asked": {"espeak": 700, "flite": 700, "kokoro": 10, "hibari": 10},
               "unknown": {"espeak": 60, "flite": 60}, "follow-up": {"espeak": 30, "flite": 30}, "noise": 20,
               "random": {"espeak": 100, "flite": 60}, "strings": 60, "sentences": 40, "held": 10,
-              "typed talks": 1500, "spoken talks": 200, "every": 12, "tests": 24},
+              "casual": 2500, "typed talks": 1500, "spoken talks": 200, "every": 12, "tests": 24},
 }
 TESTS = ("test-voices", "test-recombined", "test-wording", "test-both", "test-natural")
 MORE_TESTS = ("test-turns", "test-outside", "test-typed")
 SPLITS = ("voice", "train", "val", *TESTS, *MORE_TESTS)
+ASK_AGAIN = 7               # of so many typed conversations of training one ends with "Say that again."
 READ_AS_QUESTION = 14       # of so many typed questions of training one is answered aloud too, which costs most
 
 
@@ -151,7 +152,8 @@ def follow_ups(seed: int, phrasings: list, split: str, counts: dict) -> list:
             random = rng(seed, name)
             before, (text, answer, kind) = talk.of(random, 2 + int(random.random() < 0.3))
             found.append({"id": name, "text": text, "answer": answer, "kind": kind,
-                          "phrasing": turn_of(before, kind), "before": typed_turns(before, random),
+                          "phrasing": turn_of(before, kind),
+                          "before": typed_turns(before, rng(seed, f"{name} typed")),
                           "how": voices.sample_voice(family, random)})
     return found
 
@@ -235,6 +237,7 @@ def written(split: str, clips: list, seed: int, size: dict):
     if split == "train":
         asked_aloud = [clip for clip in clips if clip["kind"] != "random" and "before" not in clip and clip["text"]]
         yield from typed_questions(phrasings, random)
+        yield from casual_questions(phrasings, size["casual"], random)
         yield from typed_talks(phrasings, split, size["typed talks"], random)
         yield from spoken_talks(phrasings, asked_aloud, size["spoken talks"] if asked_aloud else 0, random)
     elif split == "test-turns":
@@ -267,15 +270,35 @@ def typed_questions(phrasings: list, random):
         yield chat(f"u{n:05d}", [user(keyboard.typed(text, random))], unknown | {"text": text}, "train")
 
 
+def casual_questions(phrasings: list, count: int, random):
+    """casual.questions as people type them, but for what the tests hold out."""
+    held = {domain.spoken(row["text"]) for row in phrasings if row["split"] != "train"}
+    for n, (text, answer, kind) in enumerate(casual.questions(count, random)):
+        if domain.spoken(text) not in held:
+            yield chat(f"k{n:05d}", [user(keyboard.typed(text, random))],
+                       {"answer": answer, "kind": kind, "text": text}, "train")
+
+
 def typed_talks(phrasings: list, split: str, count: int, random):
     """Conversations of two and three turns, all typed, the last one to be answered; in the tests as they are written.
     """
-    talk, typed = Talks(phrasings, split != "train"), keyboard.typed if split == "train" else lambda text, _: text
+    train = split == "train"
+    talk, typed = Talks(phrasings, not train), turn_as_typed if train else lambda text, _: text
     for n in range(count):
         before, (text, answer, kind) = talk.of(random, 2 + int(random.random() < 0.4))
+        if train and n % ASK_AGAIN == 0:
+            before[-1] = (text, answer, kind)
+            text, kind = facts.sentence(pick(talks.AGAIN, random)), "again"
         messages = [*typed_turns(before, random, typed), user(typed(text, random))]
         yield chat(f"{split}-talk-{n:05d}", messages, {"answer": answer, "text": text, "kind": kind},
                    turn_of(before, kind))
+
+
+def turn_as_typed(text: str, random) -> str:
+    """A turn as people type it, at times with casual.AROUND_TURN."""
+    if random.random() < 0.25:
+        text = facts.sentence(pick(casual.AROUND_TURN, random).format(text.rstrip(".?!")))
+    return keyboard.typed(text, random)
 
 
 def spoken_talks(phrasings: list, clips: list, count: int, random):
