@@ -33,7 +33,12 @@ OTHERS = {".gguf": "made for llama.cpp: fetch the safetensors of the model that 
           ".h5": "Keras's: fetch the safetensors", ".msgpack": "Flax's: fetch the safetensors",
           ".onnx": "a graph of operations: fetch the safetensors",
           ".safetensors": "named otherwise: rename it to model.safetensors if it holds the whole model"}
+UNWRITTEN = "was its download or copy interrupted? Fetch it again"
 TRAINERS = "training_args|optimizer|scheduler|scaler|rng_state"     # of these: they are no weights
+ZEROS = ("pos_bias_u", "pos_bias_v", "embed_positions2.weight")     # matrices that this code itself sets to zero
+TABLES = ("embed", "codebook")      # some of their rows may stand for nothing, and be zero
+PLACES, HOLE = 64, 4     # where a matrix is looked at; so many in a row that are zero were never written
+TAIL_BYTES = 1 << 16     # as many zeros at the end of a file were not either
 MAPPED_BYTES = 16 << 20  # pages of a mapped file count as ours until it is closed: do so after so many
 
 
@@ -125,18 +130,39 @@ def check_tied(paths, rename) -> None:
 
 def shapes(path) -> dict:
     """name -> (shape, type) of every tensor in a safetensors file, from its header alone; types are those of
-    safetensors, such as "BF16". Raises FileNotFoundError or ValueError, for quantised weights and adapters too."""
+    safetensors, such as "BF16". Raises FileNotFoundError or ValueError, for quantised weights and adapters too, and
+    where the end of the file was never written."""
     with opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}
         found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
     for name in found:
         for what in FOREIGN.keys() & name.split("."):
             raise ValueError(f"{path} is {FOREIGN[what]} ({name}): expected a model's own weights, not quantised")
+    size = os.path.getsize(path)
+    tail = max(TAIL_BYTES, size >> 10)                      # embeddings of ids that no text has may be zero, but fewer
+    with open(path, "rb") as file:
+        file.seek(max(0, size - tail))
+        if size > 8 * tail and not any(file.read()):
+            raise ValueError(f"{path} ends with {tail:,} zero bytes or more: {UNWRITTEN}")
     return found
 
 
+def check_written(path, name: str, tensor) -> None:
+    """Raises ValueError where a sixteenth of a matrix on end is zero, or a whole table: no training leaves that, but an
+    interrupted download does, where the file had its full size from the start. Looks at 64 bytes in each of PLACES."""
+    if tensor.ndim < 2 or not tensor.numel() or name.endswith(ZEROS):
+        return
+    data = tensor.reshape(-1).view(torch.uint8)
+    step = min(len(data), max(64, len(data) // PLACES))
+    filled = data[:len(data) // step * step].view(-1, step)[:, :64].any(1).tolist()
+    hole = len(filled) if any(part in name for part in TABLES) else min(HOLE, len(filled))
+    if "0" * hole in "".join("01"[one] for one in filled):
+        raise ValueError(f"{path}: {name} {list(tensor.shape)} is zero in large part: {UNWRITTEN}")
+
+
 def stream(path, names):
-    """Yield (name, tensor) for the given names. The tensor is a view of the mapped file: copy it before going on."""
+    """Yield (name, tensor) for the given names. The tensor is a view of the mapped file: copy it before going on. Raises
+    ValueError for one that was never written."""
     names = list(names)
     while names:
         with opened(path) as file:
@@ -145,6 +171,7 @@ def stream(path, names):
                 name = names.pop(0)
                 tensor = file.get_tensor(name)
                 mapped += tensor.nbytes
+                check_written(path, name, tensor)
                 yield name, tensor
                 del tensor
 

@@ -299,7 +299,10 @@ def test_opening_a_checkpoint_takes_little_more_memory_than_its_size(tmp_path, m
     generator = PRESETS["tiny"].generator
     generator = replace(generator, llm=replace(generator.llm, vocab_size=llm.vocab_size))
     config = replace(PRESETS["tiny"], llm=llm, generator=generator, dtype="bfloat16")
-    weights.empty(lambda: ExOmni(config), dtype=torch.bfloat16).save_pretrained(tmp_path)    # any values will do
+    model = weights.empty(lambda: ExOmni(config), dtype=torch.bfloat16)
+    for tensor in model.state_dict().values():
+        tensor.fill_(1)                                     # any values will do but zeros
+    model.save_pretrained(tmp_path)
     files = list(tmp_path.glob("model*.safetensors"))
     size = sum(path.stat().st_size for path in files)
     assert size > 300e6 and (len(files) > 1) == (shard < size)
@@ -312,3 +315,41 @@ def test_opening_a_checkpoint_takes_little_more_memory_than_its_size(tmp_path, m
     assert size <= peak("from_pretrained") <= 1.15 * size
     if len(files) == 1:
         assert peak("load_state_dict") > 1.15 * size, "the measurement does not see what it should"
+
+
+# ---- files that were never written to their end -------------------------------------------------------------------
+
+@pytest.fixture
+def stack(tmp_path):
+    """A module of several matrices, and its file."""
+    torch.manual_seed(0)
+    original = nn.Sequential(*(nn.Linear(128, 128) for _ in range(12)))
+    weights.write_tensors(tmp_path / "model.safetensors", original.state_dict())
+    return original, tmp_path / "model.safetensors"
+
+
+@pytest.mark.parametrize("begin, end", [(0, 1), (2 / 3, 1), (0.4, 0.5), (0.95, 1)])
+def test_weights_that_were_never_written_are_refused(stack, begin, end):
+    original, path = stack
+    data = bytearray(path.read_bytes())
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    first, last = (start + int(share * (len(data) - start)) for share in (begin, end))
+    data[first:last] = bytes(last - first)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="model.safetensors.* zero .*interrupted. Fetch it again"):
+        weights.load(weights.empty(lambda: original), [path])
+
+
+def test_zeros_that_belong_there_are_no_damage(tmp_path):
+    biases, table = nn.Linear(64, 64), nn.Embedding(64, 16)
+    with torch.no_grad():
+        biases.bias.zero_()
+        table.weight[20:] = 0                               # ids that no text has
+    module = nn.ModuleDict({"linear": biases, "embed": table})
+    weights.write_tensors(tmp_path / "a.safetensors", module.state_dict())
+    weights.load(module, [tmp_path / "a.safetensors"])
+    with torch.no_grad():
+        table.weight.zero_()
+    weights.write_tensors(tmp_path / "a.safetensors", module.state_dict())
+    with pytest.raises(ValueError, match="embed.weight .* is zero"):
+        weights.load(module, [tmp_path / "a.safetensors"])
