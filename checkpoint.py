@@ -39,6 +39,9 @@ DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp1
 @dataclass
 class ReleaseConfig:
     """The fields of the release's config.json that are neither the LLM's nor those of nested configs."""
+    # "ar" and "ctc" are the same module in the release.
+    FIXED = {"speech_encoder_type": ("whisper",), "speech_projector_type": ("linear",),
+             "speech_generator_type": ("ar", "ctc")}
     unit_vocab_size: Size
     speech_vocab_size: Size
     speech_embed_dim: Size

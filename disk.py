@@ -134,10 +134,12 @@ def checked(cls, values: dict, where, prefix="", required=()):
     another dataclass, Literal["one", "other"], each also `| None`; numbers and lists also as Annotated[kind, least,
     greatest].
 
-    A field that is missing takes its default, unless it is `required`; what the dataclass does not know is ignored.
-    where: the file, prefix: the object's name in it, for errors. Raises ValueError "WHERE: field NAME is SEEN, expected
-    KIND"."""
+    A field that is missing takes its default, unless it is `required`; what the dataclass does not know is ignored, but
+    for its FIXED: name -> values, of what this code does in these ways only. where: the file, prefix: the object's name
+    in it, for errors. Raises ValueError "WHERE: field NAME is SEEN, expected KIND"."""
     kinds, given = get_type_hints(cls, include_extras=True), {}
+    for name, ways in getattr(cls, "FIXED", {}).items():
+        typed(values, name, Literal[ways] | None, where, None, prefix)
     for f in fields(cls):
         if f.name in values or f.name in required or f.default is f.default_factory is MISSING:
             given[f.name] = typed(values, f.name, kinds[f.name], where, prefix=prefix)

@@ -27,6 +27,9 @@ OUTPUT_HOP = 256              # samples per mel frame of it
 
 @dataclass
 class EncoderConfig:
+    FIXED = {"normalize_before": (True,), "use_cnn_module": (False,), "macaron_style": (False,),
+             "input_layer": ("linear",), "pos_enc_layer_type": ("rel_pos_espnet",),
+             "selfattention_layer_type": ("block_rel_selfattn",)}
     output_size: Size = 512         # D
     attention_heads: Size = 8
     linear_units: Size = 2048       # feed-forward width
@@ -47,6 +50,7 @@ class RegulatorConfig:
 
 @dataclass
 class EstimatorConfig:
+    FIXED = {"act_fn": ("gelu",)}
     channels: Sizes = field(default_factory=lambda: [256, 256])             # C of each level, halving the rate
     n_blocks: Layers = 4            # transformer blocks after each Resnet
     num_mid_blocks: Layers = 12
@@ -56,6 +60,7 @@ class EstimatorConfig:
 
 @dataclass
 class CFMConfig:
+    FIXED = {"solver": ("euler",)}
     sigma_min: Share = 1e-6
     training_cfg_rate: Share = 0.2  # how often training drops all conditions
     inference_cfg_rate: Scale = 0.7     # guidance
@@ -71,6 +76,7 @@ class MatchingConfig:
 @dataclass
 class FlowConfig:
     """Nested and named as the official yaml; the defaults are the published values."""
+    FIXED = {"input_frame_rate": (UNIT_RATE,), "output_type": ("mel",)}
     vocab_size: Size = 16384
     input_size: Size = 512          # width of the unit embedding
     output_size: Size = 80          # M

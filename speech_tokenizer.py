@@ -29,6 +29,8 @@ CHUNK = 16                                    # pieces computed together: bounds
 @dataclass
 class SpeechTokenizerConfig:
     """Field names are those of the checkpoint's config.json; the defaults are the published values."""
+    FIXED = {"activation_function": ("gelu",), "scale_embedding": (False,), "encoder_causal_attention": (False,),
+             "quantize_causal_encoder": (False,)}
     num_mel_bins: Size = 128
     d_model: Size = 1280
     encoder_attention_heads: Size = 20

@@ -23,6 +23,7 @@ N_FFT = 400                            # samples, 25 ms
 @dataclass
 class WhisperConfig:
     """Field names are those of Hugging Face's config.json; the defaults are whisper-large-v3's."""
+    FIXED = {"model_type": ("whisper",), "activation_function": ("gelu",), "scale_embedding": (False,)}
     num_mel_bins: Size = 128           # 80 for every Whisper but large-v3
     d_model: Size = 1280
     encoder_layers: Layers = 32

@@ -364,3 +364,14 @@ def test_a_wrong_value_of_the_speech_parts_is_named(config, change, words):
     with pytest.raises(ValueError, match=words) as caught:
         disk.checked(config, values, "config.json")
     assert str(caught.value).startswith("config.json: ")
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"speech_projector_type": "qformer"}, "speech_projector_type is 'qformer', expected one of 'linear'"),
+    ({"speech_generator_type": "nar"}, "speech_generator_type is 'nar', expected one of 'ar', 'ctc'"),
+    ({"speech_encoder_config": dataclasses.asdict(CONFIG.speech_encoder) | {"activation_function": "relu"}},
+     "speech_encoder_config: field activation_function is 'relu', expected one of 'gelu'")])
+def test_what_a_config_says_of_another_model_is_refused(tmp_path, change, says):
+    disk.write_json(tmp_path / "config.json", CONFIG.to_dict() | change)
+    with pytest.raises(ValueError, match=says):
+        ExOmniConfig.from_dir(tmp_path)
