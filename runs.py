@@ -93,8 +93,9 @@ def parse(argv, about: str, recipes, ablations) -> argparse.Namespace:
     add("--anyway", action="store_true", help="start although the checkpoint does not say it saw the earlier stages")
     add("--recipe", choices=recipes, help="v1 or v2 of the paper, or the toy's (default: v1, or mini for a language "
         "model less than 512 wide)")
-    add("--epochs", type=cli.number(1e-6, 1e6), help="in place of the table's")
-    add("--steps", type=cli.positive, help="in place of --epochs")
+    length = p.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=cli.number(1e-6, 1e6), help="in place of the table's")
+    length.add_argument("--steps", type=cli.positive, help="in place of --epochs")
     add("--batch", type=batch, help="samples an optimizer step over all processes, in place of the table's")
     add("--accumulate", type=batch, help="micro-batches that each process works through, in place of the table's")
     add("--tokens", type=cli.positive, help="of a micro-batch at most, with padding: text, speech and units; it takes "
@@ -102,7 +103,7 @@ def parse(argv, about: str, recipes, ablations) -> argparse.Namespace:
     add("--workers", type=cli.whole(0, 256), help="processes that read samples ahead of time (default: 4 on a GPU, "
         "else none)")
     add("--cache", metavar="DIR", help="compute what the frozen parts make of each sample once, and keep it there")
-    add("--lr", nargs="+", metavar="RATE", help="for all trained parts, or PART=RATE for some")
+    add("--lr", nargs="+", action="extend", metavar="RATE", help="for all trained parts, or PART=RATE for some")
     add("--ablate", choices=ablations, help="leave something out: v1's Tables 6 and 8, v2's Table 6")
     add("--seed", type=cli.seed, help="of the order of samples and of dropout (default: 0)")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:NUMBER, mps")
@@ -187,6 +188,8 @@ def open_all(args, stages: dict, device) -> tuple:
     if not resumed:
         epoch = len(Stream(*chosen[0][:2], state["seed"]))
         state["steps"] = args.steps or max(1, round(state["epochs"] * epoch / state["batch"]))
+    if args.stop_at is not None and not state["step"] <= args.stop_at <= state["steps"]:
+        raise ValueError(f"--stop-at {args.stop_at}: this training is at step {state['step']} of {state['steps']}")
     return state, model, chosen, resumed
 
 
@@ -300,6 +303,8 @@ def overridden(given: list, rates: dict) -> dict:
             new = {part: float(rate) for part, rate in (text.split("=") for text in given)}
     except ValueError:
         raise ValueError(f"--lr {' '.join(given)}: expected a number, or PART=RATE ...") from None
+    if len(new) < len(given):
+        raise ValueError(f"--lr {' '.join(given)}: a part has two rates, expected one")
     if not all(0 < rate <= LARGEST_RATE for rate in new.values()):  # NaN is neither
         raise ValueError(f"--lr {' '.join(given)}: expected rates above 0 and up to {LARGEST_RATE:g}")
     if not new.keys() <= rates.keys():

@@ -110,6 +110,9 @@ def ask(model, sampling, chats, clips, out, names, writing) -> list:
         print()
     for name, answer in zip(names, answers) if not single else ():
         print(f"{out / name}: {answer.text}")
+    for name, answer in zip(names, answers):
+        if answer.text_ids[-1] not in model.config.stop_ids:
+            print(f"{out / name}: the answer was cut after {len(answer.text_ids)} tokens: --max-new-tokens takes more")
     for paths in written:
         print("wrote " + " ".join(map(str, paths)))
     print(report(answers, elapsed, page))
@@ -118,7 +121,7 @@ def ask(model, sampling, chats, clips, out, names, writing) -> list:
 
 def run(args) -> None:
     """What is wrong is said before the model is opened, not after the answer."""
-    args.text = args.text and args.text.strip() and args.text           # nothing but spaces is no question
+    args.text = args.text and args.text.strip() and legible(args.text, "--text")        # spaces are no question
     if not (args.audio or args.text or args.interactive):
         raise ValueError("nothing to answer: give --audio FILE, --text TEXT or --interactive")
     if args.interactive and len(args.audio) > 1:
@@ -157,9 +160,14 @@ def typed(line: str, folder: Path) -> tuple:
         return None, load_audio(path)
     if len(line) > LINE:
         raise ValueError(f"that line has {len(line)} letters, expected a question of at most {LINE}")
-    if any("\ud800" <= letter <= "\udfff" for letter in line):
-        raise ValueError("that line is not UTF-8: set the terminal to it, or ask in plain letters")
-    return line, None
+    return legible(line, "that line"), None
+
+
+def legible(text: str, what: str) -> str:
+    """The text. Raises ValueError where a byte of it was not UTF-8."""
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"{what} is not UTF-8: set the terminal to it, or ask in plain letters")
+    return text
 
 
 def converse(model, sampling, history: list, out: Path, writing, first=None) -> None:

@@ -19,6 +19,7 @@ norm 1 (the paper saw them explode in stage I), a cosine to zero after the warm-
 """
 import os
 import sys
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -263,6 +264,7 @@ def prepare(model, state: dict, device, recompute) -> tuple:
 
 def train(args) -> None:
     device, (rank, world) = cli.pick_device(args.device), rank_and_world()
+    warnings.filterwarnings("ignore", "This DataLoader will create")            # more workers than cores: as asked
     state, model, chosen, resumed = open_training(args, STAGES, device)
     (training, samples, _), (validation, checks, _) = chosen
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16")
@@ -282,7 +284,7 @@ def train(args) -> None:
     if resumed:
         load_optimizer(Path(args.out), tensors)
     log, checked = Log(Path(args.out), state, device, resumed), False
-    steps, last = state["steps"], min(args.stop_at or state["steps"], state["steps"])
+    steps, last = state["steps"], args.stop_at or state["steps"]
     reader = read_ahead(Steps(training, samples, model, state, cut, lengths, always, rank, world, cache), last,
                         4 * (device.type == "cuda") if args.workers is None else args.workers, device)
 

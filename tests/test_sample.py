@@ -147,6 +147,11 @@ def test_odd_sound_is_heard(checkpoint, out, tmp_path, name, sound, rate):
     read(out)
 
 
+def test_a_text_that_the_limit_cut_is_said(checkpoint, out, capsys):
+    ask(checkpoint, out, "--text", "Hi")                                # random weights never stop
+    assert f"{out}: the answer was cut after 3 tokens: --max-new-tokens takes more" in capsys.readouterr().out
+
+
 def test_one_emoji_is_a_question(checkpoint, out):
     ask(checkpoint, out, "--text", "\N{FACE WITH TEARS OF JOY}")
     read(out)
@@ -277,6 +282,7 @@ def test_a_conversation_begins_with_what_was_given_and_survives_mistakes(out, tm
     (["--max-new-tokens", "4000"], "expected a whole number from 1 to 3750"), (["--max-new-tokens", "0"], "expected"),
     (["--temperature", "1e-320"], "expected 0 or a finite number from 1e-05"),
     (["--temperature", "nan"], "expected a number"),
+    (["--text", "caf\udce9"], "--text is not UTF-8"),
     (["--top-p", "0"], "expected a number from"), (["--device", "foo"], "--device foo"), (["--seed", "-1"], "expected"),
     (["--interactive", "--audio", "a.wav", "b.wav"], "one question after the other")])
 def test_a_wrong_argument_is_refused_before_anything_is_opened(out, capsys, monkeypatch, options, says):

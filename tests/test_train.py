@@ -333,6 +333,9 @@ def test_without_velocity_the_face_loss_is_the_first_term_alone(stages, data, tm
     (["--lr", "nan"], "--lr nan: expected rates above 0"), (["--lr", "generator=-1"], "expected rates above 0"),
     (["--epochs", "inf"], "'inf': expected a number from 1e-06"), (["--batch", "0"], "'0': expected a whole number"),
     (["--device", "foo"], "--device foo: expected auto, cpu"), (["--seed", "-1"], "'-1': expected a whole number"),
+    (["--lr", "generator=1e-4", "--lr", "generator=1e-3"], "a part has two rates"),
+    (["--epochs", "1", "--steps", "2"], "argument --steps: not allowed with argument --epochs"),
+    (["--stop-at", "99"], "--stop-at 99: this training is at step 0 of"),
     (["--lr", "llm=1e-4"], "--lr for llm: this stage trains generator"),
     (["--ablate", "velocity"], "--ablate velocity changes the face, stage 2 trains generator"),
     (["--init-from", "nowhere"], "nowhere"), (["--data", "nowhere"], "nowhere/train is not finished prepared data")])
