@@ -8,6 +8,8 @@ import re
 import tarfile
 from functools import partial
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
+from urllib.parse import unquote
 
 from corpora.sound import Skip
 from disk import open_text
@@ -16,6 +18,9 @@ BLOCK = 1 << 20             # letters that are read at once
 LONGEST = 1 << 26           # letters of a row at most: what is longer is damaged
 HEAD = 1000                 # letters that a key and its colon may be apart by
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
+# Around a path nobody sees these, or does not mean them: spaces, quotes, Unicode's marks without width.
+AROUND = "\"'`\u2018\u2019\u201c\u201d\xa0\u3000\u2060\ufeff" + "".join(
+    map(chr, (*range(33), *range(0x200b, 0x2010), *range(0x202a, 0x202f))))
 
 
 def find(source: Path, *endings):
@@ -26,6 +31,22 @@ def find(source: Path, *endings):
     for folder, folders, names in os.walk(source, followlinks=True):
         folders.sort()
         yield from (Path(folder, name) for name in sorted(names) if name.endswith(endings))
+
+
+def located(cell: str, root: Path, column: str) -> Path:
+    """The file that a cell of a table names, from the directory `root`; also without what nobody sees around its path
+    (spaces, quotes, marks of direction and byte order), from file://, with the backslashes of Windows, or with accents
+    written in the other of Unicode's two ways. Raises Skip saying what was tried."""
+    plain = cell.strip(AROUND)
+    plain = unquote(plain.removeprefix("file://")) if plain.startswith("file://") else os.path.expanduser(plain)
+    slashes = plain.replace("\\", "/")
+    names = cell, plain, slashes, normalize("NFC", slashes), normalize("NFD", slashes)
+    tried = dict.fromkeys(root / name for name in names)
+    found = next((path for path in tried if os.path.isfile(path)), None)
+    if found is None:
+        raise Skip("missing face" if column == "face" else "missing sound",
+                   f"{column} is {cell!r}, there is no file {' nor '.join(map(str, tried))}")
+    return found
 
 
 def fail(reason: str, detail):

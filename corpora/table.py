@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from corpora.corpus import asr, spoken, user
-from corpora.files import fail, find, json_rows
+from corpora.files import AROUND, fail, find, json_rows, located
 from corpora.sound import Clip, Skip, Sound
 from disk import open_text
 
@@ -74,7 +74,7 @@ def csv_rows(path: Path):
 def columns(line: str, delimiter: str) -> list:
     """The names in the first line of a table; those that we know in small letters. None where it is no such line."""
     try:
-        names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter), [])]
+        names = [name.strip(AROUND) for name in next(csv.reader([line], delimiter=delimiter), [])]
     except csv.Error:
         return []
     return [name.lower() if name.lower() in COLUMNS else name for name in names]
@@ -97,8 +97,8 @@ def table_clip(load, name: str, root: Path, form: dict) -> Clip:
             raise Skip("bad row", f"{key} is {str(row[key])[:60]!r}, expected a {what}")
     name = str(row.pop("id", name))
     text, answer = (str(row.pop(key, "")).strip() for key in ("text", "answer"))
-    audio, reply = (sound_of(row.pop(key, None), root, name) for key in ("audio", "answer_audio"))
-    face, split = row.pop("face", None), row.pop("split", None)
+    audio, reply = (sound_of(row.pop(key, None), root, name, key) for key in ("audio", "answer_audio"))
+    face, split = row.pop("face", "").strip(AROUND), row.pop("split", "").strip(AROUND).lower() or None
     if split not in (None, "train", "val", "test"):
         raise Skip("bad row", f"split {split!r}, expected train, val or test")
     if face and not reply:
@@ -116,11 +116,11 @@ def table_clip(load, name: str, root: Path, form: dict) -> Clip:
     if not rows:
         raise Skip("empty text", name)
     about = row | ({"text": text} if answer and text else {})
-    return Clip(name, rows, audio=audio, answer_audio=reply, face=root / face if face else None, face_form=form,
-                split=split, about=about)
+    return Clip(name, rows, audio=audio, answer_audio=reply, face_form=form, split=split,
+                face=located(face, root, "face") if face else None, about=about)
 
 
-def sound_of(cell, root: Path, name: str):
+def sound_of(cell, root: Path, name: str, column: str):
     """A cell -> its Sound: a path, the bytes of a sound file, or {bytes, path} as `datasets` writes them; None."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
@@ -128,7 +128,7 @@ def sound_of(cell, root: Path, name: str):
         raise Skip("bad row", f"a sound is {str(cell)[:60]!r}, expected a path or bytes")
     if isinstance(cell, (bytes, bytearray)):
         return Sound(name, data=bytes(cell))
-    return Sound(root / cell) if cell else None
+    return Sound(located(cell, root, column)) if cell and cell.strip(AROUND) else None
 
 
 def parquet(source: Path, args):

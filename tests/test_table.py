@@ -134,3 +134,20 @@ def test_a_quote_that_is_never_closed_is_said_with_the_line_where_it_begins(tmp_
     assert [*run(tmp_path, "t.csv", text.encode()).values()] == ["whole"]
     said = capsys.readouterr().out
     assert "bad row" in said and "t.csv line 3" in said and "a quote is never closed" in said
+
+
+@pytest.mark.parametrize("cell", [" a/é.wav ", "\u202aa\\é.wav", "'a/é.wav'", "\u201ca/é.wav\u201d", "\ufeffa/é.wav\xa0",
+                                  "a/e\u0301.wav", ".\\a\\é.wav", "file://{}/a/%C3%A9.wav", "{}/a/é.wav\r"])
+def test_a_path_is_found_whatever_nobody_sees_around_it(tmp_path, cell):
+    (tmp_path / "a").mkdir()
+    made_corpora.write(tmp_path / "a" / "é.wav", made_corpora.tone(0.3, 0))
+    row = json.dumps({"audio": cell.format(tmp_path), "text": "x", "split": " Train "})
+    assert run(tmp_path, "t.jsonl", row.encode()) == {"1": "x"}
+
+
+def test_a_path_that_leads_nowhere_is_said_with_what_was_tried(tmp_path, capsys):
+    said = [f"t.csv line 2: audio is ' b\\\\c.wav', there is no file {tmp_path}/ b\\c.wav nor ",
+            f" nor {tmp_path}/b/c.wav"]
+    run(tmp_path, "t.csv", b"audio,text\n b\\c.wav,x\n0.wav,y\n")
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in said), printed
