@@ -275,8 +275,9 @@ def parse(argv=None) -> argparse.Namespace:
     add("--ablations", action="store_true", help="train stages III and II without parts: Tables 6 and 8")
     add("--init-from", metavar="CHECKPOINT", help="ablations of the face: what stage II made")
     add("--init-generator-from", metavar="CHECKPOINT", help="ablation of the speech generator: what stage I made")
-    add("--epochs", type=cli.number(1e-6, 1e6), help="ablations: as train.py")
-    add("--steps", type=cli.positive, help="ablations: as train.py")
+    length = p.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=cli.number(1e-6, 1e6), help="ablations: as train.py")
+    length.add_argument("--steps", type=cli.positive, help="ablations: as train.py")
     add("--max-new-tokens", type=cli.whole(1, LONGEST // MIN_UNITS), default=128, help="text tokens at most")
     add("--seed", type=cli.seed, default=0, help="of sampled speech, changed clips and trained ablations")
     add("--threads", type=cli.threads, default=2, help="of the processor")
@@ -321,14 +322,12 @@ def measure(args) -> None:
         disk.write_json(path, found)
 
     if args.ablations:
-        cli.writable(args.out)
         keep("ablations", ablations(args, head), args.init_from)
     else:
         transcribe = transcriber(args.asr) if args.asr and "speech" in parts else None
         model = load(args.checkpoint, args)
         if parts - {"answers"} and model.speech_decoder is None:
             raise ValueError(f"{args.checkpoint} has no speech_decoder/: without sound only answers can be measured")
-        cli.writable(args.out)
         said = parts & {"speech", "face"} and converse(model, args.data, args.answers, args.max_new_tokens, args.seed)
         figures = {"answers": lambda: answers(model, args), "speech": lambda: speech(model, args, said, transcribe),
                    "face": lambda: face(model, args, said, head), "latency": lambda: latency(model, args)}

@@ -161,8 +161,8 @@ def check_written(path, name: str, tensor) -> None:
 
 
 def stream(path, names):
-    """Yield (name, tensor) for the given names. The tensor is a view of the mapped file: copy it before going on. Raises
-    ValueError for one that was never written."""
+    """Yield (name, tensor) for the given names. The tensor is a view of the mapped file: copy it before going on.
+    Raises ValueError for one that was never written."""
     names = list(names)
     while names:
         with opened(path) as file:

@@ -13,13 +13,14 @@ It may be killed at any time: the same command goes on after the last whole samp
 """
 import json
 import os
+import shutil
 import signal
 import threading
 import zlib
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from itertools import chain
 from multiprocessing import get_all_start_methods, get_context, parent_process
 from pathlib import Path
@@ -122,11 +123,13 @@ def import_corpus(rows, out: Path, about: dict, longest: dict, share=None, worke
 
     about: the command that makes it, for corpus.json. longest: seconds of audio and of answer_audio at most. share: of
     val, by a hash of the group (VAL where the corpus has no split of its own). manifest: more for the manifests.
-    Raises ValueError where `out` is of another command, or where no row is of use; OSError where it cannot be
-    written."""
+    Raises ValueError where `out` is of another command, or where no row is of use: then nothing of it stays; OSError
+    where it cannot be written."""
+    made = not out.exists()
     begin(out, about)
     with ExitStack() as stack:
         outs = {split: stack.enter_context(Writer(out / split)) for split in SPLITS}
+        stack.enter_context(nothing_left(out, outs, made))
         skipped = stack.enter_context(closing(Skipped(out / "skipped.jsonl")))
         bar = stack.enter_context(tqdm(desc=about["corpus"], unit="clip", disable=None))
         clips, odd = new_clips(rows, outs, skipped, share, bar), {}         # odd: kind -> [how many, the first of them]
@@ -148,6 +151,19 @@ def import_corpus(rows, out: Path, about: dict, longest: dict, share=None, worke
             if not outs[split].finished:
                 outs[split].finish(made_by="prepare.py corpus", split=split, **about, **(manifest or {}))
     return "\n".join(lines)
+
+
+@contextmanager
+def nothing_left(out: Path, outs: dict, made: bool):
+    """Where the command inside is refused before it wrote a sample, its files in `out` are removed, or `out` itself if
+    it was made for them: another command may take the place."""
+    try:
+        yield
+    except ValueError:
+        if not any(one.rows for one in outs.values()):
+            for path in [out] if made else [out / name for name in (*SPLITS, "corpus.json", "skipped.jsonl")]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
 
 
 def begin(out: Path, about: dict) -> None:

@@ -172,8 +172,14 @@ def test_another_command_and_other_data_are_not_mixed(tmp_path, capsys):
 
 def test_no_sample_of_use_is_an_error_that_says_why(tmp_path, capsys):
     (tmp_path / "t.csv").write_text("audio,text\nnone.wav,x\n")
-    assert "no sample of use: skipped 1: missing sound, first t-1: " in refused(
-        capsys, "corpus", "table", tmp_path / "t.csv", "--out", tmp_path / "out", "--workers", "1")
+    words = ["corpus", "table", tmp_path / "t.csv", "--out", tmp_path / "out", "--workers", "1"]
+    said = refused(capsys, *words)
+    assert "no sample of use: skipped 1: missing sound, first t.csv line 2: audio is 'none.wav', there is no" in said
+    assert not (tmp_path / "out").exists()                  # or the corrected command would be refused
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("")
+    refused(capsys, *words)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 
 
 def test_val_is_chosen_by_speaker_and_share(tmp_path):
