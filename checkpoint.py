@@ -7,6 +7,7 @@ Ours, the mini model and the release are the same thing to `ExOmni.from_pretrain
 """
 import os
 import shutil
+import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -36,6 +37,11 @@ DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp1
           "float32": "float32", "fp32": "float32", "float": "float32"}      # as configs write them -> of the weights
 
 
+# Ways to choose the text that a generation_config.json may ask for and this code does not have -> without effect.
+SAMPLING = {"top_k": (0,), "min_p": (0,), "typical_p": (1,), "repetition_penalty": (1,), "no_repeat_ngram_size": (0,),
+            "num_beams": (1,)}
+
+
 @dataclass
 class ReleaseConfig:
     """The fields of the release's config.json that are neither the LLM's nor those of nested configs."""
@@ -48,7 +54,7 @@ class ReleaseConfig:
     bs_decoder_dimension: Size
     nhead: Size
     num_bs_decoder_layers: Layers
-    dropout_rate: Share
+    dropout_rate: Annotated[float, 0, 0.9]
     out_dim: Size
     speech_encoder_ds_rate: Size
     speech_projector_hidden_size: Size = 2048
@@ -83,6 +89,9 @@ def generation_fields(directory, values: dict, vocab_size: int) -> dict:
         found["stop_ids"] = tuple(disk.typed({"eos_token_id": stop}, "eos_token_id", kind, where))
     if "unit_do_sample" in given:
         found["greedy_units"] = not disk.typed(given, "unit_do_sample", bool, path)
+    ignored = [name for name, plain in SAMPLING.items() if given.get(name) not in (None, *plain)]
+    if ignored:
+        warnings.warn(f"{path}: {', '.join(ignored)} not used here: text is sampled by temperature and top_p alone")
     found["single_turn"] = disk.typed(given, "single_turn", bool, path, False)
     return found | {"top_p": disk.typed(given, "top_p", Share | None, path, None) or 1.0}
 

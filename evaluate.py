@@ -54,6 +54,8 @@ from toy.speaking import (compare_speech, converse, generator_figures, lip_lags,
 from whisper import load_audio
 
 PARTS = ("answers", "speech", "face", "latency")
+USED_BY = {"init_from": "ablations", "init_generator_from": "ablations", "epochs": "ablations", "steps": "ablations",
+           "transcripts": "answers", "asr": "speech", "audio": "latency"}       # options of one part alone
 # The paper's figures (docs/spec/paper.md), None where unknown. --ablate NAME ("": nothing) -> its name in the paper; v1
 # Table 6: LVE on A2F-Bench; v2 Table 6: Sync-D, Sync-C.
 TABLE_6 = {"": ("full", 3.667, 9.233, 5.385), "velocity": ("w/o velocity", 3.751, None, None),
@@ -300,6 +302,9 @@ def check(args, parts: set) -> None:
         raise ValueError(f"part {', '.join(unknown)}: expected some of {', '.join(PARTS)}")
     if args.ablations and (args.parts or not args.init_from):
         raise ValueError("--ablations needs --init-from CHECKPOINT (after stage 2), and no other part")
+    for option, part in USED_BY.items():
+        if getattr(args, option) and part not in ({"ablations"} if args.ablations else parts):
+            raise ValueError(f"--{option.replace('_', '-')} is for {part}, which is not asked for: leave it out")
     cli.pick_device(args.device)
     if args.ablations or args.transcripts or "speech" in parts:
         load_jiwer()

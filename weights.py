@@ -148,14 +148,16 @@ def shapes(path) -> dict:
 
 
 def check_written(path, name: str, tensor) -> None:
-    """Raises ValueError where a sixteenth of a matrix on end is zero, or a whole table: no training leaves that, but an
-    interrupted download does, where the file had its full size from the start. Looks at 64 bytes in each of PLACES."""
-    if tensor.ndim < 2 or not tensor.numel() or name.endswith(ZEROS):
+    """Raises ValueError where a sixteenth of a matrix on end is zero, or all of a table, or all of a norm's weight: no
+    training leaves that, but an interrupted download does, where the file had its full size from the start. Looks at
+    64 bytes in each of PLACES."""
+    norm = tensor.ndim == 1 and name.endswith("weight")
+    if not (tensor.ndim > 1 or norm) or not tensor.numel() or name.endswith(ZEROS):
         return
     data = tensor.reshape(-1).view(torch.uint8)
     step = min(len(data), max(64, len(data) // PLACES))
     filled = data[:len(data) // step * step].view(-1, step)[:, :64].any(1).tolist()
-    hole = len(filled) if any(part in name for part in TABLES) else min(HOLE, len(filled))
+    hole = len(filled) if norm or any(part in name for part in TABLES) else min(HOLE, len(filled))
     if "0" * hole in "".join("01"[one] for one in filled):
         raise ValueError(f"{path}: {name} {list(tensor.shape)} is zero in large part: {UNWRITTEN}")
 

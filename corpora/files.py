@@ -45,7 +45,7 @@ def located(cell: str, root: Path, column: str) -> Path:
     found = next((path for path in tried if os.path.isfile(path)), None)
     if found is None:
         raise Skip("missing face" if column == "face" else "missing sound",
-                   f"{column} is {cell!r}, there is no file {' nor '.join(map(str, tried))}")
+                   f"{column} is {cell!r:.150}, there is no file {' nor '.join(map(str, tried))}")
     return found
 
 

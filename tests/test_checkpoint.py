@@ -247,7 +247,7 @@ def put(*keys):
     ("config.json", lambda v: v.pop("speech_generator_config") and None, "has neither speech_generator_config nor"),
     ("config.json", put("nhead", 5), "bs_decoder_dimension is 48, expected an even number that nhead"),
     ("config.json", put("bs_ablate", "face"), "field bs_ablate is 'face', expected one of '', 'velocity'"),
-    ("config.json", put("dropout_rate", 1.5), "field dropout_rate is 1.5, expected a finite number from 0 to 1"),
+    ("config.json", put("dropout_rate", 1.5), "field dropout_rate is 1.5, expected a finite number from 0 to 0.9"),
     ("config.json", put("torch_dtype", "float8_e4m3fn"), "field torch_dtype is 'float8_e4m3fn', expected one of 'bflo"),
     ("config.json", put("torch_dtype", 16), "field torch_dtype is 16, expected a text or null"),
     ("config.json", lambda v: [v], "holds a json list, expected an object"),
@@ -374,4 +374,11 @@ def test_a_wrong_value_of_the_speech_parts_is_named(config, change, words):
 def test_what_a_config_says_of_another_model_is_refused(tmp_path, change, says):
     disk.write_json(tmp_path / "config.json", CONFIG.to_dict() | change)
     with pytest.raises(ValueError, match=says):
+        ExOmniConfig.from_dir(tmp_path)
+
+
+def test_ways_of_sampling_that_are_not_here_are_said(tmp_path):
+    disk.write_json(tmp_path / "config.json", CONFIG.to_dict())
+    disk.write_json(tmp_path / "generation_config.json", {"top_k": 20, "repetition_penalty": 1.0, "num_beams": 4})
+    with pytest.warns(UserWarning, match="generation_config.json: top_k, num_beams not used here"):
         ExOmniConfig.from_dir(tmp_path)

@@ -315,14 +315,17 @@ def test_the_units_loss_of_the_ablation_is_that_of_training(tiny, data):
     (["answers", "--threads", "0"], "--threads: '0': expected a whole number from 1 to 1024"),
     (["answers", "--epochs", "inf"], "--epochs: 'inf': expected a number from"),
     (["answers", "--checkpoint", "nowhere"], "nowhere is not a directory"),
+    (["answers", "--steps", "2"], "--steps is for ablations, which is not asked for"),
+    (["face", "--asr", "base"], "--asr is for speech, which is not asked for"),
     (["face", "--data", "nowhere"], "is not finished prepared data"),
     (["latency", "--audio", "nowhere.wav"], "nowhere.wav")])
 def test_wrong_input_is_one_line(tiny, data, tmp_path, monkeypatch, capsys, options, message):
     monkeypatch.setitem(sys.modules, "faster_whisper", None)
     with pytest.raises(SystemExit) as stop:
-        evaluate.main(["--checkpoint", str(tiny), "--data", str(data), "--out", str(tmp_path), *SHORT, *options])
+        evaluate.main(["--checkpoint", str(tiny), "--data", str(data), "--out", str(tmp_path / "out"), *SHORT, *options])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_script_that_fails_with_its_own_line_adds_none(capfd):

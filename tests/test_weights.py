@@ -353,3 +353,8 @@ def test_zeros_that_belong_there_are_no_damage(tmp_path):
     weights.write_tensors(tmp_path / "a.safetensors", module.state_dict())
     with pytest.raises(ValueError, match="embed.weight .* is zero"):
         weights.load(module, [tmp_path / "a.safetensors"])
+    norm = nn.LayerNorm(64)
+    nn.init.zeros_(norm.weight)
+    weights.write_tensors(tmp_path / "a.safetensors", norm.state_dict())
+    with pytest.raises(ValueError, match="weight .* is zero"):
+        weights.load(norm, [tmp_path / "a.safetensors"])
