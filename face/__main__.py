@@ -17,6 +17,7 @@ from pathlib import Path
 
 import cli
 import disk
+from audio import UNKNOWN, open_sound, quiet
 from face.arkit import ORDERS, ROTATIONS, few, write_csv
 from face.captures import Capture, read_capture
 from face.export import EXPORTS, contact_sheet, export, gallery
@@ -70,6 +71,15 @@ def say(path, capture: Capture) -> None:
         print(f"{path}: {line}", file=sys.stderr)
 
 
+def seconds_of(audio) -> float | None:
+    """How long a sound is, as its header says; None where that does not say it, or is none that we read."""
+    try:
+        with quiet(), open_sound(audio) as file:
+            return None if file.frames == UNKNOWN else file.frames / file.samplerate
+    except ValueError:                                      # .json takes the name of any sound, .mp4 reads more kinds
+        return None
+
+
 def convert(args, head: Head) -> None:
     """Write the capture args.track as args.out. Rotations of head and eyes are kept from .csv to .csv only."""
     capture = read_capture(args.track, args.fps, args.order, args.ignore_timecodes)
@@ -81,6 +91,10 @@ def convert(args, head: Head) -> None:
             capture.notes.append(f"left out, as only .csv has them: {few(ROTATIONS, 9)}")
     say(args.track, capture)
     frames = len(capture.track)
+    sound = seconds_of(args.audio) if args.audio else None
+    if sound and abs(sound - frames / FPS) > max(0.2, 0.05 * sound):
+        print(f"{args.track} lasts {frames / FPS:.2f} s, {args.audio} {sound:.2f} s: is the sound the track's, and its "
+              "rate right?", file=sys.stderr)
     print(f"{args.track}: {frames} frames, {frames / FPS:.2f} s at {FPS} frames per second")
 
 

@@ -96,6 +96,7 @@ ORDERS = {
 
 # Half -> the shape that some rigs split into two.
 HALVES = {name + side: name for name in ("browInnerUp", "cheekPuff") for side in ("Left", "Right")}
+ANGLE = re.compile(r"(?i)((?:yaw|pitch|roll))[\s_(\[]*(?:degrees?|deg|\u00b0|radians?|rad)[)\]]*$")
 LONGEST = 200               # letters of a name at most: whatever is longer is none
 
 
@@ -116,7 +117,9 @@ KNOWN = {spelling: name for name in [*ARKIT_NAMES, *ROTATIONS, *HALVES] for spel
 
 
 def readings(name: str, separators: str) -> dict:
-    """Prefix (its digits as #) -> the known name that the rest stands for; a prefix ends in one of the separators."""
+    """Prefix (its digits as #) -> the known name that the rest stands for; a prefix ends in one of the separators. The
+    unit of a rotation is dropped, HeadYaw (deg)."""
+    name = ANGLE.sub(r"\1", name)
     starts = [0] + [found.end() for found in re.finditer(f"[{separators}]", name)] if len(name) <= LONGEST else []
     rests = {re.sub(r"\d+", "#", name[:start]).lower(): KNOWN.get(folded(name[start:])) for start in starts}
     return {prefix: known for prefix, known in rests.items() if known}

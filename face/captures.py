@@ -9,6 +9,8 @@ Shapes: R rows of a file, C its columns, T face frames at 30 per second, K = 52 
 """
 import io
 import math
+import re
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,13 @@ from face.arkit import ORDERS, ROTATIONS, few, from_names, matches, ordered, res
 from face.evidence import weigh
 from face.tables import MAX_ROWS, Rows, read_json, read_table
 from face.timing import frame_times, run_lengths
+from face.words import words
 
+# What says that weights are per cent, and what a rotation's unit is.
+PERCENT = re.compile(r"(?i)\b(?:in|as|are|is|units?)\b\W*(?:%|per ?cent|pct)|(?<!time )\bscale: 100(?:\.0)?$|"
+                     r"\b(?:weights?|values?|shapes?|scale|range|coefficients?)\b\D{0,20}0(?:\.0)?\s*(?:-|\u2013|\.+|to|,)\s*"
+                     r"100(?:\.0)?\b")
+TURNED = re.compile(r"(?i)(?:yaw|pitch|roll|rotation|angle|euler|head|eye).*?(?:\b|_)(deg|rad)")
 MAX_BYTES = 200 << 20               # of a file, and of an array once unpacked
 
 @dataclass
@@ -55,7 +63,11 @@ def read_capture(path, fps: float | None = None, order: str | None = None, ignor
     size = disk.regular(path, "a face track").stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"{path} has {size >> 20} MiB, expected a face track of at most {MAX_BYTES >> 20}")
-    rows = READERS[path.suffix.lower()](path, order)
+    with warnings.catch_warnings(record=True) as warned:                # of a file that is refused there is nothing to warn
+        warnings.simplefilter("always")
+        rows = READERS[path.suffix.lower()](path, order)
+    for each in warned:
+        warnings.warn(each.message, stacklevel=2)
     count, notes = len(rows.values), rows.notes
     seen = ~np.isnan(rows.values).all(axis=1)
     if not seen.any():
@@ -79,12 +91,16 @@ def read_capture(path, fps: float | None = None, order: str | None = None, ignor
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     values, seen = rows.values[timing.order], seen[timing.order]
-    track = tidy(from_names(values[seen], rows.names, str(path)), str(path))
+    track = from_names(values[seen], rows.names, str(path))
+    turned = rotations_of(values[seen], rows.names)
+    texts = [f"{' '.join(words(name))}: {value}" for name, value in rows.facts
+             if not isinstance(value, list) or len(value) == 2]
+    track, turned = scaled(track, rows.names, texts, notes), in_radians(turned, rows.names + texts, notes)
+    track = tidy(track, str(path))
     clocks = [each for each in (found.stamps, found.codes, found.numbers) if each is not None]
     mixed = several(track, [clocks[0][row] for row in timing.order[seen]] if clocks and not ignore_timecodes else None)
     if mixed:
         raise ValueError(f"{path}: {mixed}; expected those of one face: write each into a file of its own")
-    turned = rotations_of(values[seen], rows.names)
     at_30 = lambda values: resample(values, timing.times[seen], timing.length)
     return Capture(at_30(track), at_30(turned) if turned.any() else None, [*notes, *timing.notes], timing.how,
                    timing.rate, timing.length)
@@ -112,6 +128,35 @@ def several(track, clock) -> str:
             same += [apart(row, [row - 1]).min() for row in range(start + 1, end)]
             next_one += [apart(row, range(end, after)).min() for row in range(start + 1, end)]
     return in_turn if len(same) > 2 and np.mean(same) > 0.05 and np.mean(same) > 2 * np.mean(next_one) else ""
+
+
+def scaled(track, names: list, texts: list, notes: list) -> np.ndarray:
+    """A track (R, K) in the scale of its file -> as weights, per cent divided by 100. What is odd about it is noted."""
+    said = [name for name in names if "%" in name]
+    said = said[:1] if len(said) > 25 else [text for text in texts if PERCENT.search(text)]
+    if said and track.max() > 1.1:
+        track = track / 100
+        notes.append(f"weights are per cent, divided by 100 ({few(said, 1)})")
+    elif said and track.any():
+        notes.append(f"{few(said, 1)} may say per cent, but no weight is above 1.1: they are taken as they are")
+    if -1 <= track.min() < -0.1 or 2 >= track.max() > 1.1:
+        notes.append(f"weights between {track.min():.3g} and {track.max():.3g} are clipped to 0 and 1: is it their scale?")
+    if len(track) > 1 and track.any() and np.isin(track, (0, 1)).all():
+        notes.append("all weights are 0 or 1, nothing between: were they rounded?")
+    return track
+
+
+def in_radians(turned, texts: list, notes: list) -> np.ndarray:
+    """Rotations (R, 9) in the unit of their file -> in radians. It is what the names or texts say, unless no head turns
+    so far; unsaid it is degrees above a quarter turn in radians."""
+    most = float(abs(turned).max())
+    said = {match[1].lower() for match in map(TURNED.search, texts) if match}
+    degrees = most > (2 * math.pi if said == {"rad"} else math.pi / 2) if said != {"deg"} else True
+    if not degrees or not most:
+        return turned
+    notes.append(f"head and eyes turn by up to {most:.3g}: taken as degrees" + (
+        ", as the file says" if said == {"deg"} else ", although the file says radians" * ("rad" in said)))
+    return np.radians(turned)
 
 
 def rotations_of(values, names: list) -> np.ndarray:
@@ -160,5 +205,5 @@ def array_of(data: bytes) -> np.ndarray:
     return np.frombuffer(data, kind, count, file.tell()).reshape(shape, order="F" if by_column else "C")
 
 
-READERS = {".csv": read_table, ".tsv": read_table, ".txt": read_table, ".json": read_json, ".npy": read_array,
+READERS = {".csv": read_table, ".tsv": read_table, ".txt": read_table, ".json": read_json, ".jsonl": read_json, ".npy": read_array,
            ".npz": read_array}

@@ -16,10 +16,9 @@ import numpy as np
 
 from face.arkit import few, folded
 from face.timing import CODE, COUNTS, MAX_FPS, MIN_FPS, evenly, middle, rates_said, run_lengths, typical
-from face.words import (FRAME, MEASURED, PARTS, RATES, SOUND, STEP, TIME, UNITS, amount, blank, clean, coded, is_clock,
-                        is_counter, is_group, kind_of, leaf_of, like_a_clock, number, unit_of, words)
+from face.words import (FRAME, MEASURED, PARTS, PLAIN_FPS, RATES, SOUND, STEP, TIME, UNITS, amount, blank, clean, coded, is_clock,
+                        is_counter, is_group, kind_of, leaf_of, like_a_clock, number, rates_in, seen, unit_of, words)
 
-PLAIN_FPS = 4.9, 245                # rows per second that a time without a unit may give
 GUESSES = 1, 1e-3, 1e-6, 1e-7, 1e-9             # seconds in a unit that a name leaves out; 1e-7: .NET's ticks
 EPOCHS = 0, 2208988800, 11644473600, 62135596800        # seconds from 1900, 1601 and the year 1 to 1970, and Unix's own
 # Words that the name of the rows' own rate, time step or duration may have.
@@ -96,12 +95,14 @@ def rate_stated(facts: list, rows: int, found: Evidence, path, fps) -> float | N
     """The one rate that the facts of a file say, None where there is none; `found` gets notes and what is unclear.
 
     Raises ValueError for a rate under one of RATES that is none, unless fps is given."""
-    plain, durations, doubts = [], [], []
+    plain, prose, durations, doubts = [], [], [], []
     for name, value in facts + spans(facts):
         kind = kind_of(name)
-        said = re.search(r"(?i)(\d+\.?\d*) *(fps|hz|f/s)\b", value) if isinstance(value, str) and not kind else None
-        if said or kind == "scale":
-            rate = float(said[1]) if said else in_a_second(value)
+        if isinstance(value, str) and not kind:
+            rates, sure = rates_in(f"{name} {value}")
+            (prose if sure else doubts).extend((f"{few([name])} {few([value])}", [rate]) for rate in rates)
+        elif kind == "scale":
+            rate = in_a_second(value)
             doubts += [(f"{few([name])} {few([value])}", [rate])] if PLAIN_FPS[0] <= rate <= PLAIN_FPS[1] else []
         if kind == "count" and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             if number(value) != rows and number(value) > 0:
@@ -128,9 +129,9 @@ def rate_stated(facts: list, rows: int, found: Evidence, path, fps) -> float | N
             (durations if kind == "duration" else plain).append(entry)
         elif rates:
             doubts.append(entry)
-    single = [rates[0] for _, rates in plain + durations if len(rates) == 1]
+    single = [rates[0] for _, rates in plain + prose + durations if len(rates) == 1]
     chosen = []
-    for text, rates in plain or durations:
+    for text, rates in plain or prose or durations:
         near = [rate for rate in rates if any(abs(rate / other - 1) < 0.02 for other in single)]
         rates = near if len(rates) > 1 and near else rates
         if len(rates) != 1:
@@ -140,11 +141,11 @@ def rate_stated(facts: list, rows: int, found: Evidence, path, fps) -> float | N
     if chosen and any(abs(rate / chosen[0][0] - 1) > 0.01 for rate, _ in chosen):
         found.unclear = "it says " + " and ".join(f"{rate:.4g} frames/s ({text})" for rate, text in chosen[:3])
         return None
-    if not plain and durations and any("is it cut" in note for note in found.notes):
+    if not plain + prose and durations and any("is it cut" in note for note in found.notes):
         found.unclear = f"{durations[0][0]} is not of these {rows} rows"
         return None
     rate = chosen[0][0] if chosen else None
-    for text, rates in durations if plain else ():
+    for text, rates in (prose if plain else []) + (durations if plain or prose else []):
         if rates and not any(abs(rows / each - rows / rate) < max(2.5 / rate, 0.03 * rows / rate) for each in rates):
             found.notes.append(f"{text} would be {rates[0]:.4g} frames/s, the file says {rate:.4g}: this is taken")
     if rate is None:
@@ -206,6 +207,17 @@ def seconds_of(name: str, values, step: float, scales: list, hints: list, fps) -
                                 or "in no usual unit is that a rate")
 
 
+def odd_cell(column: str, cells: list, labels: list, path, kind: str) -> str:
+    """What to say of the first cell of a clock that is not as most are: numbers or timecodes."""
+    numbers, codes = ([test(cell) for cell in cells] for test in (lambda cell: not math.isnan(number(cell)),
+                                                                   lambda cell: bool(CODE.fullmatch(clean(cell)))))
+    good = max(codes, numbers, key=sum)
+    at = good.index(False)
+    return (f"{path}: {kind} {labels[at]}, column {few([column])}: the cell {seen(cells[at])}, expected "
+            f"{'a number' if good is numbers else 'HH:MM:SS:FF or a number'}; --ignore-timecodes takes the rows at an "
+            "even rate")
+
+
 def weigh(columns: list, facts: list, rows: int, faces, path, labels: list, kind: str, name: str, fps) -> Evidence:
     """Columns and facts of a file with R rows -> its Evidence.
 
@@ -248,12 +260,13 @@ def weigh(columns: list, facts: list, rows: int, faces, path, labels: list, kind
             vague.append((column, values))                                  # sorted, it would run backwards
         elif values is None:
             codes = coded(cells)
+            if is_counter(column) and math.isnan(number(cells[-1])) and sum(
+                    not math.isnan(number(cell)) for cell in cells) > 0.9 * rows:
+                found.wrong = odd_cell(column, cells, labels, path, kind)       # the last row is a sum, or a mean
             if codes and (is_clock(column) or all(code.count(":") > 1 for code in codes)):
                 found.codes, found.used = found.codes or codes, [*found.used, column]
             elif is_clock(column) and not (first_rank and all(cell == cells[0] for cell in cells)) and not found.wrong:
-                at, text = next((at, cell) for at, cell in zip(labels, cells) if not CODE.fullmatch(clean(cell)))
-                found.wrong = (f"{path}: {kind} {at} has the timecode {str(text if text is not None else '')[:40]!r}, "
-                               f"expected HH:MM:SS:FF or a number; --ignore-timecodes takes the rows at an even rate")
+                found.wrong = odd_cell(column, cells, labels, path, kind)
             elif len({*map(str, cells)}) > 1 and all(map(like_a_clock, cells)):
                 found.unclear = f"the column {few([column])} has times such as {few(cells[:1])}"
         elif is_counter(column) and (values % 1 == 0).all() and len({*values}) > 1:

@@ -17,8 +17,8 @@ import numpy as np
 
 import disk
 from face.arkit import ROTATIONS, few, folded, listed, matches, ordered, sources
-from face.timing import MAX_SECONDS
-from face.words import UNITS, blank, is_clock, number, telling
+from face.timing import MAX_SECONDS, middle
+from face.words import UNITS, blank, is_clock, is_group, like_a_clock, number, seen, telling
 
 MAX_ROWS = MAX_SECONDS * 60         # as long as a capture may be, at a camera's 60 frames per second
 MAX_COLUMNS = 2000
@@ -59,41 +59,61 @@ def numbers(cells: list, names: list, row: str) -> list:
     if not math.isfinite(sum(values)):
         for name, cell, value in zip(names, cells, values):
             if not math.isfinite(value):
-                seen = "is blank" if cell in (None, "") else f"holds {few([cell])!r}"
-                raise ValueError(f"{row}, column {name}: the cell {seen}, expected a number")
+                raise ValueError(f"{row}, column {name}: the cell {seen(cell)}, expected a number")
     return values
+
+
+def readable(cell) -> bool:
+    """Whether a cell holds a number or a time."""
+    return not math.isnan(number(cell)) or like_a_clock(cell)
 
 
 def parsed(header: list, rows, path: Path, kind: str, facts: list) -> Rows:
     """Rows of cells under their names, and the facts of the file -> Rows.
 
     rows: (number, cells), the number as `kind` (row, frame) of the file is counted. A row whose shapes are all blank,
-    or whose BlendShapeCount is 0, has no face. Raises ValueError for a cell or names that are wrong (`sources`).
+    or whose BlendShapeCount is 0, has no face. A comment or a sum between the rows, or after them, is none: it has text
+    where the others have numbers or times, and few shapes. Raises ValueError for a cell or names that are wrong.
     """
     if len(header) > MAX_COLUMNS:
         raise ValueError(f"{path} has {len(header)} columns, expected at most {MAX_COLUMNS}")
+    ours, notes = matches(header), []
     shapes = {i for columns in sources(header, str(path)) for i in columns}
-    used = sorted(shapes | {i for i, our in enumerate(matches(header)) if our in ROTATIONS})
+    rows = iter(rows)
+    first = list(itertools.islice(rows, 20))
+    filled_in = {i for i in shapes if any(not blank(cells[i]) for _, cells in first)}
+    hollow = shapes - filled_in if {ours[i] for i in shapes - filled_in} == {"tongueOut"} else set()
+    shapes = sorted(shapes - hollow)
+    used = sorted({*shapes} | {i for i, our in enumerate(ours) if our in ROTATIONS})
     names = [header[i] for i in used]
     count = next((i for i, name in enumerate(header) if folded(name) == "blendshapecount"), None)
-    first = list(itertools.islice(rows, 20))
-    left = [i for i in range(len(header)) if i not in {*used, count}]
+    left = [i for i in range(len(header)) if i not in {*used, *hollow, count}]
     kept = [i for i in left if telling(header[i], [cells[i] for _, cells in first])][:MAX_KEPT]
+    firm = sorted([*shapes, *(i for i in kept if sum(readable(cells[i]) for _, cells in first) > len(first) / 2)])
     columns = {i: [] for i in kept}
-    flat, where = array("f"), []
+    flat, where, said = array("f"), [], []
     for at, cells in itertools.chain(first, rows):
         if len(where) == MAX_ROWS:
             raise ValueError(f"{path} has more than {MAX_ROWS} rows, expected at most {MAX_SECONDS // 3600} hours")
-        if count is not None and number(cells[count]) == 0 or all(blank(cells[i]) for i in shapes):
+        missing = sum(blank(cells[i]) for i in shapes) if blank(cells[shapes[-1]]) else 0
+        if missing > len(shapes) / 2 and not all(blank(cells[i]) or readable(cells[i]) for i in firm):
+            said.append((f"{kind} {at}", " ".join(str(cell) for cell in cells if not blank(cell))))
+            continue
+        for i in hollow:
+            if not blank(cells[i]):
+                raise ValueError(f"{path}: {kind} {at}, column {header[i]} {seen(cells[i])}, before it is blank")
+        if count is not None and number(cells[count]) == 0 or missing == len(shapes):
             flat.extend([math.nan] * len(used))
         else:
             flat.extend(numbers([cells[i] for i in used], names, f"{path}: {kind} {at}"))
         where.append(at)
         for i, column in columns.items():
             column.append(cells[i])
+    notes += [f"{header[i]} is blank throughout: taken as 0" for i in hollow]
+    notes += [f"left out, as they are no {kind}s of weights: {few(map(': '.join, said))}"] if said else []
     others = [header[i] for i in left if re.sub(r"^unnamed\d+$", "", folded(header[i]))]
     return Rows(np.array(flat, np.float32).reshape(len(where), len(used)), names,
-                [(header[i], column) for i, column in columns.items()], facts, kind, where, others)
+                [(header[i], column) for i, column in columns.items()], facts + said, kind, where, others, notes=notes)
 
 
 def read_table(path: Path, order) -> Rows:
@@ -101,27 +121,30 @@ def read_table(path: Path, order) -> Rows:
 
     Its names are the line, among the first of HEADER, that holds most of them. Raises ValueError where none does, or
     for a row that is longer than that one."""
-    text, most = disk.open_text(path), 0
-    for line, content in enumerate(itertools.islice(text, HEADER[0]), 1):
-        for delimiter in ",;\t|" if len(content) <= HEADER[1] and "\0" not in content else "":
-            names = [name.strip() for name in next(csv.reader([content], delimiter=delimiter), [])]
-            known = sum(our is not None for our in matches(names, str(path)))
-            if known > most:
-                most, header, form = known, names, (line, delimiter)
-    if not most:
-        raise ValueError(f"{path}: none of its first {HEADER[0]} lines holds names of ARKit shapes, such as jawOpen")
-    text.seek(0)
-    above = [*itertools.islice(text, form[0] - 1)]
-    rows = csv.reader(itertools.islice(text, 1, None), delimiter=form[1])
-    return parsed(header, filled(rows, form[0] + 1, len(header), path), path, "row", said_above(above, form[1]))
+    most = 0
+    with disk.open_text(path) as text:
+        for line, content in enumerate(itertools.islice(text, HEADER[0]), 1):
+            for delimiter in ",;\t|" if len(content) <= HEADER[1] and "\0" not in content else "":
+                names = [name.strip() for name in next(csv.reader([content], delimiter=delimiter), [])]
+                known = sum(our is not None for our in matches(names, str(path)))
+                if known > most:
+                    most, header, form = known, names, (line, delimiter)
+        if not most:
+            raise ValueError(f"{path}: none of its first {HEADER[0]} lines holds names of ARKit shapes, such as "
+                             "jawOpen: is it a table?")
+        text.seek(0)
+        above = [*itertools.islice(text, form[0] - 1)]
+        rows = csv.reader(itertools.islice(text, 1, None), delimiter=form[1])
+        return parsed(header, filled(rows, form[0] + 1, len(header), path), path, "row", said_above(above, form[1]))
 
 
 def said_above(lines: list, delimiter: str) -> list:
-    """The lines above the names of a table -> facts: `# fps: 60`, `Frame Rate,60`, `FrameRate=60`, several in one."""
+    """The lines above the names of a table -> facts: `# fps: 60`, `Frame Rate,60`, `FrameRate=60`, several in one; and
+    each as a whole."""
     facts = []
     for line in lines:
-        cells = [cell.strip(" \t\r\n#%/\"';") for cell in re.split(f"[{re.escape(delimiter)}=]|:(?!\\d)|\t", line)]
-        facts += zip(cells, cells[1:])
+        cells = [cell.strip(" \t\r\n#%/\"';") for cell in re.split(f"[{re.escape(delimiter)};=]|:(?!\\d)|\t", line)]
+        facts += [*zip(cells, cells[1:]), ("above the names:", line.strip(" \t\r\n,;"))]
     return facts
 
 
@@ -147,15 +170,45 @@ def read_json(path: Path, order) -> Rows:
     rows of weights alone, for which `order` holds. Raises ValueError for another one.
     """
     try:
-        try:
-            value = json.loads(disk.open_text(path).read(), object_pairs_hook=once)
-        except Twice as error:
-            raise ValueError(f"{path} has {error} twice in one object: which one holds?") from None
-        except ValueError as error:
-            raise ValueError(f"{path} is not valid json ({error}): fetch or write it again") from None
-        return framed(value, path, order)
+        with disk.open_text(path) as file:
+            try:
+                value = values_of(file.read())
+            except Twice as error:
+                raise ValueError(f"{path} has {error} twice in one object: which one holds?") from None
+            except ValueError as error:
+                raise ValueError(f"{path} is not valid json ({error}): fetch or write it again") from None
+        return framed(unkeyed(value), path, order)
     except RecursionError:
         raise ValueError(f"{path} is not valid json (nested too deep): fetch or write it again") from None
+
+
+def values_of(text: str):
+    """The value in a json text, or a list of them where it holds several, one a line say; a first one that has other
+    keys than the next is what the file says of them all."""
+    decoder, space, found = json.JSONDecoder(object_pairs_hook=once), re.compile(r"\s*"), []
+    at = space.match(text).end()
+    while not found or at < len(text):
+        value, at = decoder.raw_decode(text, at)
+        at = space.match(text, at).end()
+        found.append(value)
+    if len(found) > 2 and all(isinstance(value, dict) for value in found[:2]) and not {*found[0]} & {*found[1]}:
+        return found[0] | {"frames": found[1:]}
+    return found if len(found) > 1 else found[0]
+
+
+def unkeyed(value):
+    """Frames under their numbers, times or timecodes, {"0": {...}, "1": {...}} -> a list of them, and one of these."""
+    if not isinstance(value, dict):
+        return value
+    parts = {key: part for key, part in value.items() if part and isinstance(part, (dict, list))}
+    for name, form in (("frame", r"(\D*)(\d+)"), ("time", r"()([\d:;.,]+)")):
+        found = [match for match in (re.fullmatch(form, key) for key in parts) if match]
+        if len(found) > max(1, len(parts) / 2) and len({match[1] for match in found}) == 1:
+            keys = [int(match[2]) if name == "frame" else match[2] for match in found]
+            plain = name == "time" or found[0][1] or middle(np.diff(sorted(keys))) == 1
+            frames = [value.pop(match[0]) for match in found]
+            return value | {name if plain else "time": keys, "frames": frames}
+    return {key: unkeyed(part) for key, part in value.items()}
 
 
 class Twice(ValueError):
@@ -210,7 +263,7 @@ def framed(value, path: Path, order) -> Rows:
         header.update(frame(i))
     said = [(key, part) for key, part in facts if key not in times]
     result = parsed([*header], ((i, [*map(frame(i).get, header)]) for i in range(len(value))), path, "frame", said)
-    result.bare, result.notes = bare, notes
+    result.bare, result.notes = bare, notes + result.notes
     return result
 
 

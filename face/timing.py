@@ -76,6 +76,9 @@ def frame_times(rows: int, codes=None, stamps=None, numbers=None, name: str = ""
         found = clocks(codes, stamps, numbers, hints, notes)
         if not hints and (not found or "assumed" in found[0].how):
             refuse_to_assume(unclear, found, notes)
+    if not found:
+        notes += [f"{other_who} says {other:g} frames/s, {who} {rate:g}: this is taken"
+                  for other, other_who in hints[1:] if abs(other / rate - 1) > 0.01]
     if found:
         times, how = found[0].seconds * stretch(found[0], hints, fps, notes), found[0].how
         frame = typical(np.diff(times))
@@ -310,7 +313,10 @@ def in_order(clock: Clock, notes: list) -> Clock | None:
     room = np.diff(np.r_[seconds[first], np.inf])
     apart = np.minimum(room / lengths, row)
     start = seconds[first]
-    if lengths[0] < usual and room[0] < 1.5 * usual * row:              # the take begins in the middle of a code
+    if lengths[0] > 3 * usual and room[0] < 0.5 * lengths[0] * row:
+        notes.append(f"the clock stands still for the first {lengths[0]} rows: they get even times before the others")
+        apart[0], start[0] = row, start[1] - lengths[0] * row
+    elif lengths[0] < usual and room[0] < 1.5 * usual * row:            # the take begins in the middle of a code
         start[0] = start[1] - lengths[0] * apart[0]
     within = np.arange(rows) - np.repeat(first, lengths)
     return clock._replace(seconds=np.repeat(start, lengths) + within * np.repeat(apart, lengths) - start[0])

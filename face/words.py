@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from face.arkit import folded
+from face.arkit import few, folded
 from face.timing import CODE
 
 UNITS = {word: factor for factor, spelled in (
@@ -35,7 +35,8 @@ STEP = {"delta", "dt", "interval", "step", "diff", "period", "duration", "spf", 
 COUNTER = {"frame", "index", "idx", "id", "no", "nr", "num", "number", "count", "counter", "seq", "sequence", "row",
            "sample", "n", "unnamed"}
 FACE = {"face", "person", "actor", "subject", "user", "player", "speaker", "performer", "character", "track", "body",
-        "head", "participant", "human", "avatar", "skeleton", "take", "clip", "recording", "session", "video", "file"}
+        "head", "participant", "human", "avatar", "skeleton", "take", "clip", "recording", "session", "video", "file",
+        "slate", "shot", "scene", "reel"}
 LABEL = {"id", "index", "idx", "no", "nr", "number", "name", "label", "key", "uid", "guid", "uuid"}
 PARTS = {word: part for part, spelled in (("hour", "h hh hr hour hours"), ("minute", "m mm min mins minute minutes"),
                                           ("frame", "f ff frame frames")) for word in spelled.split()}
@@ -50,6 +51,12 @@ MEASURED = OTHER | set("temperature temp humidity battery distance depth positio
                        "width height area bytes score confidence quality volume energy level gain brightness light lux "
                        "weight value landmark gaze head eye mouth jaw age".split())
 SOUND = {"audio", "sound", "wav", "mic", "speech", "voice"}
+
+PLAIN_FPS = 4.9, 245                # rows per second that a time without a unit may give
+RATE_FORMS = "p", "df", "ndf", "frames", "frame"                # after the number of a rate
+PROSE = re.compile(r"(?i)(?<![\w.])(\d{1,3}(?:[.,]\d+)?) ?(?:fps|f/s|hz|frames?(?: per |/)s)|"
+                   r"\b(?:fps|frame ?rate)(?: is| of|[ :=@])*(\d{1,3}(?:\.\d+)?)\b|\d{3}p(\d{2,3}(?:\.\d+)?)\b")
+HEDGED = re.compile(r"(?i)hz\b|\b(?:from|not|max|maximum|up to|render|display|monitor|screen|playback|target)\b")
 
 
 @lru_cache(4096)
@@ -114,6 +121,11 @@ def blank(cell) -> bool:
     return cell is None or cell != cell or isinstance(cell, str) and cell.lower() in ("", "nan")
 
 
+def seen(cell) -> str:
+    """What a cell is, for errors."""
+    return "is blank" if cell in (None, "") else f"holds {few([cell])!r}"
+
+
 def clean(cell) -> str:
     """A timecode without the date around it."""
     return DATE.sub("", str(cell).strip()).strip().replace(",", ".")
@@ -173,7 +185,15 @@ def amount(value) -> tuple:
         return int(ratio[1]) / int(ratio[2]), None
     if re.fullmatch(r"(\d+:)?\d+:\d+(\.\d+)?", text):
         return sum(float(part) * 60 ** i for i, part in enumerate(reversed(text.split(":")))), 1
-    found = re.fullmatch(r"([-+.,\deE]*\d\.?)\s*([^\d\s]*)", text)
-    if not found or found[2] and found[2].lower() not in (*UNITS, "fps", "hz", "f/s", "%"):
+    found = re.fullmatch(r"([-+.,\deE]*\d\.?)\s*([^\d\s(]*)(\D*)", text)           # 29.97 fps NDF
+    unit = found[2].lower() if found else ""
+    if not found or (unit or found[3]) and unit not in (*UNITS, "fps", "hz", "f/s", "%", *RATE_FORMS):
         return math.nan, None
-    return number(found[1]), UNITS.get(found[2].lower())
+    return number(found[1]), UNITS.get(unit)
+
+
+def rates_in(text: str) -> tuple:
+    """The frames per second that a sentence says, and whether they are plainly those of the rows: "Recorded with X
+    (60 FPS)", "fps 60", "1080p60"; not "downsampled from 120 fps"."""
+    rates = [float(next(filter(None, found)).replace(",", ".")) for found in PROSE.findall(text)]
+    return [rate for rate in rates if PLAIN_FPS[0] <= rate <= PLAIN_FPS[1]], not HEDGED.search(text)

@@ -105,7 +105,7 @@ def test_a_start_and_an_end_are_a_duration_and_sound_has_rates_of_its_own(tmp_pa
     ({"fps": 30, "captureFps": 60}, "30 frames/s .*60 frames/s"), ({"pollInterval": 16.667}, "pollInterval"),
     ({"duration": 100}, "duration 100 fits no rate"), ({"frameInterval": 100_000}, "several rates"),
     ({"numFrames": 120, "duration": 2.0}, "is not of these 90 rows"), ({"tickRate": 60}, "tickRate 60 may say"),
-    ({"time_base": "1/60"}, "time_base 1/60 may say"), ({"video": "1280x720 @ 60fps"}, "60fps may say")])
+    ({"time_base": "1/60"}, "time_base 1/60 may say"), ({"display": "1280x720 @ 60fps"}, "60fps may say")])
 def test_a_rate_that_is_not_plain_is_refused_and_fps_decides(tmp_path, facts, says):
     path = as_json(tmp_path, a2f(**facts))
     with pytest.raises(ValueError, match=f"take.json: the rate is not known: .*{says}.*--fps N"):
