@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from face.arkit import few, folded
-from face.timing import CODE, COUNTS, MAX_FPS, MIN_FPS, evenly, middle, rates_said, run_lengths, typical
+from face.timing import CODE, COUNTS, FPS, MAX_FPS, MIN_FPS, evenly, middle, rates_said, run_lengths, typical
 from face.words import (FRAME, MEASURED, PARTS, PLAIN_FPS, RATES, SOUND, STEP, TIME, UNITS, amount, blank, clean, coded, is_clock,
-                        is_counter, is_group, kind_of, leaf_of, like_a_clock, number, rates_in, seen, unit_of, words)
+                        is_counter, is_group, kind_of, leaf_of, like_a_clock, number, rates_in, readable, seen, unit_of, words)
 
 GUESSES = 1, 1e-3, 1e-6, 1e-7, 1e-9             # seconds in a unit that a name leaves out; 1e-7: .NET's ticks
 EPOCHS = 0, 2208988800, 11644473600, 62135596800        # seconds from 1900, 1601 and the year 1 to 1970, and Unix's own
@@ -94,65 +94,62 @@ def standard(rate: float) -> bool:
 def rate_stated(facts: list, rows: int, found: Evidence, path, fps) -> float | None:
     """The one rate that the facts of a file say, None where there is none; `found` gets notes and what is unclear.
 
+    A fact that is a rate or a time step is before a sentence, a sentence before a duration; what is after is compared.
     Raises ValueError for a rate under one of RATES that is none, unless fps is given."""
-    plain, prose, durations, doubts = [], [], [], []
+    said, cut = {"stated": [], "sentence": [], "duration": [], "doubt": []}, False
     for name, value in facts + spans(facts):
-        kind = kind_of(name)
-        if isinstance(value, str) and not kind:
+        kind, amounted, leaf = kind_of(name), amount(value)[0], leaf_of(name)
+        exact = kind == "rate" and folded(leaf) in RATES
+        rank, rates = "doubt", []
+        if kind == "" and isinstance(value, str):
             rates, sure = rates_in(f"{name} {value}")
-            (prose if sure else doubts).extend((f"{few([name])} {few([value])}", [rate]) for rate in rates)
+            rank = "sentence" if sure and rates else rank
         elif kind == "scale":
-            rate = in_a_second(value)
-            doubts += [(f"{few([name])} {few([value])}", [rate])] if PLAIN_FPS[0] <= rate <= PLAIN_FPS[1] else []
-        if kind == "count" and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            if number(value) != rows and number(value) > 0:
-                found.notes.append(f"{few([name])} says {number(value):g}, the file has {rows} rows: is it cut?")
-                found.used.append(name)
-        if kind not in ("rate", "period", "duration") or isinstance(value, (list, dict, type(None))) and \
-                folded(leaf_of(name)) not in RATES or value is None or value == "":
+            rates = [rate for rate in [in_a_second(value)] if PLAIN_FPS[0] <= rate <= PLAIN_FPS[1]]
+        elif kind == "count" and isinstance(value, (int, float, str)) and number(value) > 0 and number(value) != rows:
+            cut = True
+            found.notes.append(f"{few([name])} says {number(value):g}, the file has {rows} rows: is it cut?")
+            found.used.append(name)
+        elif value in (None, ""):
             continue
-        exact = kind == "rate" and folded(leaf_of(name)) in RATES
-        amounted = amount(value)[0]
-        if exact and fps is None and not MIN_FPS <= amounted <= MAX_FPS and not (
+        elif exact and fps is None and not MIN_FPS <= amounted <= MAX_FPS and not (
                 "sampl" in folded(name) and amounted >= 8000):
             raise ValueError(f"{path} states {few([value])} frames per second in {few([name])}, expected {MIN_FPS} to "
                              f"{MAX_FPS}; --fps overrules it")
-        if isinstance(value, str) and not exact and not re.search(r"\d", value):
-            continue                                                        # who says it, not what
-        if isinstance(value, bool) or kind != "duration" and amounted == 0 or amounted <= 0 or kind == "rate" and (
-                amounted >= 8000 or amounted < MIN_FPS):
-            continue                                                        # a switch, an empty one, a rate of sound
-        rates = rates_of(name, value, kind, rows)
-        known = {*words(leaf_of(name))} <= FILM | SOUND | {*UNITS}
-        entry = (f"{few([name])} {few([value])}", rates)
-        if known or exact:
-            (durations if kind == "duration" else plain).append(entry)
-        elif rates:
-            doubts.append(entry)
-    single = [rates[0] for _, rates in plain + prose + durations if len(rates) == 1]
-    chosen = []
-    for text, rates in plain or prose or durations:
-        near = [rate for rate in rates if any(abs(rate / other - 1) < 0.02 for other in single)]
-        rates = near if len(rates) > 1 and near else rates
+        elif kind in ("rate", "period", "duration"):
+            nothing = amounted <= 0 or kind == "rate" and not 8000 > amounted >= MIN_FPS    # a switch, a rate of sound
+            if nothing and amounted == amounted or isinstance(value, (bool, list, dict)) or not re.search(r"\d", str(value)):
+                continue
+            rates = rates_of(name, value, kind, rows)
+            if exact or {*words(leaf)} <= FILM | SOUND | {*UNITS}:
+                rank = "duration" if kind == "duration" else "stated"
+        if rates or rank != "doubt":
+            said[rank].append((f"{few([name])} {few([value])}", rates))
+    known = said["stated"] + said["sentence"] + said["duration"]
+    chosen = said["stated"] or said["sentence"] or said["duration"]
+    single = [rates[0] for _, rates in known if len(rates) == 1]
+    for at, (text, rates) in enumerate(chosen):
+        if len(rates) > 1:
+            rates = [rate for rate in rates if any(abs(rate / other - 1) < 0.02 for other in single)] or rates
         if len(rates) != 1:
             found.unclear = f"{text} fits {'several rates' if rates else 'no rate'}"
             return None
-        chosen.append((rates[0], text))
-    if chosen and any(abs(rate / chosen[0][0] - 1) > 0.01 for rate, _ in chosen):
-        found.unclear = "it says " + " and ".join(f"{rate:.4g} frames/s ({text})" for rate, text in chosen[:3])
+        chosen[at] = text, rates
+    rates = [each for _, (each,) in chosen]
+    if not rates:
+        far = [(text, each) for text, (each, *_) in said["doubt"] if abs(each / FPS - 1) > 0.02]
+        found.unclear = "".join(f"{text} may say a rate of {each:.4g} frames/s" for text, each in far[-1:])
         return None
-    if not plain + prose and durations and any("is it cut" in note for note in found.notes):
-        found.unclear = f"{durations[0][0]} is not of these {rows} rows"
+    if any(abs(rate / rates[0] - 1) > 0.01 for rate in rates):
+        found.unclear = "it says " + " and ".join(f"{each:.4g} frames/s ({text})" for text, (each,) in chosen[:3])
         return None
-    rate = chosen[0][0] if chosen else None
-    for text, rates in (prose if plain else []) + (durations if plain or prose else []):
-        if rates and not any(abs(rows / each - rows / rate) < max(2.5 / rate, 0.03 * rows / rate) for each in rates):
-            found.notes.append(f"{text} would be {rates[0]:.4g} frames/s, the file says {rate:.4g}: this is taken")
-    if rate is None:
-        for text, rates in doubts:
-            if not any(abs(each / 30 - 1) < 0.02 for each in rates):
-                found.unclear = f"{text} may say a rate of {rates[0]:.4g} frames/s"
-    return rate
+    if chosen is said["duration"] and cut:
+        found.unclear = f"{chosen[0][0]} is not of these {rows} rows"
+        return None
+    for text, others in known[len(chosen):]:
+        if others and not any(abs(rates[0] / each - 1) < max(2.5 / rows, 0.03) for each in others):
+            found.notes.append(f"{text} would be {others[0]:.4g} frames/s, the file says {rates[0]:.4g}: this is taken")
+    return rates[0]
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
@@ -223,67 +220,58 @@ def weigh(columns: list, facts: list, rows: int, faces, path, labels: list, kind
 
     faces (R,): which rows have a face. labels: what `kind` of the file (row, frame) each is, for errors. name: the
     file's. fps: the user's rate or None. Raises ValueError for a rate that is none."""
-    found = Evidence()
-    facts, clocks, steps, counters, vague, broken = [*facts], [], [], [], [], []
-    numeric = {}
-    for column, cells in columns:
-        values = np.array([number(cell) for cell in cells])
-        whole = bool(rows) and np.isfinite(values).all()
-        if is_group(column) and not found.faces:
-            ids = [*dict.fromkeys(str(cell) for cell, seen in zip(cells, faces) if seen and not blank(cell))]
-            if 1 < len(ids) <= max(1, sum(faces) // 2):
-                found.faces = (f"the rows are of several faces or takes: {few([column])} is {few(ids)}; expected one: "
-                               "write each into a file of its own")
-        if whole:
+    found, facts, numeric = Evidence(), [*facts], {}
+    for column, cells in columns:                                           # what is the same in all rows is a fact
+        values, filled = np.array([number(cell) for cell in cells]), [cell for cell in cells if not blank(cell)]
+        if rows and np.isfinite(values).all():
             numeric[column] = values
-        filled = [cell for cell in cells if not blank(cell)]
-        if filled and all(cell == filled[0] for cell in filled) and (rows > 1 or kind_of(column) == "rate"):
-            facts += [(column, filled[0])] if kind_of(column) else []
-            found.used += [column] if kind_of(column) else []
-        elif kind_of(column) == "rate" and filled and not rises(values):
-            measured = np.array([number(cell) for cell in filled])
-            if (measured > 0).all() and measured.std() < 0.2 * measured.mean():
-                facts.append((column, float(np.median(measured))))
-                found.used.append(column)
+        ids = [*dict.fromkeys(str(cell) for cell, seen in zip(cells, faces) if seen and not blank(cell))]
+        if is_group(column) and 1 < len(ids) <= max(1, sum(faces) // 2):
+            found.faces = found.faces or (f"the rows are of several faces or takes: {few([column])} is {few(ids)}; "
+                                          "expected one: write each into a file of its own")
+        measured = values[~np.isnan(values)] if kind_of(column) == "rate" else np.empty(0)
+        same = bool(filled) and all(cell == filled[0] for cell in filled) and (rows > 1 or len(measured))
+        steady = len(measured) and measured.min() > 0 and measured.std() < 0.2 * measured.mean() and not rises(values)
+        if kind_of(column) and (same or steady):
+            facts.append((column, filled[0] if same else float(np.median(measured))))
+            found.used.append(column)
     scales = [1 / in_a_second(value) for fact, value in facts if kind_of(fact) == "scale" and in_a_second(value) > 1]
     found.stated = rate_stated(facts, rows, found, path, fps)
     if rows < 2:
         return found
-    hints = rates_said(name, found.stated, fps, [])
-    joined(numeric, clocks, found)
+    clocks, counters, broken = [], [], []
+    joined(numeric, found)
     for column, cells in columns:
-        values = numeric.get(column)
+        values, mine = numeric.get(column), {*words(column)}
+        known = folded(column) != "" and bool(TIME.fullmatch(folded(column)))
         if column in found.used or all(map(blank, cells)):
             continue
-        first_rank = not TIME.fullmatch(folded(column)) or folded(column) == ""
-        if {*words(column)} & {"remaining", "countdown"} and values is not None:
-            vague.append((column, values))                                  # sorted, it would run backwards
-        elif values is None:
+        if values is None:
             codes = coded(cells)
-            if is_counter(column) and math.isnan(number(cells[-1])) and sum(
-                    not math.isnan(number(cell)) for cell in cells) > 0.9 * rows:
-                found.wrong = odd_cell(column, cells, labels, path, kind)       # the last row is a sum, or a mean
+            last_is_none = is_counter(column) and not readable(cells[-1]) and sum(map(readable, cells)) > 0.9 * rows
             if codes and (is_clock(column) or all(code.count(":") > 1 for code in codes)):
                 found.codes, found.used = found.codes or codes, [*found.used, column]
-            elif is_clock(column) and not (first_rank and all(cell == cells[0] for cell in cells)) and not found.wrong:
-                found.wrong = odd_cell(column, cells, labels, path, kind)
+            elif last_is_none or is_clock(column) and (known or any(cell != cells[0] for cell in cells)):
+                found.wrong = found.wrong or odd_cell(column, cells, labels, path, kind)    # a sum at the end, too
             elif len({*map(str, cells)}) > 1 and all(map(like_a_clock, cells)):
                 found.unclear = f"the column {few([column])} has times such as {few(cells[:1])}"
-        elif is_counter(column) and (values % 1 == 0).all() and len({*values}) > 1:
+        elif mine & {"remaining", "countdown"}:                             # sorted, it would run backwards
+            found.unclear = found.unclear or not_plain(column, values)
+        elif is_counter(column) and (values % 1 == 0).all() and np.ptp(values):
             counters.append((not FRAME.fullmatch(folded(column)), column, values))
         elif is_clock(column) or kind_of(column) in ("period", "duration"):
-            stepped = {*words(column)} & STEP or {"frame", "time"} <= {*words(column)} or "frame" in words(column)
+            stepped = mine & {*STEP, "frame"}
             if rises(values) and not (stepped and len({*values}) <= rows / 3):
-                clocks.append((1 + first_rank, column, values))
+                clocks.append((not known, column, values))
             elif stepped and (values >= 0).all() and (values > 0).mean() > 0.7:
-                steps.append((3, column, np.r_[0, np.cumsum(values[1:])]))
-            elif not first_rank:
+                clocks.append((2, column, np.r_[0, np.cumsum(values[1:])]))
+            elif known:
                 broken.append(values)
-            elif not all(values == values[0]):
-                vague.append((column, values))
-        elif not {*words(column)} & MEASURED and rows > 9 and evenly(values) is not None and rises(values):
-            vague.append((column, values))
-    take_clock(sorted(clocks + steps, key=lambda each: each[0]), scales, hints, fps, found)
+            elif np.ptp(values):
+                found.unclear = found.unclear or not_plain(column, values)
+        elif not mine & MEASURED and rows > 9 and evenly(values) is not None and rises(values):
+            found.unclear = found.unclear or not_plain(column, values)
+    take_clock(sorted(clocks, key=lambda each: each[0]), scales, rates_said(name, found.stated, fps, []), fps, found)
     if found.stamps is None and broken:
         found.stamps = broken[0]                                            # timing.py says what is wrong with it
     for _, column, values in sorted(counters, key=lambda each: each[0]):
@@ -295,15 +283,18 @@ def weigh(columns: list, facts: list, rows: int, faces, path, labels: list, kind
             found.used.append(column)
             if not codes and evenly(values) is None and (np.diff(values) < 0).any():
                 found.unclear = found.unclear or f"the numbers in {few([column])} begin again"
-    for column, values in vague:
-        step = row_step(values)
-        rates = [1 / (step * each) for each in GUESSES if step and PLAIN_FPS[0] <= 1 / (step * each) <= PLAIN_FPS[1]]
-        if is_clock(column) and not rises(values) and found.stamps is None:
-            found.unclear = found.unclear or f"the column {few([column])} does not rise as a clock does"
-        elif rates and not any(abs(rate / 30 - 1) < 0.02 for rate in rates) and step != 1:
-            found.unclear = found.unclear or (f"the column {few([column])} rises as a clock of {rates[0]:.4g} frames/s "
-                                              "does")
     return found
+
+
+def not_plain(column: str, values) -> str:
+    """What is unclear about a column that may be a clock, "" if nothing is."""
+    step = row_step(values)
+    rates = [1 / (step * each) for each in GUESSES if step and PLAIN_FPS[0] <= 1 / (step * each) <= PLAIN_FPS[1]]
+    if is_clock(column) and not rises(values):
+        return f"the column {few([column])} does not rise as a clock does"
+    if not rates or step == 1 or any(abs(rate / FPS - 1) < 0.02 for rate in rates):
+        return ""
+    return f"the column {few([column])} rises as a clock of {rates[0]:.4g} frames/s does"
 
 
 def take_clock(clocks: list, scales: list, hints: list, fps, found: Evidence) -> None:
@@ -331,8 +322,8 @@ def take_clock(clocks: list, scales: list, hints: list, fps, found: Evidence) ->
                                f"{np.ptp(found.stamps):.4g} s: these are taken")
 
 
-def joined(numeric: dict, clocks: list, found: Evidence) -> None:
-    """Clocks in several columns: hours, minutes, whole seconds, and a part of a second or a frame in it."""
+def joined(numeric: dict, found: Evidence) -> None:
+    """A clock in several columns, hours, minutes, whole seconds, a part of a second or a frame in it -> found.codes."""
     groups = {}
     for column, values in numeric.items():
         mine = words(column)
@@ -340,23 +331,20 @@ def joined(numeric: dict, clocks: list, found: Evidence) -> None:
             part = PARTS.get(mine[-1]) or UNITS.get(mine[-1])
             groups.setdefault(mine[:-1], {}).setdefault(part, (column, values))
     for parts in groups.values():
-        whole = [parts[part] for part in ("hour", "minute", 1) if part in parts]
-        if 1 not in parts:
+        unit = next((unit for unit in (1e-3, 1e-6, 1e-7, 1e-9, "frame") if unit in parts), None)
+        whole = {part: parts[part] for part in ("hour", "minute", 1) if part in parts}
+        if 1 not in whole or unit is None:
             continue
-        seconds = sum(values * {"hour": 3600, "minute": 60, 1: 1}[part] for part, (_, values) in parts.items()
-                      if part in ("hour", "minute", 1))
-        for unit in (1e-3, 1e-6, 1e-7, 1e-9, "frame"):
-            if unit not in parts:
-                continue
-            column, values = parts[unit]
-            if unit == "frame" and values.min() >= 0 and values.max() < 240 and (np.diff(values) < 0).any() or (
-                    unit == "frame" and not np.ptp(seconds) and values.max() < 240):
-                day = seconds.astype(int) % 86400
-                found.codes = [f"{s // 3600}:{s // 60 % 60:02}:{s % 60:02}:{int(f):02}" for s, f in zip(day, values)]
-                found.used += [name for name, _ in whole] + [column]
-            elif unit != "frame" and values.min() >= 0 and values.max() * unit < 1:
-                clocks.append((0, "seconds", seconds + values * unit))
-                found.used += [name for name, _ in whole] + [column]
+        second = sum(values * {"hour": 3600, "minute": 60, 1: 1}[part] for part, (_, values) in whole.items())
+        column, inside = parts[unit]
+        if inside.min() < 0 or inside.max() >= (240 if unit == "frame" else 1 / unit):
+            continue
+        if unit == "frame" and np.ptp(second) and (np.diff(inside) >= 0).all():
+            continue                                                        # it counts on
+        ends = [f":{int(n):02}" if unit == "frame" else f".{round(n * unit * 1e9):09}" for n in inside]
+        found.codes = [f"{s // 3600}:{s // 60 % 60:02}:{s % 60:02}{end}"
+                       for s, end in zip(second.astype(np.int64) % 86400, ends)]
+        found.used += [name for name, _ in whole.values()] + [column]
 
 
 def rolling(numbers) -> list | None:

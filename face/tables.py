@@ -18,7 +18,7 @@ import numpy as np
 import disk
 from face.arkit import ROTATIONS, few, folded, listed, matches, ordered, sources
 from face.timing import MAX_SECONDS, middle
-from face.words import UNITS, blank, is_clock, is_group, like_a_clock, number, seen, telling
+from face.words import UNITS, blank, is_clock, number, readable, seen, telling
 
 MAX_ROWS = MAX_SECONDS * 60         # as long as a capture may be, at a camera's 60 frames per second
 MAX_COLUMNS = 2000
@@ -61,11 +61,6 @@ def numbers(cells: list, names: list, row: str) -> list:
             if not math.isfinite(value):
                 raise ValueError(f"{row}, column {name}: the cell {seen(cell)}, expected a number")
     return values
-
-
-def readable(cell) -> bool:
-    """Whether a cell holds a number or a time."""
-    return not math.isnan(number(cell)) or like_a_clock(cell)
 
 
 def parsed(header: list, rows, path: Path, kind: str, facts: list) -> Rows:

@@ -136,6 +136,11 @@ def like_a_clock(cell) -> bool:
     return isinstance(cell, str) and bool(re.search(r"\d:\d\d|\dT\d{6}", cell))
 
 
+def readable(cell) -> bool:
+    """Whether a cell holds a number or a time."""
+    return not math.isnan(number(cell)) or like_a_clock(cell)
+
+
 def coded(cells: list) -> list | None:
     """Cells -> their timecodes, None if they are not all timecodes."""
     codes = [clean(cell) for cell in cells]
