@@ -43,6 +43,13 @@ class Clock(NamedTuple):
     how: str
 
 
+class Codes(NamedTuple):
+    parts: np.ndarray       # (R, 3) float64: seconds, frames or parts of a second, sub-frames in [0, 1)
+    width: int              # digits of the frames, or parts
+    point: bool             # a point is before them
+    marked: bool            # a semicolon is: drop-frame
+
+
 def frame_times(rows: int, codes=None, stamps=None, numbers=None, name: str = "", stated: float | None = None,
                 fps: float | None = None, ignore_timecodes: bool = False, unclear: str = "") -> Timing:
     """The times of the rows of a capture, by the order of evidence at the top of this file.
@@ -67,11 +74,11 @@ def frame_times(rows: int, codes=None, stamps=None, numbers=None, name: str = ""
     times, frame, how = np.arange(rows) / rate, 1 / rate, f"rows at an even {rate:.6g} per second ({who})"
     order, found = np.arange(rows), []
     if not ignore_timecodes and rows > 1:
-        codes = codes and with_hours(codes, hints)
-        order = row_order(rows, codes, stamps, numbers)
+        codes = codes and parsed(with_hours(codes, hints))
+        order = row_order(rows, stamps, codes and counted(codes), numbers)
         if (np.diff(order) != 1).any():
             notes.append("the rows are not in the order of their times: they were sorted")
-            codes = codes and [codes[row] for row in order]
+            codes = codes and codes._replace(parts=codes.parts[order])
             stamps, numbers = (None if each is None else np.asarray(each)[order] for each in (stamps, numbers))
         found = clocks(codes, stamps, numbers, hints, notes)
         if not hints and (not found or "assumed" in found[0].how):
@@ -98,9 +105,9 @@ def refuse_to_assume(unclear: str, found: list, notes: list) -> None:
         raise ValueError(f"the rate is not known: {unclear or unused[0]}; give it with --fps N")
 
 
-def row_order(rows: int, codes, stamps, numbers) -> np.ndarray:
+def row_order(rows: int, *keys) -> np.ndarray:
     """The rows (R,) in the order of the first clock that needs no sorting, or is even once it is sorted."""
-    for key in (stamps, codes and second_and_part(codes), numbers):
+    for key in keys:
         if key is None or not np.ptp(key):
             continue
         if (np.diff(key) >= 0).all():
@@ -111,32 +118,28 @@ def row_order(rows: int, codes, stamps, numbers) -> np.ndarray:
     return np.arange(rows)
 
 
-def second_and_part(codes: list) -> np.ndarray | None:
-    """Timecodes -> (R,) numbers in the same order, with even steps where their frames have: the middle step inside a
-    second is the one over its end. None where one is no timecode."""
+def parsed(codes: list) -> Codes:
+    """Timecodes -> their parts. Midnight is passed. Raises ValueError for one that is none."""
     found = [CODE.fullmatch(code.strip()) for code in codes]
     if None in found:
-        return None
-    second, frame, width, _ = parts_of(found)
-    seen = np.unique(np.stack([second, frame], axis=1), axis=0)
-    inside = np.diff(seen[:, 1])[np.diff(seen[:, 0]) == 0]
-    step = middle(inside) if len(inside) else 10 ** width
-    passed = np.flatnonzero(np.diff(seen[:, 0]) == 1)
-    ends = seen[passed, 1] - seen[passed + 1, 1] + step
-    count = middle(ends) if len(ends) else max(10 ** width, seen[:, 1].max() + 1)
-    return second * float(max(count, seen[:, 1].max() + 1)) + frame
-
-
-def parts_of(found: list) -> tuple:
-    """Matches of CODE -> seconds (R,), frames or parts of a second (R,), the digits of these, whether a point is before
-    them. Midnight is passed."""
-    hours, minutes, whole, marks, parts, _ = zip(*(match.groups() for match in found))
+        row = found.index(None)
+        raise ValueError(f"row {row}: timecode {codes[row]!r}, expected HH:MM:SS:FF or HH:MM:SS.mmm; or "
+                         "--ignore-timecodes for rows at even times")
+    hours, minutes, whole, marks, parts, subs = zip(*(match.groups() for match in found))
     second = np.array([int(h or 0) * 3600 + int(m) * 60 + int(s) for h, m, s in zip(hours, minutes, whole)])
     second = np.unwrap(second, discont=23 * 3600, period=24 * 3600)
-    point = not {":", ";"} & set(marks)                                 # 1.5 is half a second, 1:05 the frame 5
+    point = not {":", ";"} & {*marks}                                   # 1.5 is half a second, 1:05 the frame 5
     width = max(len(part or "") for part in parts)
     frame = [int((part or "").ljust(width, "0") or 0) if point else int(part or 0) for part in parts]
-    return second, np.array(frame), width, point
+    sub = np.array([float(f"0.{part or 0}") for part in subs])
+    return Codes(np.stack([second, frame, sub], axis=1), width, point, ";" in marks)
+
+
+def counted(codes: Codes) -> np.ndarray:
+    """(R,) numbers in the order of the timecodes, whose steps are even where those of their frames are."""
+    second, frame, _ = codes.parts.T
+    sorted_codes = codes._replace(parts=codes.parts[np.lexsort((frame, second))])
+    return second * max(frames_in_a_second(sorted_codes, [], []), frame.max() + 1) + frame
 
 
 def evenly(key, ordered: bool = False) -> np.ndarray | None:
@@ -176,39 +179,32 @@ def rates_said(name: str, stated, fps, notes: list) -> list:
 
 
 def clocks(codes, stamps, numbers, hints: list, notes: list) -> list:
-    """The clocks of a file that can be used, the best first, in order. Raises ValueError as `clock_of_codes`."""
+    """The clocks of a file that can be used, the best first, in order. Raises ValueError where none is, and one of them
+    runs backwards."""
     found = [] if stamps is None else [Clock(np.asarray(stamps, np.float64), None, "by the column of seconds")]
     found += [] if codes is None else [clock_of_codes(codes, hints, notes)]
     usable = [clock for clock in (in_order(clock, notes) for clock in found) if clock]
-    backwards = [note for note in notes if note.endswith("again: they are not used")]
     if not usable and numbers is not None:
         rate, who = hints[0] if hints else (FPS, "assumed")
         how = f"by the frame numbers, {rate:.6g} per second ({who})"
-        usable = [in_order(Clock(np.asarray(numbers, np.float64) / rate, rate, how), notes)]
-        backwards = [note for note in notes if note.endswith("again: they are not used")]
-    usable = [clock for clock in usable if clock]
+        usable = [clock for clock in [in_order(Clock(np.asarray(numbers) / rate, rate, how), notes)] if clock]
+    backwards = [note for note in notes if note.endswith("again: they are not used")]
     if backwards and not usable:
         raise ValueError(f"{backwards[0].removesuffix(': they are not used')}, and sorted they are not even: the order "
                          f"of the rows is not known; {ADVICE}")
     return usable
 
 
-def clock_of_codes(codes: list, hints: list, notes: list) -> Clock:
-    """The clock of timecodes. Raises ValueError for one that is none."""
-    found = [CODE.fullmatch(code.strip()) for code in codes]
-    if None in found:
-        row = found.index(None)
-        raise ValueError(f"row {row}: timecode {codes[row]!r}, expected HH:MM:SS:FF or HH:MM:SS.mmm; or "
-                         "--ignore-timecodes for rows at even times")
-    second, frame, width, point = parts_of(found)
-    marks, subs = [match[4] for match in found], [match[6] for match in found]
-    count = frames_in_a_second(second, frame, width, point, hints, notes)
-    if count == 10 ** width and (point or width > 2):
+def clock_of_codes(codes: Codes, hints: list, notes: list) -> Clock:
+    """The clock of timecodes."""
+    second, frame, sub = codes.parts.T
+    count = frames_in_a_second(codes, hints, notes)
+    if count == 10 ** codes.width and (codes.point or codes.width > 2):
         return Clock(second + frame / count, None, "by the timecodes, in seconds")
-    lost = frames_left_out(second, frame, count, ";" in marks, hints)
+    lost = frames_left_out(second, frame, count, codes.marked, hints)
     ticks = second * count + frame - lost * (second // 60 - second // 600)
     # Sub-frames of some recorders only count up: they count where they make the steps more even.
-    ticks = min(ticks, ticks + np.array([float(f"0.{sub or 0}") for sub in subs]), key=lambda t: np.diff(t).std())
+    ticks = min(ticks, ticks + sub, key=lambda ticks: np.diff(ticks).std())
     rate = count / 1.001 if lost else count
     return Clock(ticks / rate, rate, f"by the timecodes, {count} frames in each second{', drop-frame' * bool(lost)}")
 
@@ -238,9 +234,9 @@ def with_hours(codes: list, hints: list) -> list:
                      f"or MM:SS:FF: {ADVICE}")
 
 
-def frames_in_a_second(second, frame, width: int, point: bool, hints: list, notes: list) -> int:
-    """How many frames (or parts) the timecodes count in a second. second, frame: (R,); width: digits of a frame.
-    Each row that is one second further than the row before says it: from `:29` to `:00`, with steps of 1, 30."""
+def frames_in_a_second(codes: Codes, hints: list, notes: list) -> int:
+    """How many frames (or parts) the timecodes count in a second. Each row that is one second further than the row before says it: from `:29` to `:00`, with steps of 1, 30."""
+    (second, frame, _), (_, width, point, _) = codes.parts.T, codes
     passed, steps, top = np.diff(second), np.diff(frame), int(frame.max())
     inside = steps[(passed == 0) & (steps > 0)]
     step = typical(inside) if len(inside) else 1
