@@ -72,9 +72,7 @@ def read_capture(path, fps: float | None = None, order: str | None = None, ignor
     seen = ~np.isnan(rows.values).all(axis=1)
     if not seen.any():
         raise ValueError(f"{path} has no face in any of its {count} rows: nothing to show")
-    found = weigh(rows.columns, rows.facts, count, seen, path, rows.where, rows.kind, path.stem, fps)
-    if found.faces:
-        raise ValueError(f"{path}: {found.faces}")
+    found = weigh(rows, seen, path, fps)
     if found.wrong and found.codes is None and found.stamps is None and not ignore_timecodes:
         raise ValueError(found.wrong)
     notes += found.notes

@@ -32,15 +32,13 @@ FILM = set("unscaled fr mspf measured actual current real frame rate fps hz hert
 @dataclass
 class Evidence:
     """Of R rows. codes: timecodes; stamps (R,): seconds; numbers (R,): frame numbers; stated: the file's own rate; None
-    where there are none. unclear: what may say another rate; wrong: what to say of a timecode that is none; faces: what
-    to say of rows of several faces; used: the columns that are understood; notes to print."""
+    where there are none. unclear: what may say another rate; wrong: what to say of a timecode that is none; used: the columns that are understood; notes to print."""
     codes: list | None = None
     stamps: np.ndarray | None = None
     numbers: np.ndarray | None = None
     stated: float | None = None
     unclear: str = ""
     wrong: str = ""
-    faces: str = ""
     used: list = field(default_factory=list)
     notes: list = field(default_factory=list)
 
@@ -204,31 +202,31 @@ def seconds_of(name: str, values, step: float, scales: list, hints: list, fps) -
                                 or "in no usual unit is that a rate")
 
 
-def odd_cell(column: str, cells: list, labels: list, path, kind: str) -> str:
+def odd_cell(column: str, cells: list, file, path) -> str:
     """What to say of the first cell of a clock that is not as most are: numbers or timecodes."""
     numbers, codes = ([test(cell) for cell in cells] for test in (lambda cell: not math.isnan(number(cell)),
                                                                    lambda cell: bool(CODE.fullmatch(clean(cell)))))
     good = max(codes, numbers, key=sum)
     at = good.index(False)
-    return (f"{path}: {kind} {labels[at]}, column {few([column])}: the cell {seen(cells[at])}, expected "
+    return (f"{path}: {file.kind} {file.where[at]}, column {few([column])}: the cell {seen(cells[at])}, expected "
             f"{'a number' if good is numbers else 'HH:MM:SS:FF or a number'}; --ignore-timecodes takes the rows at an "
             "even rate")
 
 
-def weigh(columns: list, facts: list, rows: int, faces, path, labels: list, kind: str, name: str, fps) -> Evidence:
-    """Columns and facts of a file with R rows -> its Evidence.
+def weigh(file, faces, path, fps) -> Evidence:
+    """The columns and facts of a file (tables.Rows) -> its Evidence.
 
-    faces (R,): which rows have a face. labels: what `kind` of the file (row, frame) each is, for errors. name: the
-    file's. fps: the user's rate or None. Raises ValueError for a rate that is none."""
-    found, facts, numeric = Evidence(), [*facts], {}
-    for column, cells in columns:                                           # what is the same in all rows is a fact
+    faces (R,): which rows have a face. fps: the user's rate or None. Raises ValueError for a rate that is none, or rows
+    of several faces or takes."""
+    found, facts, numeric, rows = Evidence(), [*file.facts], {}, len(faces)
+    for column, cells in file.columns:                                           # what is the same in all rows is a fact
         values, filled = np.array([number(cell) for cell in cells]), [cell for cell in cells if not blank(cell)]
         if rows and np.isfinite(values).all():
             numeric[column] = values
         ids = [*dict.fromkeys(str(cell) for cell, seen in zip(cells, faces) if seen and not blank(cell))]
         if is_group(column) and 1 < len(ids) <= max(1, sum(faces) // 2):
-            found.faces = found.faces or (f"the rows are of several faces or takes: {few([column])} is {few(ids)}; "
-                                          "expected one: write each into a file of its own")
+            raise ValueError(f"{path}: the rows are of several faces or takes: {few([column])} is {few(ids)}; expected "
+                             "one: write each into a file of its own")
         measured = values[~np.isnan(values)] if kind_of(column) == "rate" else np.empty(0)
         same = bool(filled) and all(cell == filled[0] for cell in filled) and (rows > 1 or len(measured))
         steady = len(measured) and measured.min() > 0 and measured.std() < 0.2 * measured.mean() and not rises(values)
@@ -241,7 +239,7 @@ def weigh(columns: list, facts: list, rows: int, faces, path, labels: list, kind
         return found
     clocks, counters, broken = [], [], []
     joined(numeric, found)
-    for column, cells in columns:
+    for column, cells in file.columns:
         values, mine = numeric.get(column), {*words(column)}
         known = folded(column) != "" and bool(TIME.fullmatch(folded(column)))
         if column in found.used or all(map(blank, cells)):
@@ -252,7 +250,7 @@ def weigh(columns: list, facts: list, rows: int, faces, path, labels: list, kind
             if codes and (is_clock(column) or all(code.count(":") > 1 for code in codes)):
                 found.codes, found.used = found.codes or codes, [*found.used, column]
             elif last_is_none or is_clock(column) and (known or any(cell != cells[0] for cell in cells)):
-                found.wrong = found.wrong or odd_cell(column, cells, labels, path, kind)    # a sum at the end, too
+                found.wrong = found.wrong or odd_cell(column, cells, file, path)      # a sum at the end, too
             elif len({*map(str, cells)}) > 1 and all(map(like_a_clock, cells)):
                 found.unclear = f"the column {few([column])} has times such as {few(cells[:1])}"
         elif mine & {"remaining", "countdown"}:                             # sorted, it would run backwards
@@ -271,7 +269,7 @@ def weigh(columns: list, facts: list, rows: int, faces, path, labels: list, kind
                 found.unclear = found.unclear or not_plain(column, values)
         elif not mine & MEASURED and rows > 9 and evenly(values) is not None and rises(values):
             found.unclear = found.unclear or not_plain(column, values)
-    take_clock(sorted(clocks, key=lambda each: each[0]), scales, rates_said(name, found.stated, fps, []), fps, found)
+    take_clock(sorted(clocks, key=lambda each: each[0]), scales, rates_said(path.stem, found.stated, fps, []), fps, found)
     if found.stamps is None and broken:
         found.stamps = broken[0]                                            # timing.py says what is wrong with it
     for _, column, values in sorted(counters, key=lambda each: each[0]):

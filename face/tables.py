@@ -11,6 +11,7 @@ import math
 import re
 from array import array
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -167,9 +168,9 @@ def read_json(path: Path, order) -> Rows:
     try:
         with disk.open_text(path) as file:
             try:
-                value = values_of(file.read())
-            except Twice as error:
-                raise ValueError(f"{path} has {error} twice in one object: which one holds?") from None
+                value = values_of(file.read(), path)
+            except Twice:
+                raise
             except ValueError as error:
                 raise ValueError(f"{path} is not valid json ({error}): fetch or write it again") from None
         return framed(unkeyed(value), path, order)
@@ -177,10 +178,10 @@ def read_json(path: Path, order) -> Rows:
         raise ValueError(f"{path} is not valid json (nested too deep): fetch or write it again") from None
 
 
-def values_of(text: str):
+def values_of(text: str, path: Path):
     """The value in a json text, or a list of them where it holds several, one a line say; a first one that has other
     keys than the next is what the file says of them all."""
-    decoder, space, found = json.JSONDecoder(object_pairs_hook=once), re.compile(r"\s*"), []
+    decoder, space, found = json.JSONDecoder(object_pairs_hook=partial(once, where=path)), re.compile(r"\s*"), []
     at = space.match(text).end()
     while not found or at < len(text):
         value, at = decoder.raw_decode(text, at)
@@ -207,15 +208,16 @@ def unkeyed(value):
 
 
 class Twice(ValueError):
-    """A key that an object of json has twice."""
+    """A key is there twice."""
 
 
-def once(pairs: list) -> dict:
-    """The keys and values of an object -> the object. Raises Twice."""
+def once(pairs: list, where) -> dict:
+    """The keys and values of an object -> the object. Raises Twice, a ValueError; `where` names the file."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise Twice(few([next(key for key in keys if keys.count(key) > 1)]))
+        raise Twice(f"{where} has {few([next(key for key in keys if keys.count(key) > 1)])} twice in one object: which "
+                    "one holds?")
     return found
 
 
@@ -247,11 +249,9 @@ def framed(value, path: Path, order) -> Rows:
     if bare:
         names, said = ordered(len(row), order, str(path))
         notes += said
-    elif names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)
-                                    and len(set(names)) == len(names)):
-        twice = [name for name in names if names.count(name) > 1] if isinstance(names, list) else []
-        raise ValueError(f"{path}: its names are {few([names])}, expected a list of different names"
-                         + (f"; twice: {few([*dict.fromkeys(map(str, twice))])}" if twice else ""))
+    elif names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"{path}: its names are {few([names])}, expected a list of names")
+    once([(name, None) for name in names or ()], f"{path}: its list of names")
     frame = lambda i: cells_of(value[i], names, f"{path}: frame {i}") | {key: part[i] for key, part in times.items()}
     header = {}
     for i in range(len(value)):
@@ -327,10 +327,6 @@ def cells_of(frame, names, where: str) -> dict:
         pairs = [*map(scored, frame)]
     if not isinstance(frame, (dict, list, type(None))) or not all(pairs):
         raise ValueError(f"{where} is {few([frame])}, expected the weights of one face, with their names")
-    cells = dict(pairs)
-    if len(cells) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{where} has the same name twice: {few([next(key for key in keys if keys.count(key) > 1)])}")
-    return cells
+    return once(pairs, where)
 
 
