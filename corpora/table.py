@@ -89,7 +89,7 @@ def named(header: list, cells: list) -> dict:
 
 def table_clip(load, name: str, root: Path, form: dict) -> Clip:
     """The clip of a row, as `table` says. form: of its face, as read_track takes it."""
-    row = {key: value for key, value in load().items() if value is not None and value != ""
+    row = {key.lower() if key.lower() in COLUMNS else key: value for key, value in load().items() if value is not None and value != ""
            and (value == value or key not in COLUMNS)}              # NaN, as pandas writes an empty cell
     for key, kinds in KINDS.items():
         if key in row and (isinstance(row[key], bool) or not isinstance(row[key], kinds)):

@@ -26,8 +26,8 @@ from face.words import words
 
 # What says that weights are per cent, and what a rotation's unit is.
 PERCENT = re.compile(r"(?i)\b(?:in|as|are|is|units?)\b\W*(?:%|per ?cent|pct)|(?<!time )\bscale: 100(?:\.0)?$|"
-                     r"\b(?:weights?|values?|shapes?|scale|range|coefficients?)\b\D{0,20}0(?:\.0)?\s*(?:-|\u2013|\.+|to|,)\s*"
-                     r"100(?:\.0)?\b")
+                     r"\b(?:weights?|values?|units?|shapes?|scale|range|coefficients?)\b\D{0,20}"
+                     r"0(?:\.0)?\s*(?:-|\u2013|\.+|to|,)\s*100(?:\.0)?\b")
 TURNED = re.compile(r"(?i)(?:yaw|pitch|roll|rotation|angle|euler|head|eye).*?(?:\b|_)(deg|rad)")
 MAX_BYTES = 200 << 20               # of a file, and of an array once unpacked
 
@@ -63,7 +63,7 @@ def read_capture(path, fps: float | None = None, order: str | None = None, ignor
     size = disk.regular(path, "a face track").stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"{path} has {size >> 20} MiB, expected a face track of at most {MAX_BYTES >> 20}")
-    with warnings.catch_warnings(record=True) as warned:                # of a file that is refused there is nothing to warn
+    with warnings.catch_warnings(record=True) as warned:                # of what is refused, the refusal alone
         warnings.simplefilter("always")
         rows = READERS[path.suffix.lower()](path, order)
     for each in warned:
@@ -138,7 +138,7 @@ def scaled(track, names: list, texts: list, notes: list) -> np.ndarray:
     elif said and track.any():
         notes.append(f"{few(said, 1)} may say per cent, but no weight is above 1.1: they are taken as they are")
     if -1 <= track.min() < -0.1 or 2 >= track.max() > 1.1:
-        notes.append(f"weights between {track.min():.3g} and {track.max():.3g} are clipped to 0 and 1: is it their scale?")
+        notes.append(f"weights between {track.min():.3g} and {track.max():.3g} are clipped to 0 and 1")
     if len(track) > 1 and track.any() and np.isin(track, (0, 1)).all():
         notes.append("all weights are 0 or 1, nothing between: were they rounded?")
     return track
@@ -203,5 +203,5 @@ def array_of(data: bytes) -> np.ndarray:
     return np.frombuffer(data, kind, count, file.tell()).reshape(shape, order="F" if by_column else "C")
 
 
-READERS = {".csv": read_table, ".tsv": read_table, ".txt": read_table, ".json": read_json, ".jsonl": read_json, ".npy": read_array,
-           ".npz": read_array}
+READERS = {".csv": read_table, ".tsv": read_table, ".txt": read_table, ".json": read_json, ".jsonl": read_json,
+           ".npy": read_array, ".npz": read_array}

@@ -16,8 +16,9 @@ import numpy as np
 
 from face.arkit import few, folded
 from face.timing import CODE, COUNTS, FPS, MAX_FPS, MIN_FPS, evenly, middle, rates_said, run_lengths, typical
-from face.words import (FRAME, MEASURED, PARTS, PLAIN_FPS, RATES, SOUND, STEP, TIME, UNITS, amount, blank, clean, coded, is_clock,
-                        is_counter, is_group, kind_of, leaf_of, like_a_clock, number, rates_in, readable, seen, unit_of, words)
+from face.words import (FRAME, MEASURED, PARTS, RATES, SOUND, STEP, TIME, UNITS, amount, blank, clean, coded, is_clock,
+                        is_counter, is_group, kind_of, leaf_of, like_a_clock, number, plain, rates_in, readable, seen,
+                        unit_of, words)
 
 GUESSES = 1, 1e-3, 1e-6, 1e-7, 1e-9             # seconds in a unit that a name leaves out; 1e-7: .NET's ticks
 EPOCHS = 0, 2208988800, 11644473600, 62135596800        # seconds from 1900, 1601 and the year 1 to 1970, and Unix's own
@@ -32,7 +33,8 @@ FILM = set("unscaled fr mspf measured actual current real frame rate fps hz hert
 @dataclass
 class Evidence:
     """Of R rows. codes: timecodes; stamps (R,): seconds; numbers (R,): frame numbers; stated: the file's own rate; None
-    where there are none. unclear: what may say another rate; wrong: what to say of a timecode that is none; used: the columns that are understood; notes to print."""
+    where there are none. unclear: what may say another rate; wrong: what to say of a timecode that is none; used: the
+    columns that are understood; notes to print."""
     codes: list | None = None
     stamps: np.ndarray | None = None
     numbers: np.ndarray | None = None
@@ -72,14 +74,13 @@ def rates_of(name: str, value, kind: str, rows: int) -> list:
     if kind == "rate":
         return [amounted] if MIN_FPS <= amounted <= MAX_FPS else []
     unit = unit or unit_of(name)
-    low, high = (MIN_FPS * 0.999, MAX_FPS * 1.001) if unit else PLAIN_FPS
     found = []
     for each in [unit] if unit else GUESSES:
         seconds = amounted * each
         rate = 1 / seconds if kind == "period" else rows / seconds
         if kind == "duration" and rows > 1 and standard((rows - 1) / seconds) and not standard(rate):
             rate = (rows - 1) / seconds                                     # to the start of the last frame
-        if low <= rate <= high:
+        if plain(rate) or unit and MIN_FPS * 0.999 <= rate <= MAX_FPS * 1.001:
             found.append(rate)
     return found
 
@@ -99,11 +100,13 @@ def rate_stated(facts: list, rows: int, found: Evidence, path, fps) -> float | N
         kind, amounted, leaf = kind_of(name), amount(value)[0], leaf_of(name)
         exact = kind == "rate" and folded(leaf) in RATES
         rank, rates = "doubt", []
+        if isinstance(value, list) and len(value) < 20 and all(isinstance(each, str) for each in value):
+            value = "; ".join(value)
         if kind == "" and isinstance(value, str):
             rates, sure = rates_in(f"{name} {value}")
             rank = "sentence" if sure and rates else rank
         elif kind == "scale":
-            rates = [rate for rate in [in_a_second(value)] if PLAIN_FPS[0] <= rate <= PLAIN_FPS[1]]
+            rates = [rate for rate in [in_a_second(value)] if plain(rate)]
         elif kind == "count" and isinstance(value, (int, float, str)) and number(value) > 0 and number(value) != rows:
             cut = True
             found.notes.append(f"{few([name])} says {number(value):g}, the file has {rows} rows: is it cut?")
@@ -116,7 +119,8 @@ def rate_stated(facts: list, rows: int, found: Evidence, path, fps) -> float | N
                              f"{MAX_FPS}; --fps overrules it")
         elif kind in ("rate", "period", "duration"):
             nothing = amounted <= 0 or kind == "rate" and not 8000 > amounted >= MIN_FPS    # a switch, a rate of sound
-            if nothing and amounted == amounted or isinstance(value, (bool, list, dict)) or not re.search(r"\d", str(value)):
+            if nothing and amounted == amounted or isinstance(value, (bool, list, dict)) or not any(
+                    map(str.isdigit, str(value))):
                 continue
             rates = rates_of(name, value, kind, rows)
             if exact or {*words(leaf)} <= FILM | SOUND | {*UNITS}:
@@ -176,35 +180,31 @@ def seconds_of(name: str, values, step: float, scales: list, hints: list, fps) -
     """The seconds in the unit of a clock whose rows are `step` apart, or None, and why there is none.
 
     scales: units that the file says. hints: rates that are known. fps: the user's, to which the nearest is taken."""
-    unit, mine = unit_of(name), {*words(name)}
-    if unit and not (unit == 1e-7 and mine & {"filetime"}):
-        return unit, ""
-    for each in scales if (values % 1 == 0).all() else ():
-        if PLAIN_FPS[0] <= 1 / (step * each) <= PLAIN_FPS[1]:
+    mine, whole = {*words(name)}, (values % 1 == 0).all()
+    if unit_of(name):
+        return unit_of(name), ""
+    for each in [*(scales if whole else ()), *([1e-7] if "tick" in mine else [])]:
+        if plain(1 / (step * each)):
             return each, ""
-    if unit or "tick" in mine and PLAIN_FPS[0] <= 1e7 / step <= PLAIN_FPS[1]:
-        return 1e-7, ""
-    guesses = [*GUESSES, *([1 / 90000] if mine & {"pts", "dts", "rtp"} else [])]
-    rates = {each: 1 / (step * each) for each in guesses}
+    rates = {each: 1 / (step * each) for each in [*GUESSES, *([1 / 90000] if mine & {"pts", "dts", "rtp"} else [])]}
     for rate, _ in hints:
-        near = [each for each in guesses if abs(rates[each] / rate - 1) < 0.1 and MIN_FPS <= rates[each] <= MAX_FPS]
+        near = [each for each in rates if abs(rates[each] / rate - 1) < 0.1 and MIN_FPS <= rates[each] <= MAX_FPS]
         if near:
             return near[0], ""
     if fps is not None:
-        return min(guesses, key=lambda each: abs(math.log(rates[each] / fps))), ""
-    fits = [each for each in guesses if PLAIN_FPS[0] <= rates[each] <= PLAIN_FPS[1]
-            and (values[0] * each < 9.4e8 or dated(values[0], each))]       # no clock has run for 30 years
-    fits = [each for each in fits if dated(values[0], each)] or fits if len(fits) > 1 else fits
-    if len(fits) == 1 and (fits[0] != 1e-7 or dated(values[0], 1e-7)):      # undated: microseconds at a tenth of it?
+        return min(rates, key=lambda each: abs(math.log(rates[each] / fps))), ""
+    sure = [each for each in rates if plain(rates[each]) and dated(values[0], each)]
+    fits = sure or [each for each in rates if plain(rates[each]) and values[0] * each < 9.4e8]  # 30 years
+    if len(fits) == 1 and (sure or fits[0] != 1e-7):                        # undated: microseconds at a tenth of it?
         return fits[0], ""
-    seen = f"the column {few([name])} rises by {step:.6g} from row to row"
-    return None, f"{seen}: " + (" or ".join(f"{rates[each]:.4g} frames/s in units of {each:g} s" for each in fits)
-                                or "in no usual unit is that a rate")
+    return None, f"the column {few([name])} rises by {step:.6g} from row to row: " + (
+        " or ".join(f"{rates[each]:.4g} frames/s in units of {each:g} s" for each in fits)
+        or "in no usual unit is that a rate")
 
 
 def odd_cell(column: str, cells: list, file, path) -> str:
     """What to say of the first cell of a clock that is not as most are: numbers or timecodes."""
-    numbers, codes = ([test(cell) for cell in cells] for test in (lambda cell: not math.isnan(number(cell)),
+    numbers, codes = ([test(cell) for cell in cells] for test in (lambda cell: math.isfinite(number(cell)),
                                                                    lambda cell: bool(CODE.fullmatch(clean(cell)))))
     good = max(codes, numbers, key=sum)
     at = good.index(False)
@@ -219,7 +219,7 @@ def weigh(file, faces, path, fps) -> Evidence:
     faces (R,): which rows have a face. fps: the user's rate or None. Raises ValueError for a rate that is none, or rows
     of several faces or takes."""
     found, facts, numeric, rows = Evidence(), [*file.facts], {}, len(faces)
-    for column, cells in file.columns:                                           # what is the same in all rows is a fact
+    for column, cells in file.columns:                                      # what is the same in all rows is a fact
         values, filled = np.array([number(cell) for cell in cells]), [cell for cell in cells if not blank(cell)]
         if rows and np.isfinite(values).all():
             numeric[column] = values
@@ -241,7 +241,7 @@ def weigh(file, faces, path, fps) -> Evidence:
     joined(numeric, found)
     for column, cells in file.columns:
         values, mine = numeric.get(column), {*words(column)}
-        known = folded(column) != "" and bool(TIME.fullmatch(folded(column)))
+        known = bool(mine) and mine <= TIME
         if column in found.used or all(map(blank, cells)):
             continue
         if values is None:
@@ -250,13 +250,13 @@ def weigh(file, faces, path, fps) -> Evidence:
             if codes and (is_clock(column) or all(code.count(":") > 1 for code in codes)):
                 found.codes, found.used = found.codes or codes, [*found.used, column]
             elif last_is_none or is_clock(column) and (known or any(cell != cells[0] for cell in cells)):
-                found.wrong = found.wrong or odd_cell(column, cells, file, path)      # a sum at the end, too
+                found.wrong = found.wrong or odd_cell(column, cells, file, path)        # a sum at the end, too
             elif len({*map(str, cells)}) > 1 and all(map(like_a_clock, cells)):
                 found.unclear = f"the column {few([column])} has times such as {few(cells[:1])}"
         elif mine & {"remaining", "countdown"}:                             # sorted, it would run backwards
             found.unclear = found.unclear or not_plain(column, values)
         elif is_counter(column) and (values % 1 == 0).all() and np.ptp(values):
-            counters.append((not FRAME.fullmatch(folded(column)), column, values))
+            counters.append((not mine or not mine <= FRAME, column, values))
         elif is_clock(column) or kind_of(column) in ("period", "duration"):
             stepped = mine & {*STEP, "frame"}
             if rises(values) and not (stepped and len({*values}) <= rows / 3):
@@ -269,7 +269,8 @@ def weigh(file, faces, path, fps) -> Evidence:
                 found.unclear = found.unclear or not_plain(column, values)
         elif not mine & MEASURED and rows > 9 and evenly(values) is not None and rises(values):
             found.unclear = found.unclear or not_plain(column, values)
-    take_clock(sorted(clocks, key=lambda each: each[0]), scales, rates_said(path.stem, found.stated, fps, []), fps, found)
+    hints = rates_said(path.stem, found.stated, fps, [])
+    take_clock(sorted(clocks, key=lambda each: each[0]), scales, hints, fps, found)
     if found.stamps is None and broken:
         found.stamps = broken[0]                                            # timing.py says what is wrong with it
     for _, column, values in sorted(counters, key=lambda each: each[0]):
@@ -287,7 +288,7 @@ def weigh(file, faces, path, fps) -> Evidence:
 def not_plain(column: str, values) -> str:
     """What is unclear about a column that may be a clock, "" if nothing is."""
     step = row_step(values)
-    rates = [1 / (step * each) for each in GUESSES if step and PLAIN_FPS[0] <= 1 / (step * each) <= PLAIN_FPS[1]]
+    rates = [1 / (step * each) for each in GUESSES if step and plain(1 / (step * each))]
     if is_clock(column) and not rises(values):
         return f"the column {few([column])} does not rise as a clock does"
     if not rates or step == 1 or any(abs(rate / FPS - 1) < 0.02 for rate in rates):
@@ -350,7 +351,7 @@ def rolling(numbers) -> list | None:
     to the next, and no number left out."""
     starts = np.flatnonzero(np.diff(numbers) < 0) + 1
     low, count = numbers.min(), int(np.ptp(numbers)) + 1
-    if len(starts) < 2 or not PLAIN_FPS[0] <= count <= PLAIN_FPS[1] or (numbers[starts] != low).any() or \
+    if len(starts) < 2 or not plain(count) or (numbers[starts] != low).any() or \
             (np.diff(starts) != count).any() or (np.diff(numbers)[np.diff(numbers) >= 0] != 1).any():
         return None
     second = np.searchsorted(starts, np.arange(len(numbers)), side="right")

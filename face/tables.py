@@ -19,7 +19,7 @@ import numpy as np
 import disk
 from face.arkit import ROTATIONS, few, folded, listed, matches, ordered, sources
 from face.timing import MAX_SECONDS, middle
-from face.words import UNITS, blank, is_clock, number, readable, seen, telling
+from face.words import UNITS, blank, is_clock, kind_of, number, readable, seen, telling
 
 MAX_ROWS = MAX_SECONDS * 60         # as long as a capture may be, at a camera's 60 frames per second
 MAX_COLUMNS = 2000
@@ -140,7 +140,8 @@ def said_above(lines: list, delimiter: str) -> list:
     facts = []
     for line in lines:
         cells = [cell.strip(" \t\r\n#%/\"';") for cell in re.split(f"[{re.escape(delimiter)};=]|:(?!\\d)|\t", line)]
-        facts += [*zip(cells, cells[1:]), ("above the names:", line.strip(" \t\r\n,;"))]
+        facts += [(name, value) for name, value in zip(cells, cells[1:]) if kind_of(name) or is_clock(name)]
+        facts += [("above the names:", line.strip(" \t\r\n,;"))]
     return facts
 
 
@@ -165,23 +166,21 @@ def read_json(path: Path, order) -> Rows:
     object of names and weights for each frame; MediaPipe's categories for each frame; a list of weights for each name;
     rows of weights alone, for which `order` holds. Raises ValueError for another one.
     """
+    with disk.open_text(path) as file:
+        text = file.read()
     try:
-        with disk.open_text(path) as file:
-            try:
-                value = values_of(file.read(), path)
-            except Twice:
-                raise
-            except ValueError as error:
-                raise ValueError(f"{path} is not valid json ({error}): fetch or write it again") from None
-        return framed(unkeyed(value), path, order)
-    except RecursionError:
-        raise ValueError(f"{path} is not valid json (nested too deep): fetch or write it again") from None
+        return framed(unkeyed(values_of(text, path)), path, order)
+    except (json.JSONDecodeError, RecursionError) as error:
+        why = "nested too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path} is not valid json ({why}): fetch or write it again") from None
 
 
 def values_of(text: str, path: Path):
     """The value in a json text, or a list of them where it holds several, one a line say; a first one that has other
     keys than the next is what the file says of them all."""
-    decoder, space, found = json.JSONDecoder(object_pairs_hook=partial(once, where=path)), re.compile(r"\s*"), []
+    whole = lambda digits: int(digits) if len(digits) < 400 else math.inf       # int() refuses some thousands of them
+    decoder = json.JSONDecoder(parse_int=whole, object_pairs_hook=partial(once, where=path))
+    space, found = re.compile(r"\s*"), []
     at = space.match(text).end()
     while not found or at < len(text):
         value, at = decoder.raw_decode(text, at)
@@ -207,17 +206,14 @@ def unkeyed(value):
     return {key: unkeyed(part) for key, part in value.items()}
 
 
-class Twice(ValueError):
-    """A key is there twice."""
-
-
 def once(pairs: list, where) -> dict:
-    """The keys and values of an object -> the object. Raises Twice, a ValueError; `where` names the file."""
+    """The keys and values of an object -> the object. Raises ValueError for a key that is
+    there twice; `where` names the file."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise Twice(f"{where} has {few([next(key for key in keys if keys.count(key) > 1)])} twice in one object: which "
-                    "one holds?")
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"{where} has {few([twice])} twice in one object: which one holds?")
     return found
 
 

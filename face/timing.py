@@ -81,8 +81,9 @@ def frame_times(rows: int, codes=None, stamps=None, numbers=None, name: str = ""
             codes = codes and codes._replace(parts=codes.parts[order])
             stamps, numbers = (None if each is None else np.asarray(each)[order] for each in (stamps, numbers))
         found = clocks(codes, stamps, numbers, hints, notes)
-        if not hints and (not found or "assumed" in found[0].how):
-            refuse_to_assume(unclear, found, notes)
+        unused = next((note for note in notes if note.endswith("not used") and not found), "")
+        if not hints and (not found or "assumed" in found[0].how) and (unclear or unused):
+            raise ValueError(f"the rate is not known: {unclear or unused}; give it with --fps N")
     if not found:
         notes += [f"{other_who} says {other:g} frames/s, {who} {rate:g}: this is taken"
                   for other, other_who in hints[1:] if abs(other / rate - 1) > 0.01]
@@ -96,13 +97,6 @@ def frame_times(rows: int, codes=None, stamps=None, numbers=None, name: str = ""
         raise ValueError(f"{length:.6g} s with {1 / frame:.4g} rows per second ({how}), expected {MAX_SECONDS} s at "
                          f"most with {MIN_FPS} to {MAX_FPS} rows per second: {ADVICE}")
     return Timing(times, length, 1 / frame, how, tuple(notes), order)
-
-
-def refuse_to_assume(unclear: str, found: list, notes: list) -> None:
-    """Raises ValueError where no rate may be assumed: something is unclear, or a clock is of no use."""
-    unused = [note for note in notes if note.endswith("not used")]
-    if unclear or unused and not found:
-        raise ValueError(f"the rate is not known: {unclear or unused[0]}; give it with --fps N")
 
 
 def row_order(rows: int, *keys) -> np.ndarray:
@@ -235,7 +229,8 @@ def with_hours(codes: list, hints: list) -> list:
 
 
 def frames_in_a_second(codes: Codes, hints: list, notes: list) -> int:
-    """How many frames (or parts) the timecodes count in a second. Each row that is one second further than the row before says it: from `:29` to `:00`, with steps of 1, 30."""
+    """How many frames (or parts) the timecodes count in a second. Each row that is one second further than the row
+    before says it: from `:29` to `:00`, with steps of 1, 30."""
     (second, frame, _), (_, width, point, _) = codes.parts.T, codes
     passed, steps, top = np.diff(second), np.diff(frame), int(frame.max())
     inside = steps[(passed == 0) & (steps > 0)]
@@ -309,8 +304,11 @@ def in_order(clock: Clock, notes: list) -> Clock | None:
     room = np.diff(np.r_[seconds[first], np.inf])
     apart = np.minimum(room / lengths, row)
     start = seconds[first]
-    if lengths[0] > 3 * usual and room[0] < 0.5 * lengths[0] * row:
-        notes.append(f"the clock stands still for the first {lengths[0]} rows: they get even times before the others")
+    stuck = (lengths > 3 * usual) & (room < 0.5 * lengths * row)
+    if stuck.any():
+        notes.append(f"the clock stands still for {lengths[stuck][0]} rows after row {first[stuck][0]}" + (
+            ": they get even times before the others" if stuck[0] else ""))
+    if stuck[0]:
         apart[0], start[0] = row, start[1] - lengths[0] * row
     elif lengths[0] < usual and room[0] < 1.5 * usual * row:            # the take begins in the middle of a code
         start[0] = start[1] - lengths[0] * apart[0]

@@ -17,10 +17,9 @@ UNITS = {word: factor for factor, spelled in (
     (1e-6, "us usec usecs micro micros microsec microsecs microsecond microseconds"), (1e-7, "100ns filetime"),
     (1e-9, "ns nsec nsecs nano nanos nanosec nanosecs nanosecond nanoseconds")) for word in spelled.split()}
 
-# Columns that say when a row was, as `folded` writes their names, before all others. A unit at the end may be missing.
-TIME = re.compile("(?:times?|timestamps?|timecodes?|ts|t|elapsed|elapsedtime)?(?:in)?"
-                  "(?:secs?|s|seconds?|ms|msecs?|millis|milliseconds?|us|microseconds?|ns|nanoseconds?)?")
-FRAME = re.compile("(?:frame|index|idx)s?|frame(?:number|num|no|count|index|idx|id)")
+# Words of columns that say when a row was, before all others, and of those that number them.
+TIME = {"time", "timestamp", "timecode", "ts", "t", "elapsed", "in", *UNITS} - {"hour", "minute", "hours", "minutes"}
+FRAME = {"frame", "index", "idx", "number", "num", "no", "count", "id", "framenum", "frameno", "frameidx", "frameid"}
 RATES = {"exportfps", "fps", "framerate", "framespersecond", "capturefps", "samplerate", "samplingrate"}
 DATE = re.compile(r"^\d{1,4}[-/.]\d\d?[-/.]\d{1,4}[T ]+|(?:Z|[+-]\d\d:?\d\d)$")       # around the clock of a date
 
@@ -37,7 +36,7 @@ COUNTER = {"frame", "index", "idx", "id", "no", "nr", "num", "number", "count", 
 FACE = {"face", "person", "actor", "subject", "user", "player", "speaker", "performer", "character", "track", "body",
         "head", "participant", "human", "avatar", "skeleton", "take", "clip", "recording", "session", "video", "file",
         "slate", "shot", "scene", "reel"}
-LABEL = {"id", "index", "idx", "no", "nr", "number", "name", "label", "key", "uid", "guid", "uuid"}
+LABEL = {"source", "id", "index", "idx", "no", "nr", "number", "name", "label", "key", "uid", "guid", "uuid"}
 PARTS = {word: part for part, spelled in (("hour", "h hh hr hour hours"), ("minute", "m mm min mins minute minutes"),
                                           ("frame", "f ff frame frames")) for word in spelled.split()}
 
@@ -54,8 +53,9 @@ SOUND = {"audio", "sound", "wav", "mic", "speech", "voice"}
 
 PLAIN_FPS = 4.9, 245                # rows per second that a time without a unit may give
 RATE_FORMS = "p", "df", "ndf", "frames", "frame"                # after the number of a rate
-PROSE = re.compile(r"(?i)(?<![\w.])(\d{1,3}(?:[.,]\d+)?) ?(?:fps|f/s|hz|frames?(?: per |/)s)|"
-                   r"\b(?:fps|frame ?rate)(?: is| of|[ :=@])*(\d{1,3}(?:\.\d+)?)\b|\d{3}p(\d{2,3}(?:\.\d+)?)\b")
+PROSE = re.compile(r"(?i)(?<![\w.:/-])(\d{1,3}(?:[.,]\d+)?|\d{5}/1001) ?(?:fps|f/s|hz|frames?(?: per | a |/)s)|"
+                   r"\b(?:fps|frame ?rate)(?: is| of|[ :=@])*(\d{1,3}(?:\.\d+)?)\b|"
+                   r"\d{3}p(?: ?[/@] ?)?(\d{2,3}(?:\.\d+)?)\b")
 HEDGED = re.compile(r"(?i)hz\b|\b(?:from|not|max|maximum|up to|render|display|monitor|screen|playback|target)\b")
 
 
@@ -86,8 +86,7 @@ def is_clock(name: str) -> bool:
     """Whether a name may be that of a column of times or time steps."""
     mine = {*words(name)}
     units = mine & {*UNITS} - {"s"}
-    return not mine & OTHER and bool(mine & (CLOCK | STEP - {"duration", "step", "diff"}) or units or mine == {"s"}) \
-        or folded(name) != "" and bool(TIME.fullmatch(folded(name)))
+    return not mine & OTHER and bool(mine & (CLOCK | STEP - {"duration", "step", "diff"}) or units or mine == {"s"})
 
 
 def is_group(name: str) -> bool:
@@ -97,7 +96,7 @@ def is_group(name: str) -> bool:
 
 
 def is_counter(name: str) -> bool:
-    return {word for word in words(name) if not word.isdigit()} <= COUNTER or bool(FRAME.fullmatch(folded(name)))
+    return {word for word in words(name) if not word.isdigit()} <= COUNTER | FRAME
 
 
 def telling(name: str, cells: list) -> bool:
@@ -138,7 +137,7 @@ def like_a_clock(cell) -> bool:
 
 def readable(cell) -> bool:
     """Whether a cell holds a number or a time."""
-    return not math.isnan(number(cell)) or like_a_clock(cell)
+    return math.isfinite(number(cell)) or like_a_clock(cell)
 
 
 def coded(cells: list) -> list | None:
@@ -155,28 +154,27 @@ def leaf_of(name: str) -> str:
 
 def kind_of(name: str) -> str:
     """What a fact is of: scale (ticks in a second), rate, period, duration, count (of frames); "" for anything else."""
-    leaf, all_words = leaf_of(name), {*words(name)}
-    mine = {*words(leaf)}
+    ordered, all_words = words(leaf_of(name)), {*words(name)}
+    mine = {*ordered}
+    both = lambda *two: {*two} <= mine
     if all_words & OTHER:
         return ""
-    if mine & {"timescale", "timebase"} or {"time", "scale"} <= mine or {"time", "base"} <= mine or \
-            "tick" in mine and mine & {"per", "rate"}:
+    if mine & {"timescale", "timebase"} or both("time", "scale") or both("time", "base") or both("tick", "per") or \
+            both("tick", "rate"):
         return "scale"
-    ordered = words(leaf)
-    for before, per, after in zip(ordered, ordered[1:], ordered[2:]):
-        if per == "per" and "frame" in (before, after):
-            return "rate" if before == "frame" else "period"
-    per_second = "per" in mine and mine & {"s", "sec", "second"}
-    if mine & {"fps", "hz", "hertz", "rate", "frequency"} or mine == {"fr"} or per_second:
+    if "per frame" in " ".join(ordered):
+        return "period"
+    if mine & {"fps", "hz", "hertz", "rate", "frequency"} or mine == {"fr"} or "frame per" in " ".join(ordered) or \
+            "per" in mine and mine & {"s", "sec", "second"}:
         return "" if all_words & SOUND else "rate"
     frames = {"frame", "row", "rows", "keyframe", "keyframes"}
     if mine & frames and mine <= frames | {"num", "number", "n", "total", "count", "of", "nr"}:
         return "count"
-    if "frame" not in mine and "sample" not in mine and (
-            "duration" in mine or "length" in mine or {"total", "time"} <= mine or {"run", "time"} <= mine):
+    if not mine & {"frame", "sample"} and (
+            mine & {"duration", "length"} or both("total", "time") or both("run", "time")):
         return "duration"
-    steps = mine & (STEP - {"step", "diff"}) or {"time", "step"} <= mine or {"frame", "time"} <= mine
-    return "period" if steps or {"frame", "length"} <= mine else ""
+    steps = mine & (STEP - {"step", "diff"}) or both("time", "step") or both("frame", "time") or both("frame", "length")
+    return "period" if steps else ""
 
 
 def amount(value) -> tuple:
@@ -190,15 +188,19 @@ def amount(value) -> tuple:
         return int(ratio[1]) / int(ratio[2]), None
     if re.fullmatch(r"(\d+:)?\d+:\d+(\.\d+)?", text):
         return sum(float(part) * 60 ** i for i, part in enumerate(reversed(text.split(":")))), 1
-    found = re.fullmatch(r"([-+.,\deE]*\d\.?)\s*([^\d\s(]*)(\D*)", text)           # 29.97 fps NDF
+    found = re.fullmatch(r"([-+.,\deE]*\d\.?)\s*([^\d\s(]*)\D*", text)           # 29.97 fps NDF
     unit = found[2].lower() if found else ""
-    if not found or (unit or found[3]) and unit not in (*UNITS, "fps", "hz", "f/s", "%", *RATE_FORMS):
+    if not found or unit and unit not in (*UNITS, "fps", "hz", "f/s", "%", *RATE_FORMS):
         return math.nan, None
     return number(found[1]), UNITS.get(unit)
+
+
+def plain(rate: float) -> bool:
+    return PLAIN_FPS[0] <= rate <= PLAIN_FPS[1]
 
 
 def rates_in(text: str) -> tuple:
     """The frames per second that a sentence says, and whether they are plainly those of the rows: "Recorded with X
     (60 FPS)", "fps 60", "1080p60"; not "downsampled from 120 fps"."""
-    rates = [float(next(filter(None, found)).replace(",", ".")) for found in PROSE.findall(text)]
-    return [rate for rate in rates if PLAIN_FPS[0] <= rate <= PLAIN_FPS[1]], not HEDGED.search(text)
+    rates = [amount(next(filter(None, found)))[0] for found in PROSE.findall(text)]
+    return [rate for rate in rates if plain(rate)], not HEDGED.search(text)

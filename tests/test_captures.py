@@ -4,16 +4,19 @@ Takes are ramps as in a_take: jawOpen at time t is t / seconds and all else 0.05
 belongs to.
 """
 import csv
+import gzip
 import io
 import json
 import os
+import warnings
+import wave
 
 import numpy as np
 import pytest
 
 from face import captures, tables
 from face.__main__ import main
-from face.arkit import ARKIT_NAMES, CONVENTIONS, RELEASE_NAMES, ROTATIONS, to_names, write_csv
+from face.arkit import ARKIT_NAMES, CONVENTIONS, ROTATIONS, to_names, write_csv
 from face.captures import read_capture, read_track
 
 JAW = ARKIT_NAMES.index("jawOpen")
@@ -172,7 +175,9 @@ TABLE = a_table(LIVE_LINK)
     ("\n\n" + changed(9, "JawOpen", ""), "row 11, column JawOpen"),
     (text_of(TABLE + TABLE), "row 62, column EyeBlinkLeft"),
     (changed(7, "Timecode", "soon"), "row 7, column Timecode: the cell holds 'soon', expected HH:MM:SS:FF"),
-    (changed(8, "Timecode", ""), "row 8, column Timecode: the cell is blank, expected HH"), (changed(9, "JawOpen", "80"), "if they are per cent"),
+    (text_of(a_table({"time": lambda t, i: "x" if i == 9 else t})), "row 11, column time: the cell holds 'x'"),
+    (changed(8, "Timecode", ""), "row 8, column Timecode: the cell is blank, expected HH"),
+    (changed(9, "JawOpen", "80"), "if they are per cent"),
     (text_of([*TABLE[:9], TABLE[9] + ["1"]]), "row 10 has 55 cells, expected 54"),
     (text_of([*TABLE[:9], TABLE[9][:30]]), "row 10, column MouthDimpleRight: the cell is blank"),
     (text_of([row[:-2] for row in TABLE]), "missing: noseSneerRight"),
@@ -295,7 +300,28 @@ def test_what_is_no_json_is_refused(tmp_path, content):
         read_capture(written(tmp_path, content, "take.json"))
 
 
-# --- arrays ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("key, fps", [
+    (lambda t, i: i, 30), (lambda t, i: f"frame_{i:04}", 30), (lambda t, i: f"{t:.4f}", None),
+    (lambda t, i: round(1000 * t), None), (lambda t, i: code(t, i)[:11], None)])
+@pytest.mark.parametrize("listed", [False, True])
+def test_frames_under_their_numbers_or_times_are_read(tmp_path, key, fps, listed):
+    under = {str(key(t, i)): WEIGHTS[i] if listed else FRAMES[i] for i, t in enumerate(TIMES)}
+    value = {"names": ARKIT_NAMES, "frames": under} if listed else under
+    assert_ramp(read_capture(written(tmp_path, json.dumps(value), "take.json"), fps=fps), 2)
+
+
+@pytest.mark.parametrize("name", ["take.json", "take.jsonl"])
+@pytest.mark.parametrize("first", [[], [{"type": "header", "fps": 30}]])
+def test_json_lines_are_read_whatever_their_name_and_case(tmp_path, name, first):
+    rows = [{"TIMESTAMP": t, "BLENDSHAPES": {key.upper(): cell for key, cell in frame.items()}}
+            for t, frame in zip(TIMES.tolist(), FRAMES)]
+    lines = [*map(json.dumps, first + rows)]
+    assert_ramp(read_capture(written(tmp_path, "\n".join(lines) + "\n\n", name)), 2)
+    with pytest.raises(ValueError, match=f"{name} is not valid json"):
+        read_capture(written(tmp_path, "\n".join(lines)[:-9], name))
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
 
 def npy(values) -> bytes:
     out = io.BytesIO()
@@ -303,80 +329,7 @@ def npy(values) -> bytes:
     return out.getvalue()
 
 
-def npz(**members) -> bytes:
-    out = io.BytesIO()
-    np.savez_compressed(out, **members)
-    return out.getvalue()
-
-
-@pytest.mark.parametrize("order, names", [
-    (None, ARKIT_NAMES), ("arkit", ARKIT_NAMES), ("arkit", ARKIT_NAMES[:51]), ("apple", CONVENTIONS["apple"]),
-    ("livelink", LIVE), ("livelink", LIVE + ROTATIONS), ("mediapipe", CONVENTIONS["mediapipe"]),
-    ("unitalker", RELEASE_NAMES), ("unitalker", ARKIT_NAMES)])
-@pytest.mark.parametrize("kind", ["npy", "npz", "json"])
-def test_a_bare_array_is_read_in_its_order(tmp_path, order, names, kind):
-    track = a_take()[1]
-    values = np.stack([track[:, JAW if name in ("jawOpen", "JawOpen") else 0] for name in names], axis=1)
-    write = {"npy": lambda: npy(values.astype(">f8")), "npz": lambda: npz(a=np.asfortranarray(values)),
-             "json": lambda: json.dumps(values.tolist())}
-    capture = read_capture(written(tmp_path, write[kind](), f"take.{kind}"), order=order)
-    assert_ramp(capture, 2)
-    assert (order is None) == any("taken in the order arkit" in note for note in capture.notes)
-    assert (capture.rotations is not None) == (len(names) == 61)
-
-
-def test_an_order_for_a_file_with_names_is_not_used_and_an_unknown_one_refused(tmp_path):
-    path = written(tmp_path, text_of(TABLE))
-    assert "--order mediapipe is not used: the file has names" in read_capture(path, order="mediapipe").notes
-    with pytest.raises(ValueError, match="--order x: expected one of arkit, apple, livelink, mediapipe, unitalker"):
-        read_capture(path, order="x")
-
-
-def claiming(shape, dtype="<f4", data=b"\0" * 208):
-    """An npy whose header says another shape than its data has."""
-    out = io.BytesIO()
-    np.lib.format.write_array_header_1_0(out, {"shape": shape, "fortran_order": False, "descr": dtype})
-    return out.getvalue() + data
-
-
 ARRAY = npy(a_take()[1])
-
-
-@pytest.mark.parametrize("content, says", [
-    (npy(np.zeros((3, 52), complex)), "it holds complex128, expected numbers"),
-    (npy(np.full((3, 52), None)), "it holds object, expected numbers"),
-    (npy(np.zeros(3, [("jawOpen", "f4")])), "expected numbers"), (npy(np.full((3, 52), "a")), "expected numbers"),
-    (npy(np.zeros((3, 52), "M8[s]")), "expected numbers"), (npy(np.zeros((2, 3, 52))), r"has shape \(2, 3, 52\)"),
-    (npy(np.zeros(52)), r"has shape \(52,\)"), (npy(np.array(5.0)), r"has shape \(\)"),
-    (npy(np.zeros((0, 52))), "no face in any of its 0 rows"),
-    (npy(np.zeros((3, 51))), "has 51 columns without names: expected --order arkit or apple or livelink or mediapipe"),
-    (npy(np.zeros((3, 53))), "expected 52"), (npy(np.full((3, 52), 80.0)), "per cent"),
-    (npy(np.where(np.eye(52)[:9], np.nan, 0)), "nan at frame 0, browDownLeft"),
-    (claiming((10 ** 12, 52)), "header claims"), (claiming((-1, 52)), "header claims"),
-    (claiming((10 ** 30, 0), data=b""), "not a bare"), (claiming((10 ** 9, 0), data=b""), "at most 864000 frames"),
-    (ARRAY[:-1], "header claims"), (ARRAY + b"\0", "header claims"), (ARRAY[:20], "not a bare .npy array"),
-    (b"", "not a bare"), (b"nonsense", "not a bare"), (ARRAY.replace(b"(60, 52)", b"((((((52"), "not a bare"),
-    (ARRAY.replace(b"<f4", b"<z4"), "not a bare")])
-def test_what_is_no_bare_array_is_refused(tmp_path, content, says):
-    with pytest.raises(ValueError, match=says):
-        read_capture(written(tmp_path, content, "take.npy"))
-
-
-CUT = npz(a=TRACK)
-
-
-@pytest.mark.parametrize("content, says", [
-    (npz(a=np.zeros((1 << 18, 8))), "unpacked it has 16 MiB, expected at most 1"),      # of 16 kB
-    (npz(a=WEIGHTS, b=WEIGHTS), "holds a.npy, b.npy, expected one array"), (CUT[:-30], "not a bare .npz array"),
-    (CUT[:200] + b"\xff" * 9 + CUT[209:], "not a bare .npz array"), (b"", "not a bare .npz"),
-    (npz(), "not a bare .npz")])
-def test_npz_files_that_are_refused(tmp_path, monkeypatch, content, says):
-    monkeypatch.setattr(captures, "MAX_BYTES", 1 << 20)
-    with pytest.raises(ValueError, match=says):
-        read_capture(written(tmp_path, content, "take.npz"))
-
-
-# --- files -----------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("ending", [".csv", ".json", ".npy", ".npz"])
 def test_what_is_no_plain_file_of_its_size_is_refused(tmp_path, monkeypatch, ending):
@@ -392,6 +345,26 @@ def test_what_is_no_plain_file_of_its_size_is_refused(tmp_path, monkeypatch, end
     monkeypatch.setattr(captures, "MAX_BYTES", 1 << 20)
     with pytest.raises(ValueError, match="has 2 MiB, expected a face track of at most 1"):
         read_capture(written(tmp_path, bytes(2 << 20), f"big{ending}"))
+
+
+@pytest.mark.parametrize("content", [gzip.compress(text_of(TABLE).encode()), ARRAY,
+                                     b"PK\3\4" + bytes(range(256)) * 9])
+@pytest.mark.parametrize("ending", ["csv", "json"])
+def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path, content, ending):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="is it a table|is not valid json"):
+            read_capture(written(tmp_path, content, f"take.{ending}"))
+
+
+def test_a_sound_of_another_length_is_said(tmp_path, capsys):
+    write_csv(tmp_path / "take.csv", a_take()[1])
+    for seconds, said in ((2.05, False), (4, True)):
+        with wave.open(str(tmp_path / "a.wav"), "wb") as sound:
+            sound.setparams((1, 2, 16_000, 0, "NONE", ""))
+            sound.writeframes(bytes(2 * int(16_000 * seconds)))
+        main(["convert", str(tmp_path / "take.csv"), str(tmp_path / "o.json"), "--audio", str(tmp_path / "a.wav")])
+        assert ("take.csv lasts 2.00 s, " in capsys.readouterr().err) == said
 
 
 @pytest.mark.parametrize("content, name", [(text_of(TABLE), "a.csv"), (json.dumps(FRAMES), "a.json"), (ARRAY, "a.npy")])

@@ -124,10 +124,43 @@ def test_other_facts_are_not_in_the_way(tmp_path, facts):
 
 
 @pytest.mark.parametrize("above", [
-    "# fps: 60\n", "Frame Rate,60\n\n", "FrameRate=60\n", "# frame interval: 16.6667 ms\n",
+    "# fps: 60\n", "Frame Rate,60\n\n", "FrameRate=60\n", "# frame interval: 16.6667 ms\n", "# fps 60\n",
+    "Recorded with X (60 FPS)\n", "# video 1920x1080p60, iPhone 12\n", "# 2024-05-30, 60 frames per second\n",
+    "# Frame rate: 60 (constant)\n", "# fps=60; device=x\n", "Frame Rate,60.00 fps NDF\n",
     "Format Version,1.23,Take Name,x,Capture Frame Rate,60.0\n"])
 def test_the_lines_above_a_table_say_its_rate(tmp_path, above):
     assert_ramp(read_capture(table(tmp_path, {}, above=above)), 60)
+
+
+def test_a_rate_in_a_sentence_is_weighed_like_others(tmp_path):
+    codes = {"Timecode": lambda t, i: f"00:00:{3 + i // 60:02}:{i % 60:02}"}
+    assert_ramp(read_capture(as_json(tmp_path, a2f(comment="Recorded with X (60 FPS)"))), 60)
+    for path in (table(tmp_path, codes, above="# 30 fps\n"),
+                 table(tmp_path, {}, above="# 60 fps\n", name="a_30fps.csv"),
+                 as_json(tmp_path, a2f(exportFps=60, comment="the camera ran at 30 fps"))):
+        capture = read_capture(path)
+        assert_ramp(capture, 60)
+        assert any("30" in note and "taken" in note for note in capture.notes)
+    for above in ("# 60 fps\n# resampled to 30 fps\n", "# downsampled from 120 fps\n", "# 60 fps, now 30 fps\n"):
+        with pytest.raises(ValueError, match="the rate is not known"):
+            read_capture(table(tmp_path, {}, above=above))
+
+
+@pytest.mark.parametrize("end, says", [
+    ("# end of take\n", "row 92: # end of take"), ("Total frames,90\n", "row 92: Total frames 90"),
+    ("# 90 frames, 1.5 s, ok\n", "row 92"), ("\nDuration,1.5\n", "row 93: Duration 1.5")])
+@pytest.mark.parametrize("clock", ["time", "Timecode", "frame"])
+def test_a_line_after_the_rows_is_no_frame(tmp_path, end, says, clock):
+    cell = {"time": lambda t, i: f"{t:.4f}", "frame": lambda t, i: i,
+            "Timecode": lambda t, i: f"00:00:{3 + i // 60:02}:{i % 60:02}"}[clock]
+    path = table(tmp_path, {clock: cell}, name="take_60fps.csv")
+    path.write_text(path.read_text() + end)
+    capture = read_capture(path)
+    assert_ramp(capture, 60)
+    assert any(says in note for note in capture.notes)
+    path.write_text(path.read_text() + "Average," + ",".join(["0.5"] * 52) + "\n")
+    with pytest.raises(ValueError, match=f"row 9[345], column {clock}: the cell holds 'Average'"):
+        read_capture(path)
 
 
 @pytest.mark.parametrize("key", ["numFrames", "frame_count", "total_frames", "Frames"])
@@ -287,6 +320,23 @@ def test_rows_of_one_face_twice_at_each_time_are_kept(tmp_path):
 def test_what_is_there_twice_in_json_is_refused_by_name(tmp_path, change, says):
     with pytest.raises(ValueError, match=says):
         read_capture(as_json(tmp_path, change(json.dumps(frames(rows=10)))))
+
+
+@pytest.mark.parametrize("name", ["Slate", "shot", "Scene", "TakeName", "source_file"])
+def test_several_takes_in_one_table_are_refused_with_their_names(tmp_path, name):
+    columns = {name: lambda t, i: "AB"[i >= 45], "time": lambda t, i: f"{t:.4f}"}
+    with pytest.raises(ValueError, match=f"several faces or takes: {name} is A, B"):
+        read_capture(table(tmp_path, columns))
+    assert_ramp(read_capture(table(tmp_path, columns | {name: lambda t, i: "A"})), 60)
+
+
+@pytest.mark.parametrize("column", [
+    {"time": lambda t, i: f"{max(t - 1, 0):.4f}"}, {"timestamp_ms": lambda t, i: round(1000 * max(t - 1, 0))},
+    {"Timecode": lambda t, i: f"00:00:{3 + max(i - 60, 0) // 60:02}:{max(i - 60, 0) % 60:02}"}])
+def test_a_clock_that_stands_still_at_first_costs_no_time(tmp_path, column):
+    capture = read_capture(table(tmp_path, column, rows=240))
+    assert_ramp(capture, 60, rows=240)
+    assert any("the clock stands still for 61 rows after row 0" in note for note in capture.notes)
 
 
 def test_the_words_of_names():
