@@ -30,8 +30,8 @@ from face.timing import MAX_FPS, MIN_FPS
 from face_decoder import FPS
 from whisper import SAMPLE_RATE, load_audio
 
-TRACK = (".csv .tsv .txt (Live Link Face, Audio2Face, MediaPipe recorders, ...), .json (Audio2Face, BEAT, LAM, ...) or "
-         ".npy .npz (a bare array)")
+TRACK = (".csv .tsv .txt (Live Link Face, Audio2Face, MediaPipe recorders, ...), .json .jsonl (Audio2Face, BEAT, LAM, ...) "
+         "or .npy .npz (a bare array)")
 ORDER = (f"of the columns of a bare array, one of {', '.join(ORDERS)}; without it 52 columns are arkit. unitalker: 52 "
          "columns as arkit, 51 with the eyes first")
 

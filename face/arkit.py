@@ -96,6 +96,11 @@ ORDERS = {
 
 # Half -> the shape that some rigs split into two.
 HALVES = {name + side: name for name in ("browInnerUp", "cheekPuff") for side in ("Left", "Right")}
+# What says that weights are per cent, and what a rotation's unit is.
+PERCENT = re.compile(r"(?i)\b(?:in|as|are|is|units?)\b\W*(?:%|per ?cent|pct)|(?<!time )\bscale: 100(?:\.0)?$|"
+                     r"\b(?:weights?|values?|units?|shapes?|scale|range|coefficients?)\b\D{0,20}"
+                     r"0(?:\.0)?\s*(?:-|\u2013|\.+|to|,)\s*100(?:\.0)?\b")
+TURNED = re.compile(r"(?i)(?:yaw|pitch|roll|rotation|angle|euler|head|eye).*?(?:\b|_)(deg|rad)")
 ANGLE = re.compile(r"(?i)((?:yaw|pitch|roll))[\s_(\[]*(?:degrees?|deg|\u00b0|radians?|rad)[)\]]*$")
 LONGEST = 200               # letters of a name at most: whatever is longer is none
 
@@ -240,6 +245,41 @@ def tidy(track, where: str = "the track") -> np.ndarray:
         raise ValueError(f"{where} has weights between {track.min():g} and {track.max():g}, expected [0, 1]: if they "
                          "are per cent, divide by 100")
     return np.pad(track, ((0, 0), (0, 52 - track.shape[1]))).clip(0, 1)
+
+
+def scaled(track, names: list, texts: list, notes: list) -> np.ndarray:
+    """A track (R, K) in the scale of its file -> as weights, per cent divided by 100. What is odd about it is noted."""
+    said = [name for name in names if "%" in name]
+    said = said[:1] if len(said) > 25 else [text for text in texts if PERCENT.search(text)]
+    if said and track.max() > 1.1:
+        track = track / 100
+        notes.append(f"weights are per cent, divided by 100 ({few(said, 1)})")
+    elif said and track.any():
+        notes.append(f"{few(said, 1)} may say per cent, but no weight is above 1.1: they are taken as they are")
+    if -1 <= track.min() < -0.1 or 2 >= track.max() > 1.1:
+        notes.append(f"weights between {track.min():.3g} and {track.max():.3g} are clipped to 0 and 1")
+    if len(track) > 1 and track.any() and np.isin(track, (0, 1)).all():
+        notes.append("all weights are 0 or 1, nothing between: were they rounded?")
+    return track
+
+
+def in_radians(turned, texts: list, notes: list) -> np.ndarray:
+    """Rotations (R, 9) in the unit of their file -> in radians. It is what the names or texts say, unless no head turns
+    so far; unsaid it is degrees above a quarter turn in radians."""
+    most = float(abs(turned).max())
+    said = {match[1].lower() for match in map(TURNED.search, texts) if match}
+    degrees = most > (2 * np.pi if said == {"rad"} else np.pi / 2) if said != {"deg"} else True
+    if not degrees or not most:
+        return turned
+    notes.append(f"head and eyes turn by up to {most:.3g}: taken as degrees" + (
+        ", as the file says" if said == {"deg"} else ", although the file says radians" * ("rad" in said)))
+    return np.radians(turned)
+
+
+def rotations_of(values, names: list) -> np.ndarray:
+    """Values (R, C) of the columns called `names` -> (R, 9) in the order of ROTATIONS, zero where there are none."""
+    ours, zero = matches(names), np.zeros(len(values), np.float32)
+    return np.stack([values[:, ours.index(name)] if name in ours else zero for name in ROTATIONS], axis=1)
 
 
 def resample(track, times, length: float) -> np.ndarray:

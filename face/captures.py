@@ -9,7 +9,6 @@ Shapes: R rows of a file, C its columns, T face frames at 30 per second, K = 52 
 """
 import io
 import math
-import re
 import warnings
 import zipfile
 from dataclasses import dataclass
@@ -18,17 +17,12 @@ from pathlib import Path
 import numpy as np
 
 import disk
-from face.arkit import ORDERS, ROTATIONS, few, from_names, matches, ordered, resample, tidy
+from face.arkit import ORDERS, few, from_names, in_radians, ordered, resample, rotations_of, scaled, tidy
 from face.evidence import weigh
 from face.tables import MAX_ROWS, Rows, read_json, read_table
 from face.timing import frame_times, run_lengths
 from face.words import words
 
-# What says that weights are per cent, and what a rotation's unit is.
-PERCENT = re.compile(r"(?i)\b(?:in|as|are|is|units?)\b\W*(?:%|per ?cent|pct)|(?<!time )\bscale: 100(?:\.0)?$|"
-                     r"\b(?:weights?|values?|units?|shapes?|scale|range|coefficients?)\b\D{0,20}"
-                     r"0(?:\.0)?\s*(?:-|\u2013|\.+|to|,)\s*100(?:\.0)?\b")
-TURNED = re.compile(r"(?i)(?:yaw|pitch|roll|rotation|angle|euler|head|eye).*?(?:\b|_)(deg|rad)")
 MAX_BYTES = 200 << 20               # of a file, and of an array once unpacked
 
 @dataclass
@@ -126,41 +120,6 @@ def several(track, clock) -> str:
             same += [apart(row, [row - 1]).min() for row in range(start + 1, end)]
             next_one += [apart(row, range(end, after)).min() for row in range(start + 1, end)]
     return in_turn if len(same) > 2 and np.mean(same) > 0.05 and np.mean(same) > 2 * np.mean(next_one) else ""
-
-
-def scaled(track, names: list, texts: list, notes: list) -> np.ndarray:
-    """A track (R, K) in the scale of its file -> as weights, per cent divided by 100. What is odd about it is noted."""
-    said = [name for name in names if "%" in name]
-    said = said[:1] if len(said) > 25 else [text for text in texts if PERCENT.search(text)]
-    if said and track.max() > 1.1:
-        track = track / 100
-        notes.append(f"weights are per cent, divided by 100 ({few(said, 1)})")
-    elif said and track.any():
-        notes.append(f"{few(said, 1)} may say per cent, but no weight is above 1.1: they are taken as they are")
-    if -1 <= track.min() < -0.1 or 2 >= track.max() > 1.1:
-        notes.append(f"weights between {track.min():.3g} and {track.max():.3g} are clipped to 0 and 1")
-    if len(track) > 1 and track.any() and np.isin(track, (0, 1)).all():
-        notes.append("all weights are 0 or 1, nothing between: were they rounded?")
-    return track
-
-
-def in_radians(turned, texts: list, notes: list) -> np.ndarray:
-    """Rotations (R, 9) in the unit of their file -> in radians. It is what the names or texts say, unless no head turns
-    so far; unsaid it is degrees above a quarter turn in radians."""
-    most = float(abs(turned).max())
-    said = {match[1].lower() for match in map(TURNED.search, texts) if match}
-    degrees = most > (2 * math.pi if said == {"rad"} else math.pi / 2) if said != {"deg"} else True
-    if not degrees or not most:
-        return turned
-    notes.append(f"head and eyes turn by up to {most:.3g}: taken as degrees" + (
-        ", as the file says" if said == {"deg"} else ", although the file says radians" * ("rad" in said)))
-    return np.radians(turned)
-
-
-def rotations_of(values, names: list) -> np.ndarray:
-    """Values (R, C) of the columns called `names` -> (R, 9) in the order of ROTATIONS, zero where there are none."""
-    ours, zero = matches(names), np.zeros(len(values), np.float32)
-    return np.stack([values[:, ours.index(name)] if name in ours else zero for name in ROTATIONS], axis=1)
 
 
 def read_array(path: Path, order) -> Rows:

@@ -158,10 +158,8 @@ def rate_stated(facts: list, rows: int, found: Evidence, path, fps) -> float | N
 
 def rises(values) -> bool:
     """Whether values (R,) are those of a clock: they rise but for a few steps, or do so evenly once they are sorted."""
-    steps = np.diff(values)
-    if len(steps) and (steps >= 0).mean() >= 0.8 and values[-1] > values[0]:
-        return True
-    return len(steps) > 0 and evenly(values) is not None
+    return len(values) > 1 and ((np.diff(values) >= 0).mean() >= 0.8 and values[-1] > values[0]
+                                or evenly(values) is not None)
 
 
 def row_step(values) -> float:

@@ -53,7 +53,8 @@ SOUND = {"audio", "sound", "wav", "mic", "speech", "voice"}
 
 PLAIN_FPS = 4.9, 245                # rows per second that a time without a unit may give
 RATE_FORMS = "p", "df", "ndf", "frames", "frame"                # after the number of a rate
-PROSE = re.compile(r"(?i)(?<![\w.:/-])(\d{1,3}(?:[.,]\d+)?|\d{5}/1001) ?(?:fps|f/s|hz|frames?(?: per | a |/)s)|"
+PROSE = re.compile(r"(?i)(?<![^\W_])(?<!\d[-.:/])(\d{1,3}(?:[.,]\d+)?|\d{5}/1001) ?"
+                   r"(?:fps|f/s|hz|frames?(?: per | a |/)s)|"
                    r"\b(?:fps|frame ?rate)(?: is| of|[ :=@])*(\d{1,3}(?:\.\d+)?)\b|"
                    r"\d{3}p(?: ?[/@] ?)?(\d{2,3}(?:\.\d+)?)\b")
 HEDGED = re.compile(r"(?i)hz\b|\b(?:from|not|max|maximum|up to|render|display|monitor|screen|playback|target)\b")
@@ -189,7 +190,7 @@ def amount(value) -> tuple:
     if re.fullmatch(r"(\d+:)?\d+:\d+(\.\d+)?", text):
         return sum(float(part) * 60 ** i for i, part in enumerate(reversed(text.split(":")))), 1
     found = re.fullmatch(r"([-+.,\deE]*\d\.?)\s*([^\d\s(]*)\D*", text)           # 29.97 fps NDF
-    unit = found[2].lower() if found else ""
+    unit = found[2].lower().rstrip(".,") if found else ""
     if not found or unit and unit not in (*UNITS, "fps", "hz", "f/s", "%", *RATE_FORMS):
         return math.nan, None
     return number(found[1]), UNITS.get(unit)
@@ -203,4 +204,4 @@ def rates_in(text: str) -> tuple:
     """The frames per second that a sentence says, and whether they are plainly those of the rows: "Recorded with X
     (60 FPS)", "fps 60", "1080p60"; not "downsampled from 120 fps"."""
     rates = [amount(next(filter(None, found)))[0] for found in PROSE.findall(text)]
-    return [rate for rate in rates if plain(rate)], not HEDGED.search(text)
+    return [rate for rate in rates if rate >= 1], not HEDGED.search(text)

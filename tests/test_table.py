@@ -73,6 +73,7 @@ ROWS = [{"audio": f"{n}.wav", "text": said} for n, said in enumerate(TEXTS)]
     ("t.json", "\n".join(map(json.dumps, ROWS))), ("t.json", "\n\n".join(map(json.dumps, ROWS)) + "\n"),
     ("t.json", json.dumps(ROWS)), ("t.json", json.dumps(ROWS, indent=1)), ("t.json", json.dumps({"rows": ROWS})),
     ("t.json", json.dumps({"about": 3, "rows": ROWS}, indent=2) + "\n"), ("t.jsonl", json.dumps(ROWS)),
+    ("t.jsonl", "\n".join(json.dumps({key.upper(): cell for key, cell in row.items()}) for row in ROWS)),
     ("t.jsonl", json.dumps(ROWS, indent=1)), ("t.jsonl", "\r\n".join(map(json.dumps, ROWS)))])
 def test_json_is_read_as_what_it_holds_whatever_its_name(tmp_path, name, text):
     assert [*run(tmp_path, name, text.encode()).values()] == TEXTS
