@@ -69,20 +69,14 @@ def in_a_second(value) -> float:
 def rates_of(name: str, value, kind: str, rows: int) -> list:
     """The rates, in rows per second, that a fact may mean: several where its unit is open, none where none fits."""
     amounted, unit = amount(value)
-    if not 0 < amounted < math.inf:
-        return []
-    if kind == "rate":
-        return [amounted] if MIN_FPS <= amounted <= MAX_FPS else []
-    unit = unit or unit_of(name)
-    found = []
-    for each in [unit] if unit else GUESSES:
-        seconds = amounted * each
-        rate = 1 / seconds if kind == "period" else rows / seconds
-        if kind == "duration" and rows > 1 and standard((rows - 1) / seconds) and not standard(rate):
-            rate = (rows - 1) / seconds                                     # to the start of the last frame
-        if plain(rate) or unit and MIN_FPS * 0.999 <= rate <= MAX_FPS * 1.001:
-            found.append(rate)
-    return found
+    unit, rates = unit or unit_of(name), []
+    for seconds in [amounted * each for each in ([unit] if unit else GUESSES)] if 1e-300 < amounted < math.inf else ():
+        last = (rows - 1) / seconds                                         # a duration to the start of the last frame
+        rates.append(amounted if kind == "rate" else 1 / seconds if kind == "period" else
+                     last if standard(last) and not standard(rows / seconds) else rows / seconds)
+    sure = unit or kind == "rate"
+    return [rate for rate in dict.fromkeys(rates)
+            if plain(rate) or sure and MIN_FPS * 0.999 <= rate <= MAX_FPS * 1.001]
 
 
 def standard(rate: float) -> bool:
