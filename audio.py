@@ -12,20 +12,19 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from containers import UNKNOWN, forwards, notes_of
 from disk import regular
 
 SAMPLE_RATE = 16_000                   # Hz, of the questions; the sound that is made has 22,050 Hz (flow.py)
 MAX_SECONDS = 4096                     # 68 minutes: Qwen3's context of 40,960 tokens, 10 speech rows per second
 MIN_SECONDS = 0.025                    # one window of the mel
 RATES = 1_000, 1_000_000               # Hz, the least and the most that a file may claim
-TELEPHONE = 8_000                      # Hz: a lower rate holds no band that speech is understood from
 BLOCK = 1 << 18                        # samples read at a time, of all channels
-UNKNOWN = 2 ** 63 - 1                  # frames, as libsndfile says it of a FLAC that was written to a pipe
 SCALES = {1: "", 2 ** 7: "8", 2 ** 15: "16", 2 ** 23: "24", 2 ** 31: "32"}  # full scale of floats -> their bits, once
 OVER = 1.5                             # full scales that a peak may have: filters and lossy formats overshoot
 LOUD = 16.0                            # a float recording peaks below this (+24 dB), 8-bit samples above
-SILENT, UNUSED, CANCELLED = 1e-4, 1e-3, 0.3         # of full scale; of the loudest channel; see `Levels.mix`
-OFFSET = 0.02                          # of full scale: a microphone's, where it disturbs the levels
+SILENT, QUIET, USUAL, OFFSET = 1e-4, 3e-3, 0.25, 0.02       # of full scale: levels, and a microphone's offset
+UNUSED, HEARD, CANCELLED = 1e-3, 0.1, 0.3                   # of the loudest channel; see `Levels.mix`
 STDERR = threading.Lock()
 DAMAGED = "its weights are damaged or do not fit together, fetch or train them again"
 
@@ -81,32 +80,32 @@ class Levels:
     def __init__(self, rate: int, channels: int):
         self.window, self.count, self.peak = max(2, rate // 100), 0, 0.0
         self.bad = np.zeros(channels, np.int64)                     # samples that are NaN or infinite
-        self.windows = []                                           # (windows, 2 * channels + 1)
+        self.means, self.halves = [], []                            # (windows, channels + 1) of each block
 
     def add(self, block: np.ndarray) -> None:
         """block: (n, channels); n is a multiple of the window, but for the last one."""
         finite = np.isfinite(block)
         if not finite.all():
             self.bad += (~finite).sum(axis=0)
-            block = np.where(finite, block, 0)
+            block = np.where(finite & (self.bad == 0), block, 0)
         self.count += len(block)
-        whole = len(block) // self.window * self.window
-        for part in (block[:whole].reshape(-1, self.window, block.shape[1]), block[None, whole:]):
-            if part.size:
-                high, low, mono = part.max(axis=1), part.min(axis=1), part.mean(axis=2)
-                self.peak = max(self.peak, float(high.max()), -float(low.min()))
-                half = np.concatenate([high / 2 - low / 2, (mono.max(axis=1) / 2 - mono.min(axis=1) / 2)[:, None]], 1)
-                self.windows.append(np.concatenate([part.mean(axis=1, dtype=np.float64), half], axis=1))
+        block = np.concatenate([block, block.mean(axis=1, keepdims=True)], axis=1)
+        starts = np.arange(0, len(block), self.window)
+        high, low = np.maximum.reduceat(block, starts), np.minimum.reduceat(block, starts)
+        self.peak = max([self.peak, *high.max(axis=0), *-low.min(axis=0)])
+        self.halves.append(high / 2 - low / 2)
+        self.means.append(np.add.reduceat(block, starts, dtype=np.float64) / np.diff([*starts, len(block)])[:, None])
 
     def mix(self, name) -> Mix:
         """How the sound is to be mixed, with a note of everything unusual:
 
         - a channel with NaN, or without sound where others have some, is left out;
-        - channels whose mean is much quieter than the loudest of them cancel each other, as where one is inverted: then
-          the loudest is heard alone;
-        - an offset is taken away;
+        - channels whose mean is much quieter than the loudest of them cancel each other, as where one is inverted, be it
+          in a part of the sound: then the loudest is heard alone;
+        - an offset is taken away. It is the median of means over 0.1 s, whole waves of the mains' hum;
         - floats at the scale of 8 to 32 bits are divided by it. Their level decides, which is the half range that three
           windows, and one in a thousand, reach: single samples above it are cut;
+        - what is quiet is turned up: Whisper takes what is too quiet for silence;
         - silence is only said.
 
         Raises ValueError where no channel is finite, or the level is above any scale."""
@@ -115,36 +114,46 @@ class Levels:
             raise ValueError(f"{name} holds no sound: its header says so, or nothing follows it; export it again")
         if self.bad.all():
             refuse_infinite(int(self.bad.sum()), self.count * channels, name)
-        windows = np.concatenate(self.windows)
-        level = np.sort(windows, axis=0)[-min(len(windows), max(3, len(windows) // 1000)), channels:]
-        level, mixed = level[:-1], level[-1]
-        kept = [n for n in range(channels) if not self.bad[n] and level[n] >= UNUSED * level[self.bad == 0].max()]
+        halves, means = np.concatenate(self.halves), np.concatenate(self.means)
+        level = np.sort(halves[:, :channels], axis=0)[-min(len(halves), max(3, len(halves) // 1000))]
+        level[self.bad > 0] = 0
+        kept = np.flatnonzero((self.bad == 0) & (level >= UNUSED * level.max()))
         if len(kept) < channels:
             left = ", ".join(str(n + 1) for n in range(channels) if n not in kept)
             notes["channel left out"] = f"has no sound, or NaN samples, in channel {left} of {channels}: left out"
-        mixed *= channels / len(kept)
-        if mixed < CANCELLED / len(kept) * level[kept].max():
-            kept, mixed = [int(level.argmax())], level.max()
+        starts = np.arange(0, max(1, len(halves) - 9), 10)          # of groups of 10 windows, the last of up to 19
+        halves, means = np.maximum.reduceat(halves, starts), np.add.reduceat(means, starts)
+        means /= np.diff([*starts, sum(map(len, self.means))])[:, None]
+        loud = halves[:, kept].max(axis=1)
+        spoken = loud > HEARD * level.max()
+        lost = spoken & (halves[:, -1] * channels < CANCELLED * loud)
+        if lost.sum() > min(2, 0.02 * spoken.sum()):
+            kept = level.argmax(keepdims=True)
             notes["channels cancel"] = (f"has {channels} channels that cancel each other, as where one is inverted: "
                                         f"channel {kept[0] + 1} alone is taken")
-        offset = np.median(windows[:, kept], axis=0) * (len(windows) > 4)       # a shorter one may be half a wave
-        loudest = max(mixed, abs(offset).max())
-        scale = next((scale for scale in SCALES if loudest <= OVER * scale), None)
-        if scale is None:
+        offset = np.median(means[:, kept], axis=0) * (len(self.means[0]) > 9)       # a shorter one may be half a wave
+        loudest, far = level.max(), abs(offset).max()
+        full = next((scale for scale in SCALES if max(loudest, far) <= OVER * scale), None)
+        if full is None:
             raise ValueError(f"{name} has samples up to {self.peak:.3g}, expected -1 to 1: export it again")
-        if scale == 2 ** 7 and loudest <= LOUD:
-            scale = min(self.peak, OVER * loudest)
-        if scale != 1:
-            taken = f"taken as {SCALES[scale]}-bit ones, divided by {scale}" if scale in SCALES else "turned down"
+        if full == 2 ** 7 and loudest <= LOUD:
+            full = min(self.peak, OVER * loudest)
+        if full != 1:
+            taken = f"taken as {SCALES[full]}-bit ones, divided by {full}" if full in SCALES else "turned down"
             notes["scaled"] = f"has float samples up to {loudest:.5g}, expected -1 to 1: {taken}"
-        far = abs(offset).max() > OFFSET * scale
-        if far:
-            notes["offset"] = f"has an offset of {abs(offset).max() / scale:.2f} of full scale: taken away"
-        cut = self.peak > OVER * scale + abs(offset).max() * far
-        if cut:
-            notes["spikes"] = f"has single samples up to {self.peak / scale:.3g} times full scale: cut"
-        if mixed < SILENT * scale:
+        scale = full
+        if loudest < SILENT * full:
             notes["silence"] = "is silent: nothing can be heard in it"
+        elif loudest < QUIET * full:
+            scale = loudest / USUAL
+            notes["quiet"] = f"is very quiet, {loudest / full:.1g} of full scale: turned up {full / scale:.0f} times"
+        if far <= min(OFFSET * full, max(loudest, SILENT * full)):
+            far = 0
+        else:
+            notes["offset"] = f"has an offset of {far / full:.3f} of full scale: taken away"
+        cut = self.peak > OVER * scale + far
+        if cut:
+            notes["spikes"] = f"has single samples up to {self.peak / full:.3g} times full scale: cut"
         return Mix(None if len(kept) == channels else kept, offset.astype(np.float32) if far else None, scale, cut,
                    notes)
 
@@ -152,78 +161,18 @@ class Levels:
 def survey(path) -> Mix:
     """How the sound in a file is to be mixed; what is odd about it is said as warnings. Raises as `load_audio`."""
     with quiet(), open_sound(path) as file:
-        levels, rate = Levels(file.samplerate, file.channels), file.samplerate
+        levels = Levels(file.samplerate, file.channels)
         for block in blocks(file, path):
             levels.add(block)
-        claimed, mended = 0 if file.frames == UNKNOWN else file.frames, file.mended
+        odd = notes_of(file, levels.count)
     mix = levels.mix(path)
-    notes = [*mix.notes.values()]
-    if levels.count < 0.9 * claimed and not mended:         # an mp3's header may only estimate it
-        notes.append(f"is cut off or damaged: its header says {claimed / rate:.1f} s, {levels.count / rate:.1f} s can "
-                     "be read")
-    if mended:
-        notes.append(f"has another length in its header than it has: all {levels.count / rate:.1f} s are taken")
-    if rate < TELEPHONE:
-        notes.append(f"has {rate} samples per second, too few to understand speech: expected {TELEPHONE} or more")
-    for note in notes:
+    mix.notes.update(odd)
+    for note in mix.notes.values():
         warnings.warn(f"{path} {note}", stacklevel=3)
     return mix
 
 
 # ---- files --------------------------------------------------------------------------------------------------------
-
-class Mended:
-    """An open wav whose data has a wrong length in its header: the four bytes of it, at `at`, are read as "unknown",
-    which libsndfile takes for "until the end"."""
-
-    def __init__(self, raw, at: int):
-        self.raw, self.at, self.seek, self.tell = raw, at, raw.seek, raw.tell
-
-    def read(self, count=-1) -> bytes:
-        begin = self.raw.tell()
-        data = bytearray(self.raw.read(count))
-        for n in range(max(self.at, begin), min(self.at + 4, begin + len(data))):
-            data[n - begin] = 0xff
-        return bytes(data)
-
-
-def wrong_length(raw) -> int | None:
-    """Where an open wav states the length of its data, if that ends before the sound does: a recorder that streams, or
-    was killed, has written 0 or an earlier length there. None where all is well, or it is no wav."""
-    raw.seek(0)
-    head, at = raw.read(12), 12
-    end = raw.seek(0, 2)
-    while head[:4] == b"RIFF" and head[8:] == b"WAVE" and at + 8 <= end:
-        raw.seek(at)
-        name, size = raw.read(4), int.from_bytes(raw.read(4), "little")
-        after = at + 8 + size + size % 2
-        if name == b"data":
-            raw.seek(after)
-            follows, length = raw.read(4), int.from_bytes(raw.read(4), "little")
-            chunk = follows.isascii() and follows.decode().isprintable() and after + 8 + length <= end + 1
-            tagged = follows[:3] in (b"ID3", b"TAG", b"APE")        # of music players
-            return at + 4 if after + 8 < end and not chunk and not tagged else None
-        at = after
-    return None
-
-
-def forwards(raw):
-    """The soundfile.SoundFile of an open file; mended: whether its header was wrong about its length. Raises
-    soundfile.LibsndfileError where it is not audio."""
-    import soundfile
-
-    class Forwards(soundfile.SoundFile):
-        """soundfile seeks after every read, which fails at the end of a FLAC of unknown length."""
-
-        def seekable(self):
-            return False
-
-    at = wrong_length(raw)
-    raw.seek(0)
-    file = Forwards(raw if at is None else Mended(raw, at))
-    file.mended = at is not None
-    return file
-
 
 @contextmanager
 def open_sound(path):

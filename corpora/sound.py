@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from audio import MIN_SECONDS, RATES, SAMPLE_RATE, UNKNOWN, Levels, forwards, quiet
+from audio import MIN_SECONDS, RATES, SAMPLE_RATE, Levels, quiet
+from containers import UNKNOWN, forwards, notes_of
 from face.captures import read_track
 from face_decoder import FPS, UNIT_RATE, frames_for_units
 from prepared import encoded
@@ -21,7 +22,7 @@ from prepared import encoded
 UNIT_SAMPLES = round(SAMPLE_RATE / UNIT_RATE)       # 1280: the speech tokenizer makes a unit of each, begun or whole
 WARM = 0.5                  # seconds decoded before a span: after a jump Opus is itself again only after a while
 APART = 1.0                 # seconds by which a face track may be longer or shorter than its sound
-CUT = 0.9                   # a file that holds less than this share of what its header says is cut off
+LACKING = 0.9               # a span of which the file holds less than this share is refused
 
 
 class Skip(Exception):
@@ -83,8 +84,9 @@ def read_sound(sound: Sound, longest: float, notes: dict | None = None) -> np.nd
     """A sound as (samples,) float32 at 16 kHz, mono as `audio.Levels.mix` says; what was odd is added to `notes`.
     Raises Skip where it is missing, unreadable, cut off, or not between MIN_SECONDS and `longest` seconds long; then no
     more than that is read."""
+    notes = {} if notes is None else notes
     with opened(sound) as raw:
-        samples, rate = read_numpy(raw) if str(sound.path).endswith(".npy") else read_span(raw, sound, longest)
+        samples, rate = read_numpy(raw) if str(sound.path).endswith(".npy") else read_span(raw, sound, longest, notes)
     if len(samples) > longest * rate:
         raise Skip("too long", f"{sound.path} is more than {longest:g} s")
     if len(samples) < MIN_SECONDS * rate:
@@ -96,8 +98,7 @@ def read_sound(sound: Sound, longest: float, notes: dict | None = None) -> np.nd
     except ValueError as error:
         raise Skip("unreadable sound", error) from None
     samples = mix(samples)
-    if notes is not None:
-        notes.update(mix.notes)
+    notes.update(mix.notes)
     import soxr                             # here, as soundfile below: prepare.py has commands that need no sound
     samples = samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE)
     return samples[:round(longest * SAMPLE_RATE)]                   # resampling may round up
@@ -124,8 +125,9 @@ def opened(sound: Sound):
         yield io.BytesIO(data)
 
 
-def read_span(raw, sound: Sound, longest: float) -> tuple:
-    """The span of an open sound file -> (samples, channels) float32, and its rate. Raises Skip."""
+def read_span(raw, sound: Sound, longest: float, notes: dict) -> tuple:
+    """The span of an open sound file -> (samples, channels) float32, and its rate. What is odd about the file is added
+    to `notes`. Raises Skip, also where the span is not whole because the file is cut off."""
     import soundfile
     bad = lambda why: Skip("unreadable sound", f"{sound.path} {why}")
     try:
@@ -143,10 +145,14 @@ def read_span(raw, sound: Sound, longest: float) -> tuple:
             if begin:
                 file.seek(begin - warm)
             samples = file.read(warm + (stated if known else int(longest * rate) + 1), "float32", always_2d=True)[warm:]
+            if sound.end is None or len(samples) < stated:          # what follows a span may lack
+                notes.update(notes_of(file, begin + len(samples)))
     except soundfile.LibsndfileError as error:
         raise bad(f"({error.error_string.rstrip('.')})") from None
-    if known and len(samples) < CUT * stated:
-        raise bad(f"is cut off: {len(samples) / rate:.1f} of {stated / rate:.1f} s")
+    if "cut off" in notes:
+        raise bad(notes["cut off"])
+    if known and len(samples) < LACKING * stated:
+        raise bad(f"is shorter than the span: {len(samples) / rate:.1f} of {stated / rate:.1f} s")
     return samples, rate
 
 
