@@ -245,34 +245,6 @@ def check_waveform(waveform, name="the waveform") -> torch.Tensor:
     return waveform
 
 
-def spoken_parts(waveform: torch.Tensor, longest: int) -> list:
-    """(samples,) at 16 kHz -> what is spoken in it, as pieces of at most `longest` samples in order: the silence at
-    both ends is left out, what is longer is cut where it is quietest in the last two fifths. Silence alone is one piece.
-
-    Loudness is taken over 50 ms. Speech is what is 35 % of the way, in dB, from the quiet tenth to the loudest 0.3 s,
-    and at most 40 dB below the latter. A margin of 0.15 s keeps the soft sounds that words begin and end with.
-    """
-    hop, margin = SAMPLE_RATE // 100, 15
-    count = len(waveform) // hop
-    if not count:
-        return [waveform]
-    power = waveform[:count * hop].view(count, hop).square().mean(1)
-    smooth = torch.nn.functional.avg_pool1d(power[None], 5, 1, 2, count_include_pad=False)[0]
-    level = 10 * (smooth + 1e-10).log10()
-    low, high = level.quantile(0.1), level.topk(min(30, len(level))).values[-1]
-    loud = (level > torch.maximum(high - 40, low + 0.35 * (high - low))).nonzero()[:, 0]
-    if high - low < 6 or not len(loud):                     # silence, or noise, or nothing else than speech
-        first, last = 0, len(waveform)
-    else:
-        first, last = max(0, int(loud[0]) - margin) * hop, min(len(waveform), (int(loud[-1]) + 1 + margin) * hop)
-    parts = []
-    while last - first > longest:
-        early, late = (first + longest * 3 // 5) // hop, (first + longest) // hop
-        cut = (early + int(level[early:late].argmin())) * hop
-        parts, first = [*parts, waveform[first:cut]], cut
-    return [*parts, waveform[first:last]]
-
-
 def refuse_infinite(bad: int, count: int, name) -> None:
     """Raises ValueError where `bad` of `count` samples are NaN or infinite."""
     if bad:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from audio import SAMPLE_RATE, check_finite, check_waveform, load_audio, spoken_parts     # noqa: F401  one door for sound
+from audio import SAMPLE_RATE, check_finite, check_waveform, load_audio     # noqa: F401  one door for sound
 from disk import Layers, Size, checked
 
 HOP = 160                              # samples, so 100 mel frames per second
@@ -86,6 +86,34 @@ def log_mel(waveform: torch.Tensor, n_mels: int, n_frames: int = 3000) -> torch.
 def states_for_frames(n: int) -> int:
     """Encoder states of n mel frames (docs/spec/ex_omni.md 1.3)."""
     return max(1, (n + 1) // 2)
+
+
+def spoken_parts(waveform: torch.Tensor, longest: int) -> list:
+    """(samples,) at 16 kHz -> what is spoken in it, as pieces of at most `longest` samples in order: the silence at
+    both ends is left out, what is longer is cut where it is quietest in the last two fifths. Silence alone is one piece.
+
+    Loudness is taken over 50 ms. Speech is what is 35 % of the way, in dB, from the quiet tenth to the loudest 0.3 s,
+    and at most 40 dB below the latter. A margin of 0.15 s keeps the soft sounds that words begin and end with.
+    """
+    hop, margin = SAMPLE_RATE // 100, 15
+    count = len(waveform) // hop
+    if not count:
+        return [waveform]
+    power = waveform[:count * hop].view(count, hop).square().mean(1)
+    smooth = F.avg_pool1d(power[None], 5, 1, 2, count_include_pad=False)[0]
+    level = 10 * (smooth + 1e-10).log10()
+    low, high = level.quantile(0.1), level.topk(min(30, len(level))).values[-1]
+    loud = (level > torch.maximum(high - 40, low + 0.35 * (high - low))).nonzero()[:, 0]
+    if high - low < 6 or not len(loud):                     # silence, or noise, or nothing else than speech
+        first, last = 0, len(waveform)
+    else:
+        first, last = max(0, int(loud[0]) - margin) * hop, min(len(waveform), (int(loud[-1]) + 1 + margin) * hop)
+    parts = []
+    while last - first > longest:
+        early, late = (first + longest * 3 // 5) // hop, (first + longest) // hop
+        cut = (early + int(level[early:late].argmin())) * hop
+        parts, first = [*parts, waveform[first:cut]], cut
+    return [*parts, waveform[first:last]]
 
 
 def windows(waveform: torch.Tensor, config: WhisperConfig) -> torch.Tensor:

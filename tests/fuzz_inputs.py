@@ -214,6 +214,9 @@ def sounds(draw):
                 ("MP3", "MPEG_LAYER_III"),
                 ("RAW", "PCM_16"),
                 ("AIFF", "PCM_16"),
+                ("W64", "PCM_16"),
+                ("AU", "ULAW"),
+                ("OGG", "OPUS"),
             ]
         )
     )

@@ -9,9 +9,9 @@ import pytest
 import soundfile
 import torch
 
-from audio import load_audio, spoken_parts
+from audio import load_audio
 from corpora.sound import Skip, Sound, read_sound
-from whisper import WhisperConfig, windows
+from whisper import WhisperConfig, spoken_parts, windows
 
 
 def burst(seconds, seed=0):
