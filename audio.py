@@ -23,7 +23,7 @@ BLOCK = 1 << 18                        # samples read at a time, of all channels
 SCALES = {1: "", 2 ** 7: "8", 2 ** 15: "16", 2 ** 23: "24", 2 ** 31: "32"}  # full scale of floats -> their bits, once
 OVER = 1.5                             # full scales that a peak may have: filters and lossy formats overshoot
 LOUD = 16.0                            # a float recording peaks below this (+24 dB), 8-bit samples above
-SILENT, QUIET, USUAL, OFFSET = 1e-4, 3e-3, 0.25, 0.02       # of full scale: levels, and a microphone's offset
+SILENT, QUIET, USUAL, OFFSET = 1e-4, 5e-3, 0.25, 0.02       # of full scale: levels, and a microphone's offset
 UNUSED, HEARD, CANCELLED = 1e-3, 0.1, 0.3                   # of the loudest channel; see `Levels.mix`
 STDERR = threading.Lock()
 DAMAGED = "its weights are damaged or do not fit together, fetch or train them again"
@@ -60,7 +60,7 @@ def load_audio(path) -> torch.Tensor:
 class Mix:
     """How the blocks (n, channels) of a sound become mono (n,): the mean of some `channels` (None: of all), without
     their offset, divided by scale; cut: to -1 .. 1. notes: kind -> what to say of it."""
-    channels: list | None = None
+    channels: np.ndarray | None = None
     offset: np.ndarray | None = None
     scale: float = 1
     cut: bool = False
@@ -100,8 +100,8 @@ class Levels:
         """How the sound is to be mixed, with a note of everything unusual:
 
         - a channel with NaN, or without sound where others have some, is left out;
-        - channels whose mean is much quieter than the loudest of them cancel each other, as where one is inverted, be it
-          in a part of the sound: then the loudest is heard alone;
+        - channels whose mean is much quieter than the loudest of them cancel each other, as where one is inverted, also
+          in a part of it: then the loudest is heard alone;
         - an offset is taken away. It is the median of means over 0.1 s, whole waves of the mains' hum;
         - floats at the scale of 8 to 32 bits are divided by it. Their level decides, which is the half range that three
           windows, and one in a thousand, reach: single samples above it are cut;

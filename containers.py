@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 UNKNOWN = 2 ** 63 - 1       # frames, as libsndfile says it of a FLAC that was written to a pipe
 STREAMED = 0x7f000000       # bytes: who writes to a pipe states this much or more, and means "until the end"
-SLACK, MP3_SLACK = 0.01, 0.1        # seconds that may be missing: headers are a few bytes, encoders of mp3 two frames off
+SLACK, MP3_SLACK = 0.01, 0.1        # seconds that may be missing: headers, and encoders of mp3, are somewhat off
 TELEPHONE = 8_000           # Hz: a lower rate holds no band that speech is understood from
 # The first bytes of a file -> where its chunks begin; bytes of a chunk's name, of its size; their order; what the size
 # counts besides what follows it; what chunks are padded to a multiple of.
 CHUNKS = {b"RIFF": (12, 4, 4, "little", 0, 2), b"RIFX": (12, 4, 4, "big", 0, 2), b"RF64": (12, 4, 4, "little", 0, 2),
           b"FORM": (12, 4, 4, "big", 0, 2), b"caff": (8, 4, 8, "big", 0, 1), b"riff": (40, 16, 8, "little", 24, 8)}
+MOST_CHUNKS = 1000          # before the sound: a damaged header may state zero for ever
 KBPS = ((8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),                # of mp3: MPEG-2 and 2.5
         (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320))            # MPEG-1
 
@@ -106,11 +107,11 @@ def sized(raw) -> Extent | None:
     at, named, counted, order, besides, padded = CHUNKS[head[:4]]
 
     def chunk(at):
-        raw.seek(at)
-        return raw.read(named)[:4], number(raw.read(counted), order) - besides, at + named + counted
+        raw.seek(min(at, end))
+        return raw.read(named)[:4], max(0, number(raw.read(counted), order) - besides), at + named + counted
 
     long = ()                                                       # rf64 has its size elsewhere
-    while at + named + counted <= end:
+    for _ in range(MOST_CHUNKS):
         name, size, begin = chunk(at)
         if name == b"ds64":
             long = begin + 8, 8, number(raw.read(16)[8:], "little")
@@ -127,7 +128,7 @@ def sized(raw) -> Extent | None:
 
 
 def compared(size_at: int, size_bytes: int, stated: int, held: int) -> Extent:
-    """The extent of a sound whose header states a number of bytes at a place, where there are `held` to the file's end."""
+    """The extent of a sound whose header states a number of bytes, where `held` are left of the file."""
     if stated >= (STREAMED if size_bytes == 4 else 2 ** 62) or stated == held:
         return Extent()
     return Extent(stated / max(1, held)) if stated > held else Extent(1, size_at, size_bytes)
@@ -151,7 +152,7 @@ def mp3_frames(raw) -> Extent:
     at = 10 + sum(byte << 7 * n for n, byte in enumerate(head[:5:-1])) if head[:3] == b"ID3" else 0
     frames, size, tagged = 0, 576, False
     while at + 4 <= end:
-        raw.seek(at)
+        raw.seek(min(at, end))
         head = int.from_bytes(raw.read(4), "big")
         version, rate, kbps = head >> 19 & 3, head >> 10 & 3, head >> 12 & 15
         if head >> 21 != 0x7ff or head >> 17 & 3 != 1 or version == 1 or rate == 3 or kbps in (0, 15):

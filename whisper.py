@@ -90,7 +90,7 @@ def states_for_frames(n: int) -> int:
 
 def spoken_parts(waveform: torch.Tensor, longest: int) -> list:
     """(samples,) at 16 kHz -> what is spoken in it, as pieces of at most `longest` samples in order: the silence at
-    both ends is left out, what is longer is cut where it is quietest in the last two fifths. Silence alone is one piece.
+    both ends is left out, what is longer is cut where it is quietest in the last two fifths. Silence is one piece.
 
     Loudness is taken over 50 ms. Speech is what is 35 % of the way, in dB, from the quiet tenth to the loudest 0.3 s,
     and at most 40 dB below the latter. A margin of 0.15 s keeps the soft sounds that words begin and end with.

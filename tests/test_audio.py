@@ -1,4 +1,5 @@
 """audio.py: what is odd about a recording, and which part of it is heard (files: test_whisper.py)."""
+import contextlib
 import io
 import re
 import warnings
@@ -170,9 +171,9 @@ SYLLABLES = burst(2.5, 7).numpy()
 
 
 @pytest.mark.parametrize("kind, subtype", [
-    ("WAV", "PCM_16"), ("WAV", "IMA_ADPCM"), ("WAVEX", "PCM_24"), ("RF64", "FLOAT"), ("W64", "PCM_16"), ("AIFF", "PCM_16"),
-    ("AIFF", "DWVW_16"), ("AU", "PCM_16"), ("AU", "ULAW"), ("CAF", "FLOAT"), ("NIST", "PCM_16"), ("OGG", "VORBIS"),
-    ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16")])
+    ("WAV", "PCM_16"), ("WAV", "IMA_ADPCM"), ("WAVEX", "PCM_24"), ("RF64", "FLOAT"), ("W64", "PCM_16"),
+    ("AIFF", "PCM_16"), ("AIFF", "DWVW_16"), ("AU", "PCM_16"), ("AU", "ULAW"), ("CAF", "FLOAT"), ("NIST", "PCM_16"),
+    ("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III"), ("FLAC", "PCM_16")])
 def test_a_sound_that_is_cut_off_anywhere_is_said_to_be_and_is_not_trained_on(kind, subtype, tmp_path):
     """The whole one is read without a word."""
     file, path = io.BytesIO(), tmp_path / "a"
@@ -215,6 +216,16 @@ def test_other_headers_that_say_too_little_are_mended(tmp_path, kind, at, size):
     (tmp_path / "a").write_bytes(data)
     with pytest.warns(UserWarning, match="another length in its header"):
         assert len(load_audio(tmp_path / "a")) == len(VOICE)
+
+
+def test_a_chunk_that_states_no_size_is_no_endless_loop(tmp_path):
+    for kind, at in (("W64", 56), ("WAV", 16)):
+        soundfile.write(tmp_path / "a", VOICE, 16_000, format=kind)
+        data = bytearray((tmp_path / "a").read_bytes())
+        data[at:at + 8] = bytes(8)
+        (tmp_path / "a").write_bytes(data)
+        with contextlib.suppress(ValueError):
+            load_audio(tmp_path / "a")
 
 
 def test_an_mp3_whose_length_is_guessed_too_short_is_said(tmp_path):
