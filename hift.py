@@ -241,7 +241,7 @@ def log_spectra(waveform, size: int):
     return (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-7).log() / 2
 
 
-def sound_features(waveform, n_mels: int, sizes=(128, 512, 1024, 2048, 4096)) -> list:
+def sound_features(waveform, n_mels: int, lines: dict, sizes=(128, 512, 1024, 2048, 4096)) -> list:
     """[(weight, features), ...] of (B, samples), whose weighted L1 distances are the distance of two sounds.
 
     Log spectra at several resolutions, the log-mel, and of the finest spectra once more the bins in which an upsampling
@@ -250,23 +250,23 @@ def sound_features(waveform, n_mels: int, sizes=(128, 512, 1024, 2048, 4096)) ->
     spectra = [log_spectra(waveform, size) for size in sizes]
     finest, step = spectra[-1], sizes[-1] // OUTPUT_HOP
     return [*((1 / len(sizes), x) for x in spectra), (2.0, speech_mel(waveform, n_mels)),
-            *((weight, finest[:, step * rate:-1:step * rate]) for rate, weight in LINES.items())]
+            *((weight, finest[:, step * rate:-1:step * rate]) for rate, weight in lines.items())]
 
 
-def energy_distance(a, b, true, n_mels: int):
+def energy_distance(a, b, true, n_mels: int, lines: dict = LINES):
     """Generalised energy distance (arXiv 2008.01160) of sounds (B, samples): d(a, true) + d(b, true) - d(a, b).
 
     A scalar. a and b are made from the same mel and other noise. It is least where what is made varies as true sounds do.
     d(a, true) alone is least for their median: such a vocoder makes no noise, but tones in its place.
     """
     distance = 0
-    for weight, features in sound_features(torch.cat([a, b, true]), n_mels):
+    for weight, features in sound_features(torch.cat([a, b, true]), n_mels, lines):
         of_a, of_b, wanted = features.chunk(3)
         distance = distance + weight * (F.l1_loss(of_a, wanted) + F.l1_loss(of_b, wanted) - F.l1_loss(of_a, of_b))
     return distance
 
 
-def hift_losses(hift: HiFT, mel, waveform, f0, generator=None) -> dict:
+def hift_losses(hift: HiFT, mel, waveform, f0, generator=None, lines: dict = LINES) -> dict:
     """Terms to train a vocoder: mel (B, M, L), waveform (B, 256 L), f0 (B, L) in Hz, 0 where unvoiced.
 
     The waveforms are made with the true pitch; the predictor learns it on the side. A weighting that has worked:
@@ -274,4 +274,4 @@ def hift_losses(hift: HiFT, mel, waveform, f0, generator=None) -> dict:
     """
     sources = torch.cat([hift.source(f0, generator=generator) for _ in range(2)])       # other phases, other noise
     a, b = hift(mel.repeat(2, 1, 1), sources).chunk(2)
-    return {"energy": energy_distance(a, b, waveform, mel.shape[1]), "f0": F.l1_loss(hift.f0(mel), f0)}
+    return {"energy": energy_distance(a, b, waveform, mel.shape[1], lines), "f0": F.l1_loss(hift.f0(mel), f0)}

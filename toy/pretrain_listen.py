@@ -173,7 +173,7 @@ def shares(kinds: list, wanted: dict) -> np.ndarray:
     return likely / likely.sum()
 
 
-def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 2000, batch: int = 48, rate: float = 4e-3,
+def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 2300, batch: int = 48, rate: float = 4e-3,
               seed: int = 0) -> None:
     """Teach the language model the domain's text, in folder/llm's vocabulary: to answer, and to repeat what it reads.
 
@@ -323,7 +323,7 @@ FAMILY_SHARES = {"espeak": 0.28, "flite": 0.24, "kokoro": 0.29, "hibari": 0.15, 
 POOL = 32              # batches whose clips are sampled together, sorted by length and dealt out
 
 
-def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5000, batch: int = 16, rate: float = 2e-3,
+def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5500, batch: int = 16, rate: float = 2e-3,
                   seed: int = 0, start: Path | None = None) -> None:
     """Teach the encoder to hear which phone and which word sounds at each moment; the heads are thrown away. start: a
     directory with an encoder of this size to go on from, in place of random weights.

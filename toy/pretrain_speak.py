@@ -25,7 +25,7 @@ import weights
 from data import Split
 from flow import (OUTPUT_HOP, CFMConfig, EncoderConfig, EstimatorConfig, Flow, FlowConfig, FlowMatching, MatchingConfig,
                   cosine_time, mel_frames)
-from hift import F0Config, HiFT, HiFTConfig, hift_losses, speech_mel
+from hift import LINES, F0Config, HiFT, HiFTConfig, hift_losses, speech_mel
 from speech_decoder import SamplingConfig, SpeechDecoderConfig
 from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 from toy.clips import (PHONES_PER_UNIT, at_output_rate, batches, group_at, phone_ids, pitch, stack, waveforms,
@@ -269,7 +269,8 @@ def train_hift(voice: Split, folder, steps=3000, decoder=DECODER, rows=8) -> Non
             mel.append(source[:, first:first + SEGMENT])
             sound.append(targets[i][OUTPUT_HOP * first:OUTPUT_HOP * (first + SEGMENT)])
             hertz.append(f0[i][first:first + SEGMENT])
-        parts = hift_losses(hift, torch.stack(mel), torch.stack(sound), torch.stack(hertz), generator=generator)
+        lines = LINES | {64: LINES[64] * (1 + 4 * step / steps)}     # learnt late; from the start it would rule all
+        parts = hift_losses(hift, torch.stack(mel), torch.stack(sound), torch.stack(hertz), generator, lines)
         return parts["energy"] + parts["f0"] / 50, parts
 
     fit("hift", hift, loss, steps, 1e-3, folder, warmup=min(100, steps // 10), betas=(0.8, 0.99), clip=5.0,
