@@ -93,7 +93,8 @@ def generation_fields(directory, values: dict, vocab_size: int) -> dict:
     if ignored:
         warnings.warn(f"{path}: {', '.join(ignored)} not used here: text is sampled by temperature and top_p alone")
     found["single_turn"] = disk.typed(given, "single_turn", bool, path, False)
-    return found | {"top_p": disk.typed(given, "top_p", Share | None, path, None) or 1.0}
+    top_p = disk.typed(given, "top_p", Share | None, path, None)
+    return found | {"top_p": 1.0 if top_p is None else max(top_p, 1e-6)}        # 0: the likeliest alone
 
 
 def read_config(directory: Path) -> dict:

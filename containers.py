@@ -135,13 +135,17 @@ def compared(size_at: int, size_bytes: int, stated: int, held: int) -> Extent:
 
 
 def ogg_pages(raw) -> Extent:
-    """The extent of an Ogg stream, whose last page says that it is the last one, and is whole."""
+    """The extent of an Ogg stream, whose last page says that it is the last one, and is whole. Of streams one after the
+    other libsndfile reads the first; those that begin with it have their serial numbers in the first bytes."""
+    raw.seek(0)
+    begin = raw.read(256)
     raw.seek(max(0, raw.seek(0, 2) - 2 ** 17))                      # a page has 64 KiB at most
     tail = raw.read()
     at = tail.rfind(b"OggS\0")
     page = tail[at:]
     whole = at >= 0 and len(page) > 27 and len(page) >= 27 + page[26] + sum(page[27:27 + page[26]]) and page[5] & 4
-    return Extent(broken="" if whole else "its last page is missing")
+    return Extent(broken="its last page is missing" if not whole else
+                  "another stream follows" if page[14:18] not in begin else "")
 
 
 def mp3_frames(raw) -> Extent:

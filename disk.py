@@ -124,9 +124,14 @@ def _once(pairs: list) -> dict:
     """The pairs of a json object. Raises ValueError for a key that is there twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"it has {next(name for name in names if names.count(name) > 1)!r} twice in one object")
+        raise ValueError(f"it has {repeated(name for name, _ in pairs)!r} twice in one object")
     return values
+
+
+def repeated(names):
+    """The first of many names that was there before, None where each is there once."""
+    known = set()
+    return next((name for name in names if name in known or known.add(name)), None)
 
 
 def checked(cls, values: dict, where, prefix="", required=()):
@@ -243,14 +248,14 @@ def write_json(path, value) -> None:
 
 @contextmanager
 def locked(directory):
-    """One process at a time is inside; the directory is made if there is none, and removed again if nothing was written
-    to it. DIRECTORY/.lock has the pid and host of who is inside and is locked while that process lives: no kill leaves
-    it taken. Where no such locks are known (some network file systems), the pid counts while such a process runs;
-    Windows has neither.
+    """One process at a time is inside; the directory is made if there is none, with those above it, and they are removed
+    again if nothing was written to it. DIRECTORY/.lock has the pid and host of who is inside and is locked while that
+    process lives: no kill leaves it taken. Where no such locks are known (some network file systems), the pid counts
+    while such a process runs; Windows has neither.
 
     Raises ValueError naming who is inside, OSError where nothing can be written."""
     directory = Path(directory)
-    lock, made = directory / ".lock", not directory.exists()
+    lock, made = directory / ".lock", [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
     with open(lock, "a+", encoding="utf-8") as file:
         file.seek(0)
@@ -276,8 +281,8 @@ def locked(directory):
             with suppress(OSError):                                     # Windows removes no open file
                 file.truncate(0)
                 lock.unlink()
-                if made:
-                    directory.rmdir()
+                for path in made:
+                    path.rmdir()
 
 
 def _runs(process: str) -> bool:

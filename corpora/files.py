@@ -24,13 +24,14 @@ AROUND = "\"'`\u2018\u2019\u201c\u201d\xa0\u3000\u2060\ufeff" + "".join(
 
 
 def find(source: Path, *endings):
-    """Yield the files in or below a directory whose names end so, or `source` itself, in an order that does not
-    change."""
-    if source.is_file() and source.name.endswith(endings):
+    """Yield the files in or below a directory whose names end so, in small or large letters, or `source` itself, in an
+    order that does not change."""
+    fits = lambda name: name.lower().endswith(tuple(map(str.lower, endings)))
+    if source.is_file() and fits(source.name):
         yield source
     for folder, folders, names in os.walk(source, followlinks=True):
         folders.sort()
-        yield from (Path(folder, name) for name in sorted(names) if name.endswith(endings))
+        yield from (Path(folder, name) for name in sorted(names) if fits(name))
 
 
 def located(cell: str, root: Path, column: str) -> Path:

@@ -8,7 +8,7 @@ from pathlib import Path
 from corpora.corpus import asr, spoken, user
 from corpora.files import AROUND, fail, find, json_rows, located
 from corpora.sound import Clip, Skip, Sound
-from disk import open_text
+from disk import open_text, repeated
 
 COLUMNS = ("id", "audio", "text", "answer", "answer_audio", "face", "speaker", "split")
 # What a cell of a row of json or parquet may be.
@@ -37,7 +37,7 @@ def table(source: Path, args):
     is the row's number where it is missing. A csv may have semicolons or tabs. Other columns are kept with each sample.
     """
     for path in find(source, ".csv", ".tsv", ".jsonl", ".json") if source.is_file() else ():
-        rows = csv_rows(path) if path.suffix in (".csv", ".tsv") else json_rows(path)
+        rows = csv_rows(path) if path.suffix.lower() in (".csv", ".tsv") else json_rows(path)
         for number, (where, load) in enumerate(rows, 1):
             yield where, partial(table_clip, load, f"{path.stem}-{number}", args.root or path.parent,
                                  {"fps": args.fps, "order": args.order})
@@ -51,7 +51,7 @@ def csv_rows(path: Path):
         first = next(lines, "")
         header, delimiter = max(((columns(first, mark), mark) for mark in "\t,;"),
                                 key=lambda one: (len(set(one[0]) & set(COLUMNS)), len(one[0])))
-        twice = next((name for name in header if name and header.count(name) > 1), None)
+        twice = repeated(filter(None, header))
         if twice or not set(header) & {"audio", "text", "answer", "answer_audio"}:
             raise ValueError(f"{path} has the columns {', '.join(header)[:200] or 'none'}, " + (
                 f"{twice} twice: rename one" if twice else f"expected some of {', '.join(COLUMNS)}"))

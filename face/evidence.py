@@ -295,12 +295,13 @@ def take_clock(clocks: list, scales: list, hints: list, fps, found: Evidence) ->
         step = row_step(values)
         if not step:
             continue
-        if step == 1 and (values % 1 == 0).all() and unit_of(column) is None and not scales:
+        unit, why = seconds_of(column, values, step, scales, hints, fps)
+        counts = step == 1 and not scales or unit is None and any(rate / step >= 5 for rate, _ in hints)
+        if counts and (values % 1 == 0).all() and unit_of(column) is None:      # frames, maybe each second one
             if found.numbers is None:
                 found.numbers = values
                 found.used.append(column)
             continue
-        unit, why = seconds_of(column, values, step, scales, hints, fps)
         if unit is None:
             found.unclear = found.unclear or why
             continue

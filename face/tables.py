@@ -211,8 +211,7 @@ def once(pairs: list, where) -> dict:
     there twice; `where` names the file."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = disk.repeated(key for key, _ in pairs)
         raise ValueError(f"{where} has {few([twice])} twice in one object: which one holds?")
     return found
 

@@ -123,7 +123,7 @@ def blank(cell) -> bool:
 
 def seen(cell) -> str:
     """What a cell is, for errors."""
-    return "is blank" if cell in (None, "") else f"holds {few([cell])!r}"
+    return "is blank" if cell in (None, "") else f"holds {cell[:40] if isinstance(cell, str) else few([cell])!r}"
 
 
 def clean(cell) -> str:

@@ -237,3 +237,17 @@ def test_an_mp3_whose_length_is_guessed_too_short_is_said(tmp_path):
     (tmp_path / "a.mp3").write_bytes(data[data.index(data[:2], 100):])
     with pytest.warns(UserWarning, match="s can be read"):
         load_audio(tmp_path / "a.mp3")
+
+
+def test_a_second_ogg_stream_is_said_to_be_left_out(tmp_path):
+    streams = []
+    for seed in (0, 1):
+        soundfile.write(tmp_path / f"{seed}.ogg", burst(1, seed).numpy(), 16_000)
+        streams.append((tmp_path / f"{seed}.ogg").read_bytes())
+    assert streams[0][14:18] != streams[1][14:18]           # their serial numbers
+    (tmp_path / "both.ogg").write_bytes(b"".join(streams))
+    with pytest.warns(UserWarning, match="is cut off: another stream follows after 1.0"):
+        load_audio(tmp_path / "both.ogg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_audio(tmp_path / "0.ogg")

@@ -127,3 +127,10 @@ def group(pid: str) -> int | None:
         return os.getpgid(int(pid))
     except OSError:
         return None
+
+
+def test_endings_of_files_may_be_in_large_letters(tmp_path):
+    for name in ("ZOOM0001.WAV", "b.wav", "c.wav.txt"):
+        (tmp_path / name).touch()
+    assert [path.name for path in files.find(tmp_path, ".wav")] == ["ZOOM0001.WAV", "b.wav"]
+    assert [path.name for path in files.find(tmp_path / "ZOOM0001.WAV", ".wav")] == ["ZOOM0001.WAV"]

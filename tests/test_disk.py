@@ -1,6 +1,7 @@
 """disk.py: values of json files are checked by a dataclass; what is written is valid and whole."""
 import json
 import os
+import time
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -135,3 +136,19 @@ def test_a_key_that_is_twice_in_an_object_is_refused_by_name(tmp_path):
     (tmp_path / "a.json").write_text('{"rope": 1, "deep": {"theta": 10.0, "other": 2, "theta": 1e6}}')
     with pytest.raises(ValueError, match="a.json is not valid json .*'theta' twice"):
         disk.read_json(tmp_path / "a.json")
+
+
+def test_a_key_that_is_twice_among_many_is_found_at_once(tmp_path):
+    pairs = [f'"k{i}": {i}' for i in range(200_000)]
+    (tmp_path / "vocab.json").write_text("{" + ", ".join([*pairs, pairs[-1]]) + "}")
+    begun = time.process_time()
+    with pytest.raises(ValueError, match="'k199999' twice"):
+        disk.read_json(tmp_path / "vocab.json")
+    assert time.process_time() - begun < 10, "counting each name takes minutes"
+
+
+def test_a_lock_leaves_no_directory_that_it_made(tmp_path):
+    (tmp_path / "there").mkdir()
+    with disk.locked(tmp_path / "there" / "a" / "b"):
+        assert (tmp_path / "there" / "a" / "b" / ".lock").exists()
+    assert [*tmp_path.rglob("*")] == [tmp_path / "there"]

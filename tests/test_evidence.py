@@ -348,3 +348,18 @@ def test_the_words_of_names():
                        ("heart_rate", ""), ("nFrames", "count")):
         assert kind_of(name) == kind
     assert unit_of("time_per_frame_ms") == 1e-3 and unit_of("stamp") is None
+
+
+def test_frames_under_numbers_that_skip_some_take_their_time(tmp_path):
+    times, track = ramp(60, 12)                             # of 24 frames per second each second one
+    frames = {str(1 + 2 * i): dict(zip(ARKIT_NAMES, map(float, row))) for i, row in enumerate(track)}
+    (tmp_path / "take.json").write_text(json.dumps({"fps": 24, "frames": frames}))
+    capture = read_capture(tmp_path / "take.json")
+    assert (capture.rate, capture.length) == (pytest.approx(12), pytest.approx(5)) and "frame numbers" in capture.how
+
+
+def test_what_a_cell_holds_is_shown_although_it_cannot_be_seen(tmp_path):
+    path = table(tmp_path, {})
+    path.write_bytes(path.read_bytes().rstrip() + bytes(64))
+    with pytest.raises(ValueError, match=r"the cell holds '0\.\d+.*\\x00.*expected a number"):
+        read_capture(path)
