@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import checkpoint
 import disk
 import weights
 from checkpoint import ExOmniConfig, official_name, our_name
@@ -382,3 +383,9 @@ def test_ways_of_sampling_that_are_not_here_are_said(tmp_path):
     disk.write_json(tmp_path / "generation_config.json", {"top_k": 20, "repetition_penalty": 1.0, "num_beams": 4})
     with pytest.warns(UserWarning, match="generation_config.json: top_k, num_beams not used here"):
         ExOmniConfig.from_dir(tmp_path)
+
+
+def test_top_p_of_0_is_the_likeliest_and_not_everything(tmp_path):
+    for written, top_p in (("0", 1e-6), ("0.8", 0.8), ("null", 1.0)):
+        (tmp_path / "generation_config.json").write_text(f'{{"top_p": {written}}}')
+        assert checkpoint.generation_fields(tmp_path, {}, 320)["top_p"] == top_p
