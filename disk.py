@@ -248,7 +248,7 @@ def write_json(path, value) -> None:
 
 @contextmanager
 def locked(directory):
-    """One process at a time is inside; the directory is made if there is none, with those above it, and they are removed
+    """One process at a time is inside; the directory is made if there is none, with those above it; they are removed
     again if nothing was written to it. DIRECTORY/.lock has the pid and host of who is inside and is locked while that
     process lives: no kill leaves it taken. Where no such locks are known (some network file systems), the pid counts
     while such a process runs; Windows has neither.
