@@ -73,12 +73,15 @@ def test_refusals_are_counted_apart_from_answers_and_confident_ones_among_the_wr
 
 def test_strangers_questions_are_typed_and_have_answers_of_the_world():
     samples, answers = marking.strangers(), {answer for _, answer, _, _ in items()}
-    assert all(sample["messages"] == [{"role": "user", "content": sample["text"]}] for sample in samples)
-    assert all((sample["answer"] in answers) if sample["kind"] == "wording" else sample["answer"] == UNKNOWN
-               for sample in samples)
+    for sample in samples:
+        turns = [*sample.get("before", []), sample["text"]]
+        assert [message["content"] for message in sample["messages"]] == turns and len(turns) % 2
+        assert sample["messages"][-1]["role"] == "user" and ("before" in sample) == sample["kind"].startswith("talk")
+        assert {*turns[1::2], sample["answer"]} <= answers | {UNKNOWN}
+        assert sample["kind"].startswith("talk") or (sample["answer"] == UNKNOWN) == (sample["kind"] != "wording")
     found = marking.by(marking.marked(lambda asked: [(UNKNOWN, 1.0)] * len(asked), samples), "kind")
     assert {kind: (one["right"], one["asked"]) for kind, one in found.items()} == {
-        "far": (60, 60), "near": (40, 40), "wording": (0, 60)}
+        "far": (60, 60), "near": (60, 60), "talk": (3, 25), "talk with a follow-up": (2, 25), "wording": (0, 80)}
 
 
 def test_error_rates_are_grouped_by_the_duration_of_the_speech():

@@ -444,7 +444,7 @@ DAMAGES = {
     "another vocabulary": (vocabularies(300, 310), "has 300 token ids"),
     "a tokenizer too large": (vocabularies(200, 200), "has ids up to 258, its model 200 of them"),
     "a unit too many": (lambda hub: speech_tokenizer(hub / "speech_tokenizer", UNITS + 1), f"has {UNITS + 1} units"),
-    "no Whisper": (lambda hub: shutil.copy(hub / "llm/config.json", hub / "speech_encoder"), "num_mel_bins is missing"),
+    "no Whisper": (lambda hub: shutil.copy(hub / "llm/config.json", hub / "speech_encoder"), "model_type is 'qwen3', expected one of 'whisper'"),
 }
 
 

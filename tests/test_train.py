@@ -284,10 +284,11 @@ def test_two_processes_are_one(stages, still, v2, data, tmp_path):
 
 
 def test_a_killed_process_is_restarted_and_the_end_is_the_same(stages, data, tmp_path):
-    """torchrun --max-restarts=1 with --resume auto."""
+    """torchrun --max-restarts with --resume auto. More than one, as gloo itself aborts a new process now and then ("terminate
+    called without an active exception")."""
     commands = [command(data, stages[1], tmp_path / name, 2, "--steps", 5, "--save-every", 2, "--resume", "auto")
                 for name in ("killed", "whole")]
-    printed = torchrun(tmp_path, commands, "--max-restarts=1", killed_at=3)
+    printed = torchrun(tmp_path, commands, "--max-restarts=3", killed_at=3)
     assert "goes on after step 2" in printed
     same_training(tmp_path / "killed", tmp_path / "whole")
 
