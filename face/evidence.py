@@ -178,7 +178,8 @@ def seconds_of(name: str, values, step: float, scales: list, hints: list, fps) -
     for each in [*(scales if whole else ()), *([1e-7] if "tick" in mine else [])]:
         if plain(1 / (step * each)):
             return each, ""
-    rates = {each: 1 / (step * each) for each in [*GUESSES, *([1 / 90000] if mine & {"pts", "dts", "rtp"} else [])]}
+    units = [*GUESSES, 86400, *([1 / 90000] if mine & {"pts", "dts", "rtp"} else [])]       # days: spreadsheets' dates
+    rates = {each: 1 / (step * each) for each in units}
     for rate, _ in hints:
         near = [each for each in rates if abs(rates[each] / rate - 1) < 0.1 and MIN_FPS <= rates[each] <= MAX_FPS]
         if near:

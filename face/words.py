@@ -12,13 +12,14 @@ from face.arkit import few, folded
 from face.timing import CODE
 
 UNITS = {word: factor for factor, spelled in (
-    (3600, "hour hours"), (60, "minute minutes"), (1, "s sec secs second seconds"),
+    (86400, "day days"), (3600, "hour hours"), (60, "minute minutes"), (1, "s sec secs second seconds"),
     (1e-3, "ms msec msecs milli millis millisec millisecs millisecond milliseconds mspf"),
     (1e-6, "us usec usecs micro micros microsec microsecs microsecond microseconds"), (1e-7, "100ns filetime"),
     (1e-9, "ns nsec nsecs nano nanos nanosec nanosecs nanosecond nanoseconds")) for word in spelled.split()}
 
 # Words of columns that say when a row was, before all others, and of those that number them.
-TIME = {"time", "timestamp", "timecode", "ts", "t", "elapsed", "in", *UNITS} - {"hour", "minute", "hours", "minutes"}
+TIME = {"time", "timestamp", "timecode", "ts", "t", "elapsed", "in", *UNITS} - {
+    "hour", "minute", "hours", "minutes", "days"}
 FRAME = {"frame", "index", "idx", "number", "num", "no", "count", "id", "framenum", "frameno", "frameidx", "frameid"}
 RATES = {"exportfps", "fps", "framerate", "framespersecond", "capturefps", "samplerate", "samplingrate"}
 DATE = re.compile(r"^\d{1,4}[-/.]\d\d?[-/.]\d{1,4}[T ]+|(?:Z|[+-]\d\d:?\d\d)$")       # around the clock of a date

@@ -192,7 +192,9 @@ def part(t, units):
     {"timestamp": lambda t, i: round(1e6 * t) + 1714560000000000},
     {"tv_sec": lambda t, i: whole(t) + 1714560000, "tv_usec": lambda t, i: part(t, 1e6)},
     {"stamp.secs": lambda t, i: whole(t), "stamp.nsecs": lambda t, i: part(t, 1e9)},
-    {"minutes": lambda t, i: t / 60}, {"frametime": lambda t, i: f"{t:.4f}"}, {"SMPTE": lambda t, i: None},
+    {"minutes": lambda t, i: t / 60}, {"day": lambda t, i: t / 86400}, {"t": lambda t, i: f"{45000.4 + t / 86400:.9f}"},
+    {"day": lambda t, i: 27, "time": lambda t, i: f"{t:.4f}"},
+    {"frametime": lambda t, i: f"{t:.4f}"}, {"SMPTE": lambda t, i: None},
     {"Frame In Second": None},
     {"captured": lambda t, i: f"2024-05-01 12:00:{t + 3:09.6f}"}])
 def test_clocks_are_found_whatever_their_name_and_unit(tmp_path, columns, rate):
