@@ -49,7 +49,7 @@ class Case:
     lengths: tuple = LENGTHS
     dtype: str = "bfloat16"
     recompute: bool = True
-    gpu: bool = True                # there a norm is one operation, in float32 under autocast
+    gpu: bool = True                # there a norm is one operation
 
     @property
     def c(self) -> int:
@@ -70,9 +70,10 @@ def block(case: Case, config: Qwen3Config, trained: bool) -> int:
     """Bytes that a Qwen3 block keeps for each position."""
     D, F = config.hidden_size, config.intermediate_size
     asking, asked = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-    copies = 5 if case.c == 2 and (case.gpu or case.world == 1) else 2      # each matrix casts what a norm gave it
-    norms = 4 * (2 * D + asking + asked) * (1 if case.gpu or not trained else 2)
-    return norms + case.c * (2 * asking + 2 * asked + (copies * D + 4 * F if trained else 3 * F))
+    came_in = case.c if case.world > 1 else 4
+    norms = 2 * came_in * D + case.c * (asking + asked) if case.gpu else \
+        4 * (2 * D + asking + asked) + trained * (2 * came_in * D + case.c * (asking + asked))
+    return norms + case.c * (2 * asking + 2 * asked + (2 * D + 4 * F if trained else 3 * F))
 
 
 def blocks(case: Case, config: Qwen3Config, trained: bool) -> int:

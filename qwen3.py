@@ -145,6 +145,20 @@ class KVCache:
         return torch.zeros(hidden.shape, dtype=self.keys.dtype, device=hidden.device).masked_fill(hidden, -torch.inf)
 
 
+def product_dtype(x) -> torch.dtype:
+    """What the matrix products of x are computed in: autocast's dtype where it is on, else x's own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+class RMSNorm(nn.RMSNorm):
+    """x (..., D) -> the same, in the dtype of the products that follow. Where autocast is on, weights are float32 and x
+    may not be, and PyTorch's fused kernel takes one dtype only; and three projections would each cast what they share."""
+
+    def forward(self, x):
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(product_dtype(x))
+
+
 def rotary_tables(positions, dim: int, theta: float, dtype) -> tuple:
     """positions (B, N) -> cos, sin (B, 1, N, d) for `rotate`; the first half of sin is negative."""
     frequencies = theta ** (-torch.arange(0, dim, 2, device=positions.device) / dim)
@@ -165,7 +179,7 @@ def attend(q, k, v, mask=None):
     """
     if q.shape[2] == 1 and mask is not None:            # one token: the query heads of a group are like so many tokens,
         groups = q.view(len(q), k.shape[1], -1, q.shape[-1])        # which every fused kernel takes with a mask
-        return F.scaled_dot_product_attention(groups, k, v, mask).view(q.shape)
+        return F.scaled_dot_product_attention(groups, k, v, mask).reshape(q.shape)
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
 
 
@@ -179,8 +193,8 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(D, H * d, bias=False)
         self.k_proj = nn.Linear(D, G * d, bias=False)
         self.v_proj = nn.Linear(D, G * d, bias=False)
-        self.q_norm = nn.RMSNorm(d, config.rms_norm_eps)
-        self.k_norm = nn.RMSNorm(d, config.rms_norm_eps)
+        self.q_norm = RMSNorm(d, config.rms_norm_eps)
+        self.k_norm = RMSNorm(d, config.rms_norm_eps)
         self.o_proj = nn.Linear(H * d, D, bias=False)
 
     def forward(self, x, cos, sin, mask=None, cache: KVCache | None = None, layer: int = 0):
@@ -211,9 +225,9 @@ class Layer(nn.Module):
 
     def __init__(self, config: Qwen3Config):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
     def forward(self, x, cos, sin, mask=None, cache: KVCache | None = None, layer: int = 0):
@@ -233,7 +247,7 @@ class Qwen3(nn.Module):
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def init_weights(self, std: float = 0.02) -> None:
         """Normal weights; norms start at one."""
@@ -247,7 +261,7 @@ class Qwen3(nn.Module):
         else:
             positions = cache.extend(x.shape[1], lengths)
             mask = cache.mask()
-        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta, x.dtype)
+        cos, sin = rotary_tables(positions, self.config.head_dim, self.config.rope_theta, product_dtype(x))
         for i, layer in enumerate(self.layers):
             x = layer(x, cos, sin, mask, cache, i)
         return self.norm(x)

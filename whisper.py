@@ -173,8 +173,8 @@ class EncoderLayer(nn.Module):
 
 def sinusoids(positions: torch.Tensor, dim: int) -> torch.Tensor:
     """positions (N,) -> (N, dim): the first half of the channels sine, the second cosine (docs/spec/ex_omni.md 1.2)."""
-    frequencies = torch.exp(torch.arange(dim // 2, device=positions.device) * (-np.log(10_000) / (dim // 2 - 1)))
-    angles = positions[:, None] * frequencies
+    frequencies = torch.exp(torch.arange(dim // 2) * (-np.log(10_000) / (dim // 2 - 1)))     # on a GPU exp rounds otherwise,
+    angles = positions[:, None] * frequencies.to(positions.device)                          # and positions reach 1000
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 

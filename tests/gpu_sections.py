@@ -320,46 +320,67 @@ def attention_kernels(step, device: str) -> tuple:
     return sorted(rows), sorted(kernels)
 
 
-def training(device: str, tiny: bool):
-    """Steps of stage IV (v1) with an LLM of 1.7B, as train.py makes them on one GPU."""
+def steps_of(config, sizes: dict, state: dict, device: str, most: int, recompute: bool) -> dict:
+    """What five steps of train.py take, of two micro-batches, after one that finds how many samples fit, `most` at
+    most."""
     import train
-    from checkpoint import PRESETS
     from model import ExOmni
-    config = PRESETS["tiny" if tiny else "qwen3-1.7b"]
-    sizes = {"text": 24, "reply": 8, "units": 20} if tiny else {"text": 300, "reply": 80, "units": 250}
-    state = asdict(train.STAGES["v1"][4]) | {"dtype": "bfloat16", "seed": 0, "step": 0, "steps": 1000}
     forget_peak(device)
-    model = random_model(lambda: ExOmni(config), device, torch.float32)
-    _, adamw, _ = train.prepare(model, state, torch.device(device), True)
-    learning = [p for group in adamw.param_groups for p in group["params"]]
+    model = random_model(lambda: ExOmni(config), device, torch.bfloat16)
+    parts, adamw, _ = train.prepare(model, state, torch.device(device), recompute)
+    learning = [p for part in state["rates"] for p in parts[part].values()]
     autocast = partial(torch.autocast, device, torch.bfloat16)
 
     def step(batch):
         adamw.zero_grad()                               # of a step that did not fit
-        losses = train.backward(model, [(0, batch)], train.count([batch]), state, None, autocast)
+        losses = train.backward(model, [(0, batch), (1, batch)], train.count([batch] * 2), state, None, autocast)
         return {**losses, "norm": train.step_optimizers(learning, adamw, [], None, state)[0]}
 
-    B, figures = largest_batch(lambda B: step(synthetic_batch(config, B, sizes, device)), device, 2 if tiny else 8)
+    B, first = largest_batch(lambda B: step(synthetic_batch(config, B, sizes, device)), device, most)
     forget_peak(device)
     batch = synthetic_batch(config, B, sizes, device)
     took = median(seconds(lambda: step(batch), device) for _ in range(5))
+    return {"B": B, "first": first, "s": took, "peak": peak(device), "work": 2 * work_of(model, B, sizes),
+            "kernels": attention_kernels(lambda: step(batch), device),
+            "billions": [sum(p.numel() for p in part) / 1e9 for part in (learning, model.parameters())]}
+
+
+def training(device: str, tiny: bool):
+    """Steps of stage IV (v1) with an LLM of 1.7B, as train.py makes them on one GPU."""
+    import memory
+    import train
+    from checkpoint import PRESETS
+    config = PRESETS["tiny" if tiny else "qwen3-1.7b"]
+    sizes = {"text": 24, "reply": 8, "units": 20} if tiny else {"text": 300, "reply": 80, "units": 250}
+    row = train.STAGES["v1"][4]
+    state = asdict(row) | {"dtype": "bfloat16", "seed": 0, "step": 0, "steps": 1000}
     speed, name = matmul_speed(device, tiny), torch.cuda.get_device_name() if device == "cuda" else ""
     known = next((value for key, value in DATASHEET.items() if key in name), None)
     S = config.speech_encoder.max_source_positions // config.projector_stride
-    work, N = work_of(model, B, sizes), sizes["text"] - 1 + S
-    trained, everything = (sum(p.numel() for p in part) / 1e9 for part in (learning, model.parameters()))
+    N, counts = sizes["text"] - 1 + S, memory.sizes(config)
+    lengths, rows = (sizes["text"] - sizes["reply"], sizes["reply"], sizes["units"]), []
+    for recompute in (False, True):
+        found = steps_of(config, sizes, state, device, 2 if tiny else 32, recompute)
+        B, took, work = found["B"], found["s"], found["work"]
+        case = memory.Case(config, row.tasks, row.losses, row.rates, 1, B, lengths, recompute=recompute)
+        rows.append([f"{B} samples", "recomputed" if recompute else "kept", 1e3 * took, 2 * B * N / took,
+                     2 * B * sizes["units"] / took, work / 1e12, speed / 1e12, 100 * work / took / speed,
+                     100 * work / took / known if known else "-", found["peak"],
+                     memory.plan(case, counts)["peak"] / memory.GIB])
+    trained, everything = found["billions"]
     yield (f"LLM, generator and face decoder are trained, {trained:.3g} of {everything:.3g} billion parameters; "
-           "bfloat16 compute, float32 weights, activations recomputed, fused AdamW. One micro-batch a step. A sample "
-           f"has {sizes['text'] - 1} text tokens, {sizes['reply']} of them the reply, {S} speech rows, "
-           f"{sizes['units']} units. MFU = FLOP / step time / FLOP/s: 6 FLOP per parameter and position of a "
-           "trained part and 2 of a frozen one, not counting tables, attention scores and recomputation; FLOP/s of a "
-           "large bfloat16 matrix product in the same process, or of the datasheet. First step: "
-           + ", ".join(f"{key} {float(value):.3g}" for key, value in figures.items()) + ".")
-    yield table(["training, stage IV", "ms per step", "LLM positions/s", "units/s", "TFLOP per step",
-                 "TFLOP/s of a product", "MFU %", "of the datasheet %", "peak GiB"],
-                [[f"{B} samples", 1e3 * took, B * N / took, B * sizes["units"] / took, work / 1e12, speed / 1e12,
-                  100 * work / took / speed, 100 * work / took / known if known else "-", peak(device)]])
-    rows, kernels = attention_kernels(lambda: step(batch), device)
+           "bfloat16 compute, float32 weights of what is trained, fused AdamW. Activations are kept, then recomputed "
+           "as train.py does by default on a GPU. Two micro-batches a step, of 32 samples each, or half as "
+           "many until they fit. "
+           f"A sample has {sizes['text'] - 1} text tokens, {sizes['reply']} of them the reply, "
+           f"{S} speech rows, {sizes['units']} units. MFU = FLOP / step time / FLOP/s: 6 FLOP per parameter and "
+           "position of a trained part and 2 of a frozen one, not counting tables, attention scores and recomputation; "
+           "FLOP/s of a large bfloat16 matrix product in the same process, or of the datasheet. Planned is what "
+           "train.py --plan reckons. The first step of the last row: "
+           + ", ".join(f"{key} {float(value):.3g}" for key, value in found["first"].items()) + ".")
+    yield table(["training, stage IV", "activations", "ms per step", "LLM positions/s", "units/s", "TFLOP per step",
+                 "TFLOP/s of a product", "MFU %", "of the datasheet %", "peak GiB", "planned GiB"], rows)
+    rows, kernels = found["kernels"]
     yield table(["attention in one step", "calls", "device ms"], rows)
     yield "Kernels: " + (", ".join(f"`{kernel}`" for kernel in kernels) or "none seen by the profiler") + "."
     flash = sum(row[1] for row in rows if re.match("(flash|cudnn)_attention", row[0]) and "backward" not in row[0])
