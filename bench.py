@@ -350,6 +350,8 @@ def bench_stage(args, config: ExOmniConfig, device, state: dict, name: str, task
 
 
 BENCHES = {"decode": bench_decode, "flow": bench_flow, "train": bench_train}
+OPTIONS = {"decode": {"against", "size", "dtype"}, "flow": {"units"},              # beside those of all
+           "train": {"against", "dtype", "preset", "cache", "layers", "recipe", "stage", "samples", "recompute", "device"}}
 
 
 def parser() -> Parser:
@@ -381,10 +383,11 @@ def main(argv=None) -> None:
     """The command."""
     args = parser().parse_args(argv)
     with one_line_errors(debug=args.debug):
-        if args.what == "flow" and args.against:
-            raise ValueError("--against is for decode and train: flow is compared with its own plain way")
-        if args.cache and (args.against or args.what != "train"):
-            raise ValueError("--cache is for train, and not with --against: whatever is compared is one thing")
+        for name in sorted({*OPTIONS["decode"], *OPTIONS["flow"], *OPTIONS["train"]} - OPTIONS[args.what]):
+            if getattr(args, name) != parser().get_default(name):
+                raise ValueError(f"--{name} is not for {args.what}: leave it out")
+        if args.cache and args.against:
+            raise ValueError("--cache is not for --against: whatever is compared is one thing")
         if args.against and find_spec(args.against) is None:
             raise ValueError("--against transformers: that package is not installed: `pip install transformers`")
         torch.set_num_threads(args.threads)

@@ -120,11 +120,13 @@ class Log:
     def check(self, step: int, in_a_row: float) -> None:
         """Raises ValueError on all ranks where too many steps in a row were skipped."""
         if in_a_row >= PATIENCE:
-            self.give_up(f"the gradients were not finite in {PATIENCE} steps in a row, up to step {step}")
+            self.give_up(f"the gradients were not finite in {PATIENCE} steps in a row, up to step {step}",
+                         "the weights of --init-from or the data may hold NaN: fetch or make them again"
+                         if step == PATIENCE else "start again with a lower --lr")
 
-    def give_up(self, why: str) -> None:
+    def give_up(self, why: str, advice: str = "start again with a lower --lr") -> None:
         """Raises ValueError, on all ranks together."""
-        agree(ValueError(f"{why}: start again with a lower --lr; {self.out} holds "
+        agree(ValueError(f"{why}: {advice}; {self.out} holds "
                          + (f"step {self.saved}" if self.saved else "no checkpoint yet")))
 
     @contextmanager

@@ -144,7 +144,7 @@ def import_corpus(rows, out: Path, about: dict, longest: dict, share=None, worke
         lines = [summary(split, outs[split].rows.values()) for split in SPLITS]
         lines += [f"skipped {count:,}: {reason}, first {skipped.first[reason]}"
                   for reason, count in skipped.counts.most_common()]
-        lines += [f"odd sound {count:,}: {kind}, first {first}" for kind, (count, first) in odd.items()]
+        lines += [f"odd {count:,}: {kind}, first {first}" for kind, (count, first) in odd.items()]
         if not any(outs[split].rows for split in SPLITS):
             raise ValueError(f"{about['source']} has no sample of use: {'; '.join(lines[len(SPLITS):])}")
         for split in SPLITS:

@@ -6,6 +6,7 @@ read before, and a long recording is decoded once, however many clips are cut fr
 Shapes: U units, T face frames, K = 52 blendshapes.
 """
 import io
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,13 +16,14 @@ import numpy as np
 
 from audio import MIN_SECONDS, RATES, SAMPLE_RATE, Levels, quiet
 from containers import UNKNOWN, forwards, notes_of
-from face.captures import read_track
+from face.captures import read_capture
 from face_decoder import FPS, UNIT_RATE, frames_for_units
 from prepared import encoded
 
 UNIT_SAMPLES = round(SAMPLE_RATE / UNIT_RATE)       # 1280: the speech tokenizer makes a unit of each, begun or whole
 WARM = 0.5                  # seconds decoded before a span: after a jump Opus is itself again only after a while
 APART = 1.0                 # seconds by which a face track may be longer or shorter than its sound
+KIND = 40                   # letters of a note on a face that tell its kind
 LACKING = 0.9               # a span of which the file holds less than this share is refused
 
 
@@ -59,7 +61,7 @@ class Clip:
 
 def decode(clip: Clip, longest: dict):
     """The arrays of a clip as their files hold them: audio and answer_audio (samples,), units (U,), face (T, K), and
-    notes, kind -> what was odd about its sounds; or a Skip. longest: seconds of audio and of answer_audio at most."""
+    notes, kind -> what is to be said of its sounds and its face; or a Skip. longest: seconds of audio and of answer_audio at most."""
     try:
         arrays = {"notes": {}}
         for name in ("audio", "answer_audio"):
@@ -176,12 +178,15 @@ def read_units(path: Path) -> np.ndarray:
 
 
 def read_face(clip: Clip, arrays: dict) -> np.ndarray:
-    """The face track of a clip, as long as the units of its sound are: (T, K); the last frame is held. Raises Skip
-    where it cannot be read, or is not of the length of the sound."""
+    """The face track of a clip, as long as the units of its sound are: (T, K); the last frame is held. What there is to
+    say of it is added to the notes, those that differ in numbers alone as one kind. Raises Skip where it cannot be read,
+    or is not of the length of the sound."""
     try:
-        track = read_track(clip.face, **clip.face_form)
+        capture = read_capture(clip.face, **clip.face_form)
     except (OSError, ValueError) as error:
         raise Skip("unreadable face", error) from None
+    track = capture.track
+    arrays["notes"] |= {"face: " + re.sub(r"[\d.:]+", "N", note)[:KIND]: note for note in capture.notes}
     units = len(arrays["units"]) if "units" in arrays else -(-len(arrays["answer_audio"]) // UNIT_SAMPLES)
     frames = frames_for_units(units)
     if abs(len(track) - frames) > APART * FPS:

@@ -140,9 +140,9 @@ def read_array(path: Path, order) -> Rows:
 def unpacked(path: Path) -> bytes:
     """The only member of an npz file. Raises ValueError where there are more, or where it is too large."""
     with zipfile.ZipFile(path) as file:
-        member, *others = file.infolist()
-        if others:
-            raise ValueError(f"it holds {few(file.namelist())}, expected one array")
+        if len(file.infolist()) != 1 or not file.namelist()[0].endswith(".npy"):
+            raise ValueError(f"it holds {few(file.namelist()) or 'nothing'}, expected one array")
+        member, = file.infolist()
         if member.file_size > MAX_BYTES:
             raise ValueError(f"unpacked it has {member.file_size >> 20} MiB, expected at most {MAX_BYTES >> 20}")
         return file.read(member)

@@ -57,9 +57,9 @@ def numbers(cells: list, names: list, row: str) -> list:
         values = [float(cell) for cell in cells]                            # fast, where all is well
     except (TypeError, ValueError, OverflowError):
         values = [number(cell) for cell in cells]
-    if not math.isfinite(sum(values)):
+    if not math.isfinite(sum(values)) or any("_" in cell for cell in cells if isinstance(cell, str)):
         for name, cell, value in zip(names, cells, values):
-            if not math.isfinite(value):
+            if not math.isfinite(value) or not math.isfinite(number(cell)):
                 raise ValueError(f"{row}, column {name}: the cell {seen(cell)}, expected a number")
     return values
 

@@ -111,8 +111,10 @@ def telling(name: str, cells: list) -> bool:
 
 def number(cell) -> float:
     """A cell -> its number, with a decimal point or comma; NaN where it is none."""
+    if isinstance(cell, bool) or isinstance(cell, str) and "_" in cell:        # which Python takes as thousands
+        return math.nan
     try:
-        return float(cell.replace(",", ".") if isinstance(cell, str) else math.nan if isinstance(cell, bool) else cell)
+        return float(cell.replace(",", ".") if isinstance(cell, str) else cell)
     except (TypeError, ValueError, OverflowError):
         return math.nan
 

@@ -80,7 +80,8 @@ def test_what_is_kept_does_the_same_work(stage, name, left_out, tmp_path, capsys
 
 @pytest.mark.parametrize("options, reason", [
     (["--recipe", "mini", "--stage", "4", "--cache"], "alters the voices anew"),
-    (["--cache", "--against", "transformers"], "not with --against"), (["--stage", "5"], "stage 5 is unknown"), (["--samples", "0"], "--samples"), (["--preset", "huge"], "huge"),
+    (["--cache", "--against", "transformers"], "--cache is not for --against"), (["--stage", "5"], "stage 5 is unknown"),
+    (["--samples", "0"], "--samples"), (["--preset", "huge"], "huge"), (["--units", "9"], "--units is not for train"),
     (["--layers", "0"], "--layers")])
 def test_wrong_options_are_one_line(options, reason, capsys):
     with pytest.raises(SystemExit) as stop:

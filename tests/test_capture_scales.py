@@ -129,7 +129,7 @@ CUT = npz(a=TRACK)
     (npz(a=np.zeros((1 << 18, 8))), "unpacked it has 16 MiB, expected at most 1"),      # of 16 kB
     (npz(a=WEIGHTS, b=WEIGHTS), "holds a.npy, b.npy, expected one array"), (CUT[:-30], "not a bare .npz array"),
     (CUT[:200] + b"\xff" * 9 + CUT[209:], "not a bare .npz array"), (b"", "not a bare .npz"),
-    (npz(), "not a bare .npz")])
+    (npz(), "it holds nothing, expected one array")])
 def test_npz_files_that_are_refused(tmp_path, monkeypatch, content, says):
     monkeypatch.setattr(captures, "MAX_BYTES", 1 << 20)
     with pytest.raises(ValueError, match=says):

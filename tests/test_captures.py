@@ -167,6 +167,7 @@ TABLE = a_table(LIVE_LINK)
 
 
 @pytest.mark.parametrize("content, says", [
+    (changed(7, "JawOpen", "0_1"), "row 7, column JawOpen: the cell holds '0_1', expected a number"),
     (changed(22, "JawOpen", ""), "row 22, column JawOpen: the cell is blank, expected a number"),
     (changed(3, "TongueOut", "x"), "row 3, column TongueOut: the cell holds 'x'"),
     (changed(61, "EyeBlinkLeft", "nan"), "row 61, column EyeBlinkLeft: the cell holds 'nan'"),

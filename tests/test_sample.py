@@ -147,9 +147,12 @@ def test_odd_sound_is_heard(checkpoint, out, tmp_path, name, sound, rate):
     read(out)
 
 
-def test_a_text_that_the_limit_cut_is_said(checkpoint, out, capsys):
+def test_text_and_speech_that_the_limit_cut_are_said(checkpoint, out, capsys, monkeypatch):
+    monkeypatch.setattr("speech_generator.MAX_UNITS", 2)
     ask(checkpoint, out, "--text", "Hi")                                # random weights never stop
-    assert f"{out}: the answer was cut after 3 tokens: --max-new-tokens takes more" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{out}: the answer was cut after 3 tokens: --max-new-tokens takes more" in printed
+    assert f"{out}: the speech was cut after 0.5 s: the speech generator did not end it by itself" in printed
 
 
 def test_one_emoji_is_a_question(checkpoint, out):

@@ -80,6 +80,12 @@ def test_ten_in_a_row_end_the_run(base, data, tmp_path, monkeypatch, capsys):
     assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["skipped"] == 1
 
 
+def test_a_run_that_never_had_a_finite_gradient_is_not_told_to_lower_the_rate(base, data, tmp_path, monkeypatch, capsys):
+    exploding(monkeypatch, *range(99))
+    refuse(capsys, [*command(data, base, tmp_path / "out", 2, "--steps", 50), "--anyway"],
+           "up to step 10: the weights of --init-from or the data may hold NaN", "no checkpoint yet")
+
+
 def test_a_validation_that_is_no_number_at_the_end_is_no_result(base, data, tmp_path, monkeypatch, capsys):
     validate = train.validate
     monkeypatch.setattr(train, "validate", lambda *args: dict.fromkeys(validate(*args), float("nan")))

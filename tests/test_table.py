@@ -120,8 +120,8 @@ def test_odd_sounds_are_counted(tmp_path, capsys):
     made_corpora.write(tmp_path / "1.wav", tone * 0)
     run(tmp_path, "t.csv", b"audio,text\n0.wav,a\n1.wav,b\n2.wav,c\n")
     printed = capsys.readouterr().out
-    assert "odd sound 1: channels cancel, first t-1: has 2 channels" in printed
-    assert "odd sound 1: silence, first t-2: is silent" in printed
+    assert "odd 1: channels cancel, first t-1: has 2 channels" in printed
+    assert "odd 1: silence, first t-2: is silent" in printed
 
 
 def test_a_list_on_lines_of_any_length_is_read_row_by_row(tmp_path, monkeypatch):
