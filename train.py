@@ -264,7 +264,7 @@ def prepare(model, state: dict, device, recompute) -> tuple:
 
 def train(args) -> None:
     device, (rank, world) = cli.pick_device(args.device), rank_and_world()
-    warnings.filterwarnings("ignore", "This DataLoader will create|Mismatch dtype")     # as asked; of torch's own speed
+    warnings.filterwarnings("ignore", "This DataLoader will create")        # as many readers as were asked for
     state, model, chosen, resumed = open_training(args, STAGES, device)
     (training, samples, _), (validation, checks, _) = chosen
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16")
