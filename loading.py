@@ -302,10 +302,21 @@ def same(item):
 
 def read_ahead(steps: Steps, last: int, workers: int, device):
     """Yields the steps up to `last`, in order, read by `workers` processes ahead of time (0: by this one, when they are
-    asked for). Raises ValueError or OSError where a sample cannot be read."""
+    asked for). Raises ValueError or OSError where a sample cannot be read, OSError where a worker was ended."""
     ahead = {"prefetch_factor": PREFETCH, "worker_init_fn": alone} if workers else {}
-    for read in DataLoader(steps, batch_size=None, sampler=range(steps.first, last), collate_fn=same,
-                           num_workers=workers, pin_memory=device.type == "cuda", generator=torch.Generator(), **ahead):
-        if isinstance(read, Exception):
-            raise read
-        yield read
+    on_end = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    reader = iter(DataLoader(steps, batch_size=None, sampler=range(steps.first, last), collate_fn=same,
+                             num_workers=workers, pin_memory=device.type == "cuda", generator=torch.Generator(),
+                             **ahead))
+    if on_end is not None:                      # torch's handler raises wherever this process is: in a save, too
+        signal.signal(signal.SIGCHLD, on_end)
+    try:
+        for read in reader:
+            if isinstance(read, Exception):
+                raise read
+            yield read
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error):
+            raise
+        raise OSError("a process that reads samples was ended (for want of memory?): --resume goes on from the last "
+                      "checkpoint, --workers takes fewer") from None

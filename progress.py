@@ -80,7 +80,7 @@ class Log:
                 setattr(self, name, getattr(self, name) + state["since_log"][name])
             self.losses = state["since_log"]["losses"] if first else {}
         if first:
-            rows = self.path.read_bytes().splitlines(True) if resumed and self.path.exists() else []
+            rows = disk.read_bytes(self.path, "a log").splitlines(True) if resumed and self.path.exists() else []
             with disk.replacing(self.path) as temporary:
                 temporary.write_bytes(b"".join(row for row in rows if step_of(row) <= state["step"]))
         self.write({"step": state["step"], "start": state})
@@ -196,11 +196,12 @@ def written(value):
 
 
 def step_of(row: bytes) -> float:
-    """The step of a row of log.jsonl; infinity for a torn one, which a power cut may leave."""
+    """The step of a row of log.jsonl; infinity for a torn one, which a power cut may leave, and for what is no row."""
     try:
-        return json.loads(row)["step"] if row.endswith(b"\n") else float("inf")
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
+        step = json.loads(row)["step"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        step = None
+    return step if isinstance(step, int) and row.endswith(b"\n") else float("inf")
 
 
 def show(figures: dict) -> str:
@@ -279,8 +280,8 @@ def save(out: Path, model, state: dict, tensors: dict, log: Log) -> None:
         except (OSError, ValueError) as error:
             failure = OSError(f"step {state['step']} could not be saved in {out} ({error}): " + (
                 "it is whole in .saved there, --resume puts it in its place" if (out / ".saved").exists() else
-                "the last checkpoint is untouched; make room and go on from there"
-                if (out / "config.json").exists() else "nothing was saved before; make room and start again"))
+                "the last checkpoint is untouched, --resume goes on from there"
+                if (out / "config.json").exists() else "nothing was saved before"))
             if first:
                 shutil.rmtree(new, ignore_errors=True)
         agree(failure)

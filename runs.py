@@ -232,7 +232,7 @@ def resume(args, stages: dict, device) -> tuple:
     """As `start`, from what was saved last."""
     out = Path(args.out)
     state = read_state(out / "trainer" / "state.json", stages)
-    saving.check_weights(out)
+    saving.check_saved(out)
     given = [name for name in FIXED if getattr(args, name) is not None and getattr(args, name) != state[name]]
     if given or args.stage not in (None, state["stage"]):
         raise ValueError(f"{out} is resumed as it was started, stage {state['stage']}: leave out "

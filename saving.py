@@ -2,7 +2,8 @@
 
     OUT/config.json, ...   the checkpoint, as `ExOmni.from_pretrained` opens it
     OUT/trainer/           what --resume needs besides: state.json, optimizer/ (see progress.py), and files.json, the
-                           names of all the checkpoint's files, no others are ever touched, and marks of the weights
+                           names of all the checkpoint's files, no others are ever touched, and marks of those that
+                           --resume reads
     OUT/previous/          the checkpoint before it, as whole
     OUT/.saving/           a checkpoint that is being written: removed at the next start
     OUT/.saved/            a whole one that is being put in its place, file by file: finished at the next start
@@ -10,11 +11,14 @@
 Everything happens inside OUT, which may be a mount point or a symbolic link. Renaming .saving to .saved decides: before
 it the old checkpoint counts, after it the new one.
 """
+import io
 import os
 import pickle
 import shutil
 import time
 import warnings
+import zipfile
+import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePath
 
@@ -25,9 +29,9 @@ from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
 
 import disk
-import weights
 
 FILES = "trainer/files.json"
+MARKED = ("model*.safetensors", "config.json", "trainer/state.json", "trainer/optimizer/*.distcp")
 PATIENCE = 60                   # s
 
 
@@ -35,7 +39,7 @@ def commit(out: Path) -> None:
     """Make the checkpoint in OUT/.saving the one of OUT, and the one before OUT/previous. Raises OSError."""
     new = out / ".saving"
     names = [path.relative_to(new).as_posix() for path in new.rglob("*") if path.is_file()]
-    disk.write_json(new / FILES, {"files": sorted(names), "weights": weights.marks(new)})
+    disk.write_json(new / FILES, {"files": sorted(names), "marks": marks(new)})
     flush(new)
     os.replace(new, out / ".saved")
     flush_directory(out)
@@ -85,20 +89,37 @@ def files_of(directory: Path) -> list:
     if not path.exists():
         return []
     names = disk.typed(disk.read_json(path), "files", list[str], path)
-    outside = [name for name in names if PurePath(name).is_absolute() or ".." in PurePath(name).parts]
-    if outside:
-        raise ValueError(f"{path} names {outside[0]}, which is not in {directory}: was it changed by hand?")
+    for name in names:
+        pure = PurePath(name)
+        if pure.is_absolute() or ".." in pure.parts or pure.as_posix() != name or name == "." or "\0" in name:
+            raise ValueError(f"{path} names {name!r}, which is no file in {directory}: was it changed by hand?")
     return names
 
 
-def check_weights(out: Path) -> None:
-    """Raises ValueError where the weights in OUT are not those that were saved there."""
+def marks(directory: Path) -> dict:
+    """name -> [bytes, a cheap checksum] of each of the files that a resumed training reads. The checksum is of 64 bytes
+    in 4096 places of a file, evenly apart: another training, or another step of it, has changed some of them. Raises
+    OSError, ValueError where one is no file."""
+    found = {}
+    for path in sorted(path for pattern in MARKED for path in directory.glob(pattern)):
+        with open(disk.regular(path, "what a training saved"), "rb") as file:
+            size, crc = path.stat().st_size, 0
+            for at in range(0, size, max(64, size // 4096)):
+                file.seek(at)
+                crc = zlib.crc32(file.read(64), crc)
+        found[path.relative_to(directory).as_posix()] = [size, crc]
+    return found
+
+
+def check_saved(out: Path) -> None:
+    """Raises ValueError where the files in OUT are not those that were saved there, or the next save could not take
+    their place."""
     path = out / FILES
-    saved = disk.typed(disk.read_json(path), "weights", dict, path, {}) if path.exists() else {}
-    now = weights.marks(out)
+    saved = disk.typed(disk.read_json(path), "marks", dict, path, {}) if path.exists() else {}
+    before = f", or go on with --out {out / 'previous'}" if files_of(out / "previous") else ""
+    now, _ = marks(out), files_of(out)
     changed = sorted(name for name in saved if saved[name] != now.get(name))
     if changed:
-        before = f", or go on with --out {out / 'previous'}" if (out / "previous" / FILES).exists() else ""
         raise ValueError(f"{out / changed[0]} is not the file that this training saved: put that back, or start "
                          f"another training with --init-from {out}{before}")
 
@@ -168,7 +189,16 @@ class Restricted(pickle.Unpickler):
 
 
 class Reader(dcp.FileSystemReader):
-    """torch's, without its free pickle.load."""
+    """torch's, without its free pickle.load, and with a look at each tensor's checksum, which torch only writes."""
+
+    def _slice_file(self, file, stored):
+        part = io.BytesIO(super()._slice_file(file, stored).read())
+        with zipfile.ZipFile(part) as archive:
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"{stored.relative_path} is damaged, the checksum of {damaged} differs")
+        part.seek(0)
+        return part
 
     def read_metadata(self, *_, **__):
         path = Path(self.path) / ".metadata"
@@ -216,9 +246,12 @@ def load_optimizer(out: Path, tensors: dict) -> None:
 
 @contextmanager
 def collective_errors():
-    """CheckpointException, which is no Exception, has what went wrong on which rank: the first of it as an OSError."""
+    """CheckpointException, which is no Exception, has what went wrong on which rank: the first of it as an OSError, but
+    for an interrupt."""
     try:
         yield
     except CheckpointException as error:
         cause = next(iter(error.failures.values()))[0]
+        if not isinstance(cause, Exception):
+            raise cause from None
         raise OSError(str(cause) or type(cause).__name__) from cause

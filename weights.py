@@ -7,7 +7,6 @@ over, of another shape or not of floating point numbers is an error, before any 
 import os
 import re
 import warnings
-import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -94,20 +93,6 @@ def files(directory) -> list:
         raise FileNotFoundError(f"{directory} has no model.safetensors nor model-*-of-*.safetensors" + (
             f", only {few(others, 2)}, {OTHERS[Path(others[0]).suffix]}" if others else ": fetch the weights again"))
     return [directory / name for name in sorted(names)]
-
-
-def marks(directory) -> dict:
-    """name -> [bytes, a cheap checksum] of each of a checkpoint's files of weights. The checksum is of 64 bytes in 4096
-    places of a file, evenly apart: another training has changed some of them. Raises OSError."""
-    found = {}
-    for path in sorted(Path(directory).glob("model*.safetensors")):
-        with open(path, "rb") as file:
-            size, crc = path.stat().st_size, 0
-            for at in range(0, size, max(64, size // 4096)):
-                file.seek(at)
-                crc = zlib.crc32(file.read(64), crc)
-            found[path.name] = [size, crc]
-    return found
 
 
 def check_tied(paths, rename) -> None:

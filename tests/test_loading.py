@@ -1,4 +1,5 @@
 """loading.py: which samples a step has, cut how, read by whom; and data that is opened without reading its rows."""
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -8,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import dataloader
 
 import cli
 import loading
@@ -337,3 +339,16 @@ def test_damage_that_a_worker_meets_is_one_line(data, model, tmp_path, capsys, w
         list(read_ahead(steps_of(mixture, model), 2, workers, torch.device("cpu")))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1 and "samples.jsonl line" in lines[0]
+
+
+def test_a_worker_that_was_ended_is_one_line_and_comes_when_its_step_is_asked_for(mixture, model, monkeypatch):
+    """Not in the middle of a save."""
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+    reader = read_ahead(steps_of(mixture, model), 50, 1, torch.device("cpu"))
+    next(reader)
+    worker, = multiprocessing.active_children()
+    worker.kill()
+    worker.join()
+    time.sleep(0.1)
+    with pytest.raises(OSError, match="that reads samples was ended.*--resume goes on.*--workers takes fewer"):
+        list(reader)

@@ -208,6 +208,18 @@ def test_a_full_disk_leaves_the_old_checkpoint(half, four, capsys, monkeypatch, 
     same_training(four, half)
 
 
+def test_an_interrupt_of_a_save_is_no_fault_of_the_disk(half, four, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(filesystem, "_write_item", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        resume(half, "--save-every", 1)
+    assert stop.value.code == 130 and capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    monkeypatch.undo()
+    resume(half)
+    same_training(four, half)
+
+
 def test_ctrl_c_finishes_the_step_and_loses_nothing(base, data, four, tmp_path, monkeypatch, capsys):
     out, handler, training = tmp_path / "out", signal.getsignal(signal.SIGINT), progress.Log.training
 
@@ -347,10 +359,11 @@ def test_weights_of_another_training_are_not_gone_on_with(half, four, capsys, ch
 
 def test_a_checkpoint_of_before_there_were_marks_is_gone_on_with(half):
     files = disk.read_json(half / saving.FILES)
-    assert list(files["weights"]) == ["model.safetensors"]
+    assert {*files["marks"]} == {"config.json", "model.safetensors", "trainer/state.json",
+                                 "trainer/optimizer/__0_0.distcp"}
     disk.write_json(half / saving.FILES, {"files": files["files"]})
     resume(half)
-    assert "weights" in disk.read_json(half / saving.FILES)
+    assert "marks" in disk.read_json(half / saving.FILES)
 
 
 def test_rate_batch_and_accumulation_may_change_and_it_is_said(half, capsys):
@@ -381,15 +394,52 @@ class Attack:
 
 
 @pytest.mark.parametrize("content, says", [
-    (pickle.dumps(Attack()), "it names posix.mkdir"), (b"", ""), (b"\x80\x04K\x01.", ""), (None, "__0_0.distcp")],
-    ids=("attack", "empty", "a number", "cut tensors"))
+    (pickle.dumps(Attack()), "it names posix.mkdir"), (b"", ""), (b"\x80\x04K\x01.", "")],
+    ids=("attack", "empty", "a number"))
 def test_nothing_is_unpickled_freely(half, capsys, monkeypatch, content, says):
     monkeypatch.chdir(half)
-    path = half / "trainer" / "optimizer" / (".metadata" if content is not None else "__0_0.distcp")
-    path.write_bytes(path.read_bytes()[:2000] if content is None else content)
-    refuse(capsys, ["--resume", "--out", str(half)], "trainer/optimizer cannot be read", "the checkpoint before it",
-           says if content else "")
+    (half / "trainer" / "optimizer" / ".metadata").write_bytes(content)
+    refuse(capsys, ["--resume", "--out", str(half)], "trainer/optimizer cannot be read", "the checkpoint before", says)
     assert not (half / "attacked").exists()
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 255
+    path.write_bytes(content)
+
+
+def test_moments_that_were_damaged_are_not_gone_on_with(half, capsys):
+    """In a place that the marks do not look at; torch writes checksums and leaves them alone."""
+    path = half / "trainer/optimizer/__0_0.distcp"
+    step = path.stat().st_size // 4096
+    assert step > 200
+    flip(path, 2048 * step + 100)
+    refuse(capsys, ["--resume", "--out", str(half)], "__0_0.distcp is damaged, the checksum of", "previous, the checkp")
+
+
+OPTIMIZER, STATE = "trainer/optimizer/__0_0.distcp", "trainer/state.json"
+
+
+@pytest.mark.parametrize("name, spoil, says", [
+    (OPTIMIZER, lambda path: shutil.copy(path.parents[2] / "previous" / OPTIMIZER, path), "is not the file that this"),
+    (OPTIMIZER, lambda path: os.truncate(path, 2000), "is not the file that this"),
+    (OPTIMIZER, lambda path: (path.unlink(), os.mkfifo(path)), "is a pipe or a device"),
+    (STATE, lambda path: disk.write_json(path, disk.read_json(path) | {"tasks": ["foo"]}), "is not the file that this"),
+    (STATE, lambda path: disk.write_json(path, disk.read_json(path) | {"step": 1}), "is not the file that this"),
+    ("config.json", lambda path: disk.write_json(path, disk.read_json(path) | {"rope_theta": 5.0}), "is not the file"),
+    (saving.FILES, lambda path: disk.write_json(path, disk.read_json(path) | {"files": [""]}), "names '', which is no"),
+    (f"previous/{saving.FILES}", lambda path: os.truncate(path, 9), "is not valid json"),
+    ("log.jsonl", lambda path: (path.unlink(), os.mkfifo(path)), "is a pipe or a device")])
+def test_what_was_saved_and_is_another_thing_now_is_named(half, capsys, name, spoil, says):
+    spoil(half / name)
+    refuse(capsys, ["--resume", "--out", str(half)], f"{half / name} {says}")
+
+
+@pytest.mark.parametrize("row", [b"[" * 100_000, b'{"step": "2"}', b'{"step": null}', b'{"step": [1]}', b"3", b"\xff"],
+                         ids=lambda row: row[:16].decode(errors="replace"))
+def test_what_is_no_row_of_a_log_is_left_out(row):
+    assert progress.step_of(row + b"\n") == float("inf") and progress.step_of(b'{"step": 2}\n') == 2
 
 
 def test_what_torch_wrote_is_read_as_torch_reads_it(half):
