@@ -159,7 +159,7 @@ class Split:
                                     "run prepare.py again")
         self.manifest = disk.read_json(path)
         if self.manifest.get("format") != 1:
-            raise ValueError(f"{directory}: format {self.manifest.get('format')}, expected 1: run prepare.py again")
+            raise ValueError(f"{directory}: format {self.manifest.get('format')!r}, expected 1: run prepare.py again")
         disk.typed(self.manifest, "speech_tokenizer", str | None, path, None)
         vocab = disk.typed(self.manifest, "unit_vocab", Vocabulary, path, None)
         count = disk.typed(self.manifest, "samples", Count, path)

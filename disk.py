@@ -257,7 +257,9 @@ def locked(directory):
     directory = Path(directory)
     lock, made = directory / ".lock", [path for path in (directory, *directory.parents) if not path.exists()]
     directory.mkdir(parents=True, exist_ok=True)
-    with open(lock, "a+", encoding="utf-8") as file:
+    if os.path.lexists(lock):
+        regular(lock, "the lock of a process")
+    with open(lock, "a+", encoding="utf-8", errors="replace") as file:
         file.seek(0)
         inside = file.read().strip()
         try:

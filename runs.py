@@ -3,6 +3,7 @@
 Everything that can be known to be wrong is said here, before the first step, in one line.
 """
 import argparse
+import os
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -316,7 +317,7 @@ def earlier_stages(source: Path, stage: int, recipe: str, anyway: bool) -> dict:
     """The stages before this one in stages.json. Raises ValueError where one is missing or unfinished, or where one was
     v2's and this one is not, or the other way round: v2 cuts the work into other stages."""
     path = source / "stages.json"
-    record = disk.read_json(path) if path.is_file() else {}
+    record = disk.read_json(path) if os.path.lexists(path) else {}
     earlier = {n: record[n] for n in map(str, range(1, stage)) if n in record}
     for n in earlier:
         disk.typed(earlier, n, Done, path)

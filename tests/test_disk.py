@@ -152,3 +152,17 @@ def test_a_lock_leaves_no_directory_that_it_made(tmp_path):
     with disk.locked(tmp_path / "there" / "a" / "b"):
         assert (tmp_path / "there" / "a" / "b" / ".lock").exists()
     assert [*tmp_path.rglob("*")] == [tmp_path / "there"]
+
+
+@pytest.mark.parametrize("make, says", [(os.mkfifo, "is a pipe"), (os.mkdir, "is a directory"),
+                                        (lambda path: os.symlink("nowhere", path), "not found .it is a link")])
+def test_a_lock_that_is_none_is_named(tmp_path, make, says):
+    make(tmp_path / ".lock")
+    with pytest.raises((ValueError, OSError), match=f".lock {says}"), disk.locked(tmp_path):
+        pass
+
+
+def test_a_torn_lock_is_nobodys(tmp_path):
+    (tmp_path / ".lock").write_bytes(b"\xff\0" * 9)
+    with disk.locked(tmp_path):
+        pass
