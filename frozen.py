@@ -72,7 +72,7 @@ class Cache:
         path = self.directory / "cache.json"
         about = {"format": FORMAT, "kind": kind, "dtype": dtype, "made_by": self.made_by}
         if not path.exists():
-            if self.directory.exists() and any(self.directory.iterdir()):
+            if self.directory.exists() and any(path.name[0] != "." for path in self.directory.iterdir()):
                 raise ValueError(f"--cache {directory} is not empty and has no cache.json: choose a new directory")
             disk.write_json(path, about)
         if disk.read_json(path) != about:
@@ -86,7 +86,7 @@ class Cache:
         self.shards, self.shard = sorted(self.directory.glob("*.states")), np.full(count, -1, np.int32)
         self.records = np.zeros(count, RECORD)
         for n, path in enumerate(self.shards):
-            with open(path, "rb") as file:
+            with open(disk.regular(path, "states of samples"), "rb") as file:
                 head = np.frombuffer(file.read(HEAD.itemsize).ljust(HEAD.itemsize), HEAD)[0].item()
                 found = file.read(min(head[2], count) * RECORD.itemsize)
             if head != (FORMAT, int(self.made_by, 16), len(found) // RECORD.itemsize, zlib.crc32(found)):

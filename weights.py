@@ -82,7 +82,8 @@ def files(directory) -> list:
     counts = {int(name[-17:-12]) for name in names if "-of-" in name}
     wanted = {f"model-{i + 1:05}-of-{n:05}.safetensors" for n in counts for i in range(min(n, 10_000))}
     if index.name in there and not whole:
-        wanted |= {str(name) for name in disk.typed(disk.read_json(index), "weight_map", dict, index).values()}
+        names_of = disk.typed(disk.read_json(index), "weight_map", dict, index)
+        wanted |= {disk.typed(names_of, tensor, str, index, prefix="weight_map.") for tensor in names_of}
     if whole and wanted:
         raise ValueError(f"{directory} has model.safetensors and {few(names - {'model.safetensors'}, 2)}: expected the "
                          "one or the others, remove those that are older")
@@ -185,14 +186,14 @@ def plan(target: dict, sources: dict, rename, where: str) -> tuple[dict, list]:
             elif name not in target:
                 extra.append(file_name)
             elif name in seen:
-                odd.append(f"{file_name} stands twice ({seen[name]} too)")
+                odd.append(f"{file_name} stands twice, in {os.path.basename(path)} and as {seen[name]}")
             elif shape != tuple(target[name].shape):
                 odd.append(f"{file_name} is {list(shape)}, expected {list(target[name].shape)}")
             elif kind not in FLOATS:
                 odd.append(f"{file_name} is of type {kind}, expected floating point numbers ({', '.join(FLOATS)})")
             else:
                 matched.setdefault(path, {})[file_name] = name
-                seen[name] = file_name
+                seen[name] = f"{file_name} in {os.path.basename(path)}"
     touched = set(seen) | {rename(n) for tensors in sources.values() for n in tensors}
     missing = set(target) - touched
     problems = [f"{len(group)} {what}: {few(group)}" for what, group in

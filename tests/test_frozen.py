@@ -1,5 +1,8 @@
 """frozen.py: a training that keeps what its frozen parts make is the training that makes it anew; caches of others and
 damaged ones are refused."""
+import os
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -129,3 +132,9 @@ def test_a_damaged_cache_is_named(still, data, filled, tmp_path, capsys, at):
         refuse(capsys, command(data, still, tmp_path / "out", 2, *options), f"{path} is damaged", "it is made again")
     finally:
         path.write_bytes(whole)
+
+
+def test_a_pipe_in_a_cache_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "0.states")
+    with pytest.raises(ValueError, match="0.states is a pipe"):
+        frozen.Cache.scan(SimpleNamespace(directory=tmp_path, mixture=[]))

@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_loaded(saved, edit, expected)
 def test_a_tensor_in_two_shards_is_an_error(saved, tmp_path):
     original, path = saved
     weights.write_tensors(tmp_path / "more.safetensors", {"0.bias": torch.ones(4)})
-    with pytest.raises(ValueError, match="0.bias stands twice"):
+    with pytest.raises(ValueError, match="0.bias stands twice, in more.safetensors and as 0.bias in "):
         weights.load(module(), [path, tmp_path / "more.safetensors"])
 
 
@@ -167,6 +167,7 @@ def shard(i, n=3):
     (["consolidated.00.pth"], None, "only consolidated.00.pth, torch's own format"),
     (["optimizer.pt", "training_args.bin"], None, "nor model-.*: fetch the weights again"),
     ([], None, "has no model.safetensors nor model-.*: fetch the weights again"),
+    ([shard(1, 1)], [3], "field weight_map.tensor 0 is 3, expected a text"),
     ([shard(1, 1)], "a.safetensors", "field weight_map is 'a.safetensors', expected an object")])
 def test_a_missing_shard_is_named_by_its_file(tmp_path, names, index, expected):
     for name in names:
