@@ -345,4 +345,7 @@ def copy_companions(source, directory) -> None:
             shutil.copy(path, directory)
     for name in ("speech_tokenizer", "speech_decoder"):
         if (source / name).is_dir():
-            shutil.copytree(source / name, directory / name, dirs_exist_ok=True)
+            try:
+                shutil.copytree(source / name, directory / name, dirs_exist_ok=True)
+            except shutil.Error as error:                           # it has a list of what failed
+                raise OSError(error.args[0][0][2]) from None

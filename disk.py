@@ -274,9 +274,10 @@ def locked(directory):
                              f"another directory; if there is no such process, remove {lock}")
         if hasattr(os, "register_at_fork"):                             # a worker that outlives us must not hold it
             os.register_at_fork(after_in_child=file.close)
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with writing(lock):
+            file.truncate(0)
+            file.write(f"{os.getpid()} on {socket.gethostname()}")
+            file.flush()
         try:
             yield
         finally:

@@ -254,4 +254,8 @@ def collective_errors():
         cause = next(iter(error.failures.values()))[0]
         if not isinstance(cause, Exception):
             raise cause from None
+        behind = cause                                      # torch's own words for a full disk are about positions
+        while behind is not None and not isinstance(behind, OSError):
+            behind = behind.__context__
+        cause = behind or cause
         raise OSError(str(cause) or type(cause).__name__) from cause

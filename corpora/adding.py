@@ -236,12 +236,14 @@ class Checked:
     """A file that is written, and what the manifest says of it."""
 
     def __init__(self, path: Path):
-        self.file, self.bytes, self.crc32 = open(path, "wb"), 0, 0
+        self.path, self.file, self.bytes, self.crc32 = path, open(path, "wb"), 0, 0
 
     def write(self, block) -> None:
-        self.bytes += self.file.write(block)
+        with disk.writing(self.path):
+            self.bytes += self.file.write(block)
         self.crc32 = zlib.crc32(block, self.crc32)
 
     def close(self) -> dict:
-        self.file.close()
+        with disk.writing(self.path):
+            self.file.close()
         return {"bytes": self.bytes, "crc32": self.crc32}

@@ -8,6 +8,7 @@ captures.py.
 Other letters: R rows of a file at any rate, C columns of a file.
 """
 import csv
+import io
 import json
 import re
 import reprlib
@@ -318,8 +319,10 @@ def write_json(path, track, audio: str = "") -> None:
 
 def write_npy(path, track) -> None:
     """Write a track as a bare float32 array (T, K)."""
-    with disk.replacing(path) as temporary, open(temporary, "wb") as file:
-        np.save(file, np.asarray(track, np.float32))
+    content = io.BytesIO()                                  # numpy does not say that a disk is full
+    np.save(content, np.asarray(track, np.float32))
+    with disk.replacing(path) as temporary:
+        temporary.write_bytes(content.getvalue())
 
 
 def write_csv(path, track, rotations=None) -> None:

@@ -126,6 +126,21 @@ def test_columns_of_another_number_are_refused(order, width, says):
         ordered(width, order, "a.npy")
 
 
+@pytest.mark.parametrize("ending, write", [("json", write_json), ("csv", write_csv), ("npy", write_npy)])
+def test_a_full_disk_is_said_with_the_file(tmp_path, ending, write):
+    """Numpy's own words are of bytes requested and written."""
+    resource = pytest.importorskip("resource")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limit[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            write(tmp_path / f"a.{ending}", np.full((60, 52), 0.123456, np.float32))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert error.value.errno and error.value.filename == str(tmp_path / f"a.{ending}")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("frames", [1, 7, 95, 3700])
 @pytest.mark.parametrize("ending, write", [("json", write_json), ("csv", write_csv), ("npy", write_npy)])
 def test_a_file_gives_back_its_track(tmp_path, ending, write, frames):

@@ -1,6 +1,7 @@
 """checkpoint.py: what is saved comes back, under the official names, and every tensor is accounted for."""
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -389,3 +390,14 @@ def test_top_p_of_0_is_the_likeliest_and_not_everything(tmp_path):
     for written, top_p in (("0", 1e-6), ("0.8", 0.8), ("null", 1.0)):
         (tmp_path / "generation_config.json").write_text(f'{{"top_p": {written}}}')
         assert checkpoint.generation_fields(tmp_path, {}, 320)["top_p"] == top_p
+
+
+def test_a_full_disk_is_one_error_when_speech_parts_are_copied(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+    (tmp_path / "speech_decoder").mkdir()
+    for name in "ab":
+        (tmp_path / "speech_decoder" / name).touch()
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(OSError, match="^.Errno 28. No space left on device$"):
+        checkpoint.copy_companions(tmp_path, tmp_path / "out")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import FileSystemReader, filesystem
+from torch.distributed.checkpoint.api import CheckpointException
 
 import disk
 import progress
@@ -206,6 +207,16 @@ def test_a_full_disk_leaves_the_old_checkpoint(half, four, capsys, monkeypatch, 
     assert (step_in(half), step_in(half / "previous")) == (2, 1) and not list(half.glob(".*"))
     resume(half)
     same_training(four, half)
+
+
+def test_torchs_words_for_a_full_disk_are_not_taken():
+    with pytest.raises(OSError, match="No space left on device"), saving.collective_errors():
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as behind:
+            error = RuntimeError("unexpected pos 704 vs 598")
+            error.__context__ = behind
+            raise CheckpointException("write", {0: (error, [])}) from error
 
 
 def test_an_interrupt_of_a_save_is_no_fault_of_the_disk(half, four, capsys, monkeypatch):
