@@ -276,8 +276,7 @@ def locked(directory):
             os.register_at_fork(after_in_child=file.close)
         with writing(lock):
             file.truncate(0)
-            file.write(f"{os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            os.write(file.fileno(), f"{os.getpid()} on {socket.gethostname()}".encode())    # not once more at the end
         try:
             yield
         finally:

@@ -166,3 +166,15 @@ def test_a_torn_lock_is_nobodys(tmp_path):
     (tmp_path / ".lock").write_bytes(b"\xff\0" * 9)
     with disk.locked(tmp_path):
         pass
+
+
+def test_a_lock_on_a_full_disk_is_named(tmp_path):
+    resource = pytest.importorskip("resource")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limit[1]))
+    try:
+        with pytest.raises(OSError) as error, disk.locked(tmp_path):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert error.value.filename == str(tmp_path / ".lock")
