@@ -90,6 +90,20 @@ def phase(out: Path, began: int) -> str:
     return "moving" if (out / ".saved").exists() else "saving" if (out / ".saving").exists() else "training"
 
 
+def wait_at_random(torchrun: subprocess.Popen, out: Path, began: int, draw: random.Random, cycle: float) -> float:
+    """Wait until the training has begun, for 0 to SAVES saves, then for a part of the time from one to the next: that
+    time is returned. Ends early where torchrun does. began: `starts` before this one; cycle: the time before."""
+    saves, wait = draw.randint(0, SAVES), lambda until: torchrun.poll() is None and not until() and not time.sleep(0.01)
+    while wait(lambda: starts(out) > began):
+        pass
+    first, begun = saved_step(out), time.monotonic()
+    while wait(lambda: saved_step(out) >= first + saves):
+        pass
+    cycle = (time.monotonic() - begun) / saves if saves else cycle
+    time.sleep(draw.random() * cycle)
+    return cycle
+
+
 def kill(torchrun: subprocess.Popen, whom: str) -> list:
     """SIGKILL torchrun, its first or second process, or all -> the pids of all. It is stopped meanwhile, so that it
     starts no others; before it has started any, it is killed itself."""
