@@ -78,23 +78,23 @@ def saved_step(out: Path) -> int:
     raise AssertionError("state.json comes and goes")
 
 
-def starts(out: Path) -> int:
-    """How often the training has begun, by its log."""
-    return (out / "log.jsonl").read_bytes().count(b'"start": {') if (out / "log.jsonl").exists() else 0
+def started(out: Path) -> int:
+    """Which start of the training its log is of: each writes the file anew; 0 where there is none."""
+    return (out / "log.jsonl").stat().st_ino if (out / "log.jsonl").exists() else 0
 
 
 def phase(out: Path, began: int) -> str:
-    """What the training is doing. began: `starts` before this one."""
-    if starts(out) == began:
+    """What the training is doing. began: `started` before it."""
+    if started(out) == began:
         return "starting"
     return "moving" if (out / ".saved").exists() else "saving" if (out / ".saving").exists() else "training"
 
 
 def wait_at_random(torchrun: subprocess.Popen, out: Path, began: int, draw: random.Random, cycle: float) -> float:
     """Wait until the training has begun, for 0 to SAVES saves, then for a part of the time from one to the next: that
-    time is returned. Ends early where torchrun does. began: `starts` before this one; cycle: the time before."""
+    time is returned. Ends early where torchrun does. began: `started` before it; cycle: the time before."""
     saves, wait = draw.randint(0, SAVES), lambda until: torchrun.poll() is None and not until() and not time.sleep(0.01)
-    while wait(lambda: starts(out) > began):
+    while wait(lambda: started(out) != began):
         pass
     first, begun = saved_step(out), time.monotonic()
     while wait(lambda: saved_step(out) >= first + saves):
@@ -169,7 +169,7 @@ def apart(one: Path, other: Path) -> float:
 
 def train_and_kill(count: int, draw: random.Random, work: Path, report) -> list:
     """Kill a training so often -> faults. report: is given a line for each kill, and one at the end."""
-    steps, cycle = (SAVES + 1) * (count + 1), 1.0
+    steps, cycle = (SAVES + 1) * (count + 1), 0.05
     prepare.main(["weights", "--preset", "tiny", "--out", str(work / "tiny")])
     base = change(work / "tiny", work / "base")
     write_data(work / "data" / "train", 5, 0)
@@ -180,7 +180,7 @@ def train_and_kill(count: int, draw: random.Random, work: Path, report) -> list:
     whole, out, faults, log = work / "whole", work / "killed", [], work / "killed.txt"
     whole_run = start(argv("whole"), work / "whole.txt")
     for number in range(count):
-        began, whom = starts(out), WHOM[number % len(WHOM)]
+        began, whom = started(out), WHOM[number % len(WHOM)]
         torchrun = start(argv("killed"), log)
         cycle = wait_at_random(torchrun, out, began, draw, cycle)
         if torchrun.poll() is not None:
