@@ -92,7 +92,6 @@ def generation_fields(directory, values: dict, vocab_size: int) -> dict:
     ignored = [name for name, plain in SAMPLING.items() if given.get(name) not in (None, *plain)]
     if ignored:
         warnings.warn(f"{path}: {', '.join(ignored)} not used here: text is sampled by temperature and top_p alone")
-    found["single_turn"] = disk.typed(given, "single_turn", bool, path, False)
     top_p = disk.typed(given, "top_p", Share | None, path, None)
     return found | {"top_p": 1.0 if top_p is None else max(top_p, 1e-6)}        # 0: the likeliest alone
 
@@ -130,7 +129,6 @@ class ExOmniConfig:
     stop_ids: tuple = (151645, 151643)     # generation_config.json: eos_token_id: <|im_end|>, <|endoftext|>
     top_p: float = 1.0             # generation_config.json: what sampling the text starts from
     greedy_units: bool = False     # generation_config.json: unit_do_sample false; else repetition-aware sampling
-    single_turn: bool = False      # generation_config.json: trained on single questions; a chat forgets earlier turns
     dtype: str = "bfloat16"        # of the weights on disk
 
     @classmethod
@@ -293,7 +291,6 @@ def write_checkpoint(directory, config: ExOmniConfig, tensors: dict, read=lambda
         weights.write_tensors(directory / name, read(shard))
     disk.write_json(directory / "config.json", config.to_dict())
     ours = {"unit_do_sample": False} if config.greedy_units else {}
-    ours |= {"single_turn": True} if config.single_turn else {}
     disk.write_json(directory / "generation_config.json",
                        {"eos_token_id": list(config.stop_ids), "top_p": config.top_p} | ours)
     for path in set(directory.glob("model*.safetensors")) - {directory / name for name in names}:

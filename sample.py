@@ -174,10 +174,8 @@ def legible(text: str, what: str) -> str:
 
 
 def converse(model, sampling, history: list, out: Path, writing, first=None) -> None:
-    """Ask again and again; what was said stays in the prompt as text, unless the model was trained on single questions.
-    An empty line or the end of input ends it. first: text and sound of the first turn, where they are known."""
-    if model.config.single_turn:
-        print("this model was trained on single questions: it is asked each one alone, without those before it")
+    """Ask again and again; what was said stays in the prompt as text. An empty line or the end of input ends it. first:
+    text and sound of the first turn, where they are known."""
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")
     for turn in range(1, sys.maxsize):
@@ -198,8 +196,7 @@ def converse(model, sampling, history: list, out: Path, writing, first=None) -> 
             first = None
             print(cli.line_of(error), file=sys.stderr)
             continue
-        if not model.config.single_turn:
-            history = trim_history(history + [past_turn(message), {"role": "assistant", "content": answer.text}])
+        history = trim_history(history + [past_turn(message), {"role": "assistant", "content": answer.text}])
 
 
 def main(argv=None) -> None:

@@ -46,12 +46,12 @@ def same_weights(seen, expected):
 
 
 def test_a_checkpoint_says_how_units_are_drawn(tmp_path):
-    """By default sampled; greedily where generation_config.json says so, which says too that turns are single."""
+    """By default sampled; greedily where generation_config.json says so."""
     for greedy in (True, False):
-        model = build(config=dataclasses.replace(CONFIG, greedy_units=greedy, single_turn=greedy))
+        model = build(config=dataclasses.replace(CONFIG, greedy_units=greedy))
         model.save_pretrained(tmp_path / str(greedy))
         again = ExOmni.from_pretrained(tmp_path / str(greedy))
-        assert again.config.greedy_units is again.config.single_turn is greedy
+        assert again.config.greedy_units is greedy
         drawn = [again.generate([4, 5, 6], max_new_tokens=8, generator=torch.Generator().manual_seed(seed)).units.tolist()
                  for seed in range(3)]
         likeliest = again.generate([4, 5, 6], max_new_tokens=8, unit_sampler=GREEDY).units.tolist()
@@ -259,7 +259,6 @@ def put(*keys):
     ("generation_config.json", put("top_p", "0.9"), "field top_p is '0.9', expected a finite number from 0 to 1"),
     ("generation_config.json", put("top_p", -1), "field top_p is -1, expected a finite number from 0 to 1"),
     ("generation_config.json", put("unit_do_sample", "no"), "field unit_do_sample is 'no', expected true or false"),
-    ("generation_config.json", put("single_turn", "no"), "field single_turn is 'no', expected true or false"),
 ])
 def test_a_wrong_value_is_one_line_that_names_file_and_field(saved, tmp_path, name, change, words):
     with pytest.raises(ValueError, match=words) as caught:

@@ -8,6 +8,7 @@ import soundfile
 import torch
 
 from toy import pretrain
+from toy.domain import UNKNOWN
 from toy.answers import read_answers
 import sample
 from face.arkit import ARKIT_NAMES
@@ -31,10 +32,8 @@ def spoken(kind) -> tuple:
     return with_system([sample.user_message(None, True)]), load_audio(MINI / f"questions/{kind}.wav")
 
 
-def test_the_checkpoint_has_at_most_25_megabytes():
-    parts = [path for path in MINI.rglob("*") if path.is_file() and path.parent.name in (
-        "mini", "speech_tokenizer", "speech_decoder")]
-    assert sum(path.stat().st_size for path in parts) < 25e6
+def test_all_of_it_has_at_most_40_megabytes():
+    assert sum(path.stat().st_size for path in MINI.rglob("*") if path.is_file()) < 40e6
 
 
 def test_it_has_been_through_all_stages_and_its_log_tells():
@@ -76,17 +75,16 @@ def test_it_is_what_sample_opens_by_default(tmp_path, capsys):
     assert f"watch {tmp_path / 'answer.html'}" in capsys.readouterr().out.splitlines()[-1]
 
 
-def test_six_questions_in_a_row_are_answered_each(tmp_path, monkeypatch, capsys):
-    """It was trained on single questions, and says so: those before are left out of the prompt."""
-    asked = ["What is the capital of France?", "What is two plus two?", str(MINI / "questions" / "opposite.wav"),
-             "What does a cow say?", "Which day comes after Monday?", "What is the capital of Japan?"]
+def test_six_turns_of_a_conversation_are_answered(tmp_path, monkeypatch):
+    """Typed and spoken, with a follow-up that means nothing without the question before it, and one it cannot know."""
+    asked = ["What is the capital of France?", "And of Japan?", str(MINI / "questions" / "opposite.wav"),
+             "What does a cow say?", "What is your favourite film?", "Which day comes after Monday?"]
     heard = next(row["answer"] for row in QUESTIONS if row["kind"] == "opposite")
-    answers = ["The capital of France is Paris.", "Two plus two is four.", heard, "A cow says moo.",
-               "Tuesday comes after Monday.", "The capital of Japan is Tokyo."]
+    answers = ["The capital of France is Paris.", "The capital of Japan is Tokyo.", heard, "A cow says moo.",
+               UNKNOWN, "Tuesday comes after Monday."]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*asked, ""])))
     sample.main(["--interactive", "--temperature", "0", "--out", str(tmp_path)])
     assert [(tmp_path / str(n) / "answer.txt").read_text().strip() for n in range(1, 7)] == answers
-    assert "single questions" in capsys.readouterr().out
 
 
 def test_the_stages_start_from_what_is_shipped(mini, tmp_path):

@@ -1,6 +1,6 @@
 """Makes mini/, the trained model that comes with the code: from scratch, or its four stages alone.
 
-    python -m toy                             # everything, in some two hours on two cores; the data need flite
+    python -m toy                             # everything, in some four hours on two cores; the data need flite
     python -m toy --from mini                 # the four stages, from what mini/ has: pip packages only
 
 Each step is a command of this project, printed before it starts. A step that is done is not done again; after an
@@ -47,8 +47,8 @@ def plan(work: Path, shipped: str | None) -> list:
         steps = [{"data": [*data, "--answers", Path(shipped) / "data"]}, {"base": [*pretrain, "--from", shipped]}]
     else:
         steps = [{"data": data},
-                 {"speaking": [*pretrain, "tokenizer", "flow", "hift"],
-                  "listening": [*pretrain, "vocabulary", "llm", "encoder"]},
+                 {"speaking": [*pretrain, "vocabulary", "llm", "tokenizer", "flow", "hift"],
+                  "listening": [*pretrain, "encoder"]},
                  {"base": [*pretrain, "base", "units"]}]
     for stage, before in enumerate(("base", "stage1", "stage2", "stage3"), 1):
         steps.append({f"stage{stage}": [ROOT / "train.py", "--stage", stage, "--data", work / "data", "--init-from",
@@ -111,7 +111,7 @@ def ship(work: Path, out: Path) -> None:
     copy_tokenizer(work / "parts" / "llm", out / "base")
     answers.ship_answers(work / "data", out / "data")
     questions(work / "data", out / "questions")
-    logs = [("", work / "steps.jsonl"), ("", work / "parts" / "log.jsonl")]
+    logs = [("", work / "steps.jsonl"), ("", work / "parts" / "first" / "log.jsonl"), ("", work / "parts" / "log.jsonl")]
     logs += [(f"stage{n}", work / f"stage{n}" / "log.jsonl") for n in range(1, 5)]
     rows = [({"stage": stage} if stage else {}) | row for stage, path in logs for row in rows_of(path)]
     with disk.replacing(out / "log.jsonl") as temporary:

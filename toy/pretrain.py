@@ -55,13 +55,23 @@ def units(data: Path, base: Path) -> None:
         print(f"{data / split}: {answers.add_units(data / split, of_answers, count, name)} samples with units")
 
 
+ROUNDS = 5500, 10500            # steps of the encoder's
+
+
+def encoder(data: Path, parts: Path, more: dict) -> None:
+    """In two rounds, the second at the widest augmentation from its first step on; from a start the second alone."""
+    split, config = Split(data / "train"), preset("mini")
+    if "start" not in more:
+        listen.train_encoder(split, config, parts / "first", **{"steps": ROUNDS[0]} | more)
+    listen.train_encoder(split, config, parts, seed=1, **{"steps": ROUNDS[1], "start": parts / "first" / "encoder"} | more)
+
+
 # Part -> the file that says it is there, and what makes it: (data, parts, {"steps": N} where it is given).
 PARTS = {
     "vocabulary": ("llm/mini.tiktoken", vocabulary),
     "llm": ("llm/model.safetensors",
             lambda data, parts, more: listen.train_llm(Split(data / "train"), preset("mini"), parts, **more)),
-    "encoder": ("encoder/model.safetensors",
-                lambda data, parts, more: listen.train_encoder(Split(data / "train"), preset("mini"), parts, **more)),
+    "encoder": ("encoder/model.safetensors", encoder),
     "tokenizer": ("speech_tokenizer/model.safetensors",
                   lambda data, parts, more: speak.train_tokenizer(Split(data / "voice"), parts, **more)),
     "flow": ("speech_decoder/flow.done",

@@ -323,13 +323,14 @@ FAMILY_SHARES = {"espeak": 0.28, "flite": 0.24, "kokoro": 0.29, "hibari": 0.15, 
 POOL = 32              # batches whose clips are sampled together, sorted by length and dealt out
 
 
-def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5500, batch: int = 16, rate: float = 2e-3,
+def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int, batch: int = 16, rate: float = 2e-3,
                   seed: int = 0, start: Path | None = None) -> None:
     """Teach the encoder to hear which phone and which word sounds at each moment; the heads are thrown away. start: a
     directory with an encoder of this size to go on from, in place of random weights.
 
-    The augmentation starts lightly and is at its widest after the first 40 % of the steps; then half of the clips go on
-    as another one from some word on. Log-mels are computed once and kept in memory, 0.6 GB for 10 hours."""
+    The augmentation starts lightly and is at its widest after the first 40 % of the steps, from a start at once; then
+    half of the clips go on as another one from some word on. Log-mels are computed once and kept in memory, 0.6 GB for
+    10 hours."""
     out = Path(folder) / "encoder"
     if (out / "model.safetensors").exists():
         return
@@ -362,7 +363,7 @@ def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int = 5500,
         return starts[int(torch.randint(len(starts), (), generator=generator))]
 
     def loss(step, generator):
-        random, width = np.random.default_rng((seed, step // POOL)), min(1, step / (0.4 * steps))
+        random, width = np.random.default_rng((seed, step // POOL)), 1 if start else min(1, step / (0.4 * steps))
         pool = sorted(random.choice(len(spoken), POOL * batch, p=likely), key=lambda i: lengths[i])
         first = random.permutation(POOL)[step % POOL] * batch
         picked = pool[first:first + batch]
