@@ -153,7 +153,8 @@ def product_dtype(x) -> torch.dtype:
 
 class RMSNorm(nn.RMSNorm):
     """x (..., D) -> the same, in the dtype of the products that follow. Where autocast is on, weights are float32 and x
-    may not be, and PyTorch's fused kernel takes one dtype only; and three projections would each cast what they share."""
+    may not be, and PyTorch's fused kernel takes one dtype only; and three projections would each cast what they
+    share."""
 
     def forward(self, x):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(product_dtype(x))

@@ -114,8 +114,8 @@ def ask(model, sampling, chats, clips, out, names, writing) -> list:
         if answer.text_ids[-1] not in model.config.stop_ids:
             print(f"{out / name}: the answer was cut after {len(answer.text_ids)} tokens: --max-new-tokens takes more")
         if len(answer.unit_states) == len(answer.units) > 0:
-            print(f"{out / name}: the speech was cut after {len(answer.units) / UNIT_RATE:.1f} s: the speech generator did "
-                  "not end it by itself")
+            print(f"{out / name}: the speech was cut after {len(answer.units) / UNIT_RATE:.1f} s: the speech generator "
+                  "did not end it by itself")
     for paths in written:
         print("wrote " + " ".join(map(str, paths)))
     print(report(answers, elapsed, page))

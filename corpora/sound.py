@@ -61,7 +61,8 @@ class Clip:
 
 def decode(clip: Clip, longest: dict):
     """The arrays of a clip as their files hold them: audio and answer_audio (samples,), units (U,), face (T, K), and
-    notes, kind -> what is to be said of its sounds and its face; or a Skip. longest: seconds of audio and of answer_audio at most."""
+    notes, kind -> what is to be said of its sounds and its face; or a Skip. longest: seconds of audio and of
+    answer_audio at most."""
     try:
         arrays = {"notes": {}}
         for name in ("audio", "answer_audio"):
@@ -179,8 +180,8 @@ def read_units(path: Path) -> np.ndarray:
 
 def read_face(clip: Clip, arrays: dict) -> np.ndarray:
     """The face track of a clip, as long as the units of its sound are: (T, K); the last frame is held. What there is to
-    say of it is added to the notes, those that differ in numbers alone as one kind. Raises Skip where it cannot be read,
-    or is not of the length of the sound."""
+    say of it is added to the notes, those that differ in numbers alone as one kind. Raises Skip where it cannot be
+    read, or is not of the length of the sound."""
     try:
         capture = read_capture(clip.face, **clip.face_form)
     except (OSError, ValueError) as error:

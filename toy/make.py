@@ -111,7 +111,7 @@ def ship(work: Path, out: Path) -> None:
     copy_tokenizer(work / "parts" / "llm", out / "base")
     answers.ship_answers(work / "data", out / "data")
     questions(work / "data", out / "questions")
-    logs = [("", work / "steps.jsonl"), ("", work / "parts" / "first" / "log.jsonl"), ("", work / "parts" / "log.jsonl")]
+    logs = [("", work / name) for name in ("steps.jsonl", "parts/first/log.jsonl", "parts/log.jsonl")]
     logs += [(f"stage{n}", work / f"stage{n}" / "log.jsonl") for n in range(1, 5)]
     rows = [({"stage": stage} if stage else {}) | row for stage, path in logs for row in rows_of(path)]
     with disk.replacing(out / "log.jsonl") as temporary:

@@ -63,7 +63,8 @@ def encoder(data: Path, parts: Path, more: dict) -> None:
     split, config = Split(data / "train"), preset("mini")
     if "start" not in more:
         listen.train_encoder(split, config, parts / "first", **{"steps": ROUNDS[0]} | more)
-    listen.train_encoder(split, config, parts, seed=1, **{"steps": ROUNDS[1], "start": parts / "first" / "encoder"} | more)
+    second = {"steps": ROUNDS[1], "start": parts / "first" / "encoder"}
+    listen.train_encoder(split, config, parts, seed=1, **second | more)
 
 
 # Part -> the file that says it is there, and what makes it: (data, parts, {"steps": N} where it is given).
