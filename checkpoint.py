@@ -24,6 +24,7 @@ from tokenizer import Tokenizer
 from whisper import WhisperConfig
 
 SHARD_BYTES = 4 << 30          # of model-*.safetensors
+PAST_TURNS = 20                # of a conversation stay in the prompt, if generation_config.json does not say fewer
 MODEL_TYPE = "llava_her_qwen3" # in config.json: the release's
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json")
 
@@ -92,6 +93,7 @@ def generation_fields(directory, values: dict, vocab_size: int) -> dict:
     ignored = [name for name, plain in SAMPLING.items() if given.get(name) not in (None, *plain)]
     if ignored:
         warnings.warn(f"{path}: {', '.join(ignored)} not used here: text is sampled by temperature and top_p alone")
+    found["past_turns"] = disk.typed(given, "past_turns", Annotated[int, 0, PAST_TURNS], path, PAST_TURNS)
     top_p = disk.typed(given, "top_p", Share | None, path, None)
     return found | {"top_p": 1.0 if top_p is None else max(top_p, 1e-6)}        # 0: the likeliest alone
 
@@ -129,6 +131,7 @@ class ExOmniConfig:
     stop_ids: tuple = (151645, 151643)     # generation_config.json: eos_token_id: <|im_end|>, <|endoftext|>
     top_p: float = 1.0             # generation_config.json: what sampling the text starts from
     greedy_units: bool = False     # generation_config.json: unit_do_sample false; else repetition-aware sampling
+    past_turns: int = PAST_TURNS   # generation_config.json, ours: how many of a conversation's turns stay in the prompt
     dtype: str = "bfloat16"        # of the weights on disk
 
     @classmethod
@@ -226,7 +229,8 @@ PRESETS = {name: ExOmniConfig(llm=size) for name, size in SIZES.items()} | {
         generator=GeneratorConfig(Qwen3Config(1536, 192, 576, 4, 4, 2, 48, max_position_embeddings=4096,
                                               tie_word_embeddings=True), 1024, 1, 4, 48),
         face=FaceConfig(192, 1024, 64, 128, 4, 4, dropout=0.0, tqgf_heads=4, tqgf_dim_head=32),
-        projector_hidden=512, stop_ids=(1535, 1533), greedy_units=True, dtype="float32")}
+        projector_hidden=512, stop_ids=(1535, 1533), greedy_units=True, past_turns=2,
+        dtype="float32")}
 
 
 def preset(name: str) -> ExOmniConfig:
@@ -291,6 +295,7 @@ def write_checkpoint(directory, config: ExOmniConfig, tensors: dict, read=lambda
         weights.write_tensors(directory / name, read(shard))
     disk.write_json(directory / "config.json", config.to_dict())
     ours = {"unit_do_sample": False} if config.greedy_units else {}
+    ours |= {"past_turns": config.past_turns} if config.past_turns != PAST_TURNS else {}
     disk.write_json(directory / "generation_config.json",
                        {"eos_token_id": list(config.stop_ids), "top_p": config.top_p} | ours)
     for path in set(directory.glob("model*.safetensors")) - {directory / name for name in names}:

@@ -174,8 +174,8 @@ def legible(text: str, what: str) -> str:
 
 
 def converse(model, sampling, history: list, out: Path, writing, first=None) -> None:
-    """Ask again and again; what was said stays in the prompt as text. An empty line or the end of input ends it. first:
-    text and sound of the first turn, where they are known."""
+    """Ask again and again; what was said stays in the prompt as text, as many turns as the model was trained with. An
+    empty line or the end of input ends it. first: text and sound of the first turn, where they are known."""
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")
     for turn in range(1, sys.maxsize):
@@ -196,7 +196,8 @@ def converse(model, sampling, history: list, out: Path, writing, first=None) -> 
             first = None
             print(cli.line_of(error), file=sys.stderr)
             continue
-        history = trim_history(history + [past_turn(message), {"role": "assistant", "content": answer.text}])
+        history = trim_history(history + [past_turn(message), {"role": "assistant", "content": answer.text}],
+                               2 * model.config.past_turns)
 
 
 def main(argv=None) -> None:

@@ -45,6 +45,12 @@ def same_weights(seen, expected):
     assert all(torch.equal(state[name], t) for name, t in expected.state_dict().items())
 
 
+@pytest.mark.parametrize("turns", [0, 2, 20])
+def test_a_checkpoint_says_how_many_turns_stay_in_the_prompt(tmp_path, turns):
+    build(config=dataclasses.replace(CONFIG, past_turns=turns)).save_pretrained(tmp_path)
+    assert ExOmni.from_pretrained(tmp_path).config.past_turns == turns
+
+
 def test_a_checkpoint_says_how_units_are_drawn(tmp_path):
     """By default sampled; greedily where generation_config.json says so."""
     for greedy in (True, False):
@@ -259,6 +265,7 @@ def put(*keys):
     ("generation_config.json", put("top_p", "0.9"), "field top_p is '0.9', expected a finite number from 0 to 1"),
     ("generation_config.json", put("top_p", -1), "field top_p is -1, expected a finite number from 0 to 1"),
     ("generation_config.json", put("unit_do_sample", "no"), "field unit_do_sample is 'no', expected true or false"),
+    ("generation_config.json", put("past_turns", -1), "field past_turns is -1, expected a whole number from 0 to 20"),
 ])
 def test_a_wrong_value_is_one_line_that_names_file_and_field(saved, tmp_path, name, change, words):
     with pytest.raises(ValueError, match=words) as caught:

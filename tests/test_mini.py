@@ -87,6 +87,16 @@ def test_six_turns_of_a_conversation_are_answered(tmp_path, monkeypatch):
     assert [(tmp_path / str(n) / "answer.txt").read_text().strip() for n in range(1, 7)] == answers
 
 
+def test_a_spoken_question_after_many_turns_is_heard_as_the_first(tmp_path, monkeypatch):
+    """It was trained with two turns before a question: older ones are left out of the prompt."""
+    before = ["Hello.", "What is the capital of Peru?", "Which day comes after Tuesday?", "How much is two plus two?",
+              "What does a dog say?"]
+    month = next(row["answer"] for row in QUESTIONS if row["kind"] == "month")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join([*before, str(MINI / "questions" / "month.wav"), ""])))
+    sample.main(["--interactive", "--temperature", "0", "--out", str(tmp_path)])
+    assert (tmp_path / "6" / "answer.txt").read_text().strip() == month
+
+
 def test_the_stages_start_from_what_is_shipped(mini, tmp_path):
     """The base has the shipped model's ears, and its units are those of the shipped answers."""
     pretrain.main(["--from", str(MINI), "--work", str(tmp_path / "parts"), "--out", str(tmp_path / "base")])
