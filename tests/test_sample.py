@@ -268,7 +268,7 @@ def test_a_conversation_begins_with_what_was_given_and_survives_mistakes(out, tm
         asked.append((chats[0][-1]["content"][-1].get("text"), clips is not None))
         return [SimpleNamespace(text="So it is.")]
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    model = SimpleNamespace()
+    model = SimpleNamespace(config=SimpleNamespace(past_turns=20))
     monkeypatch.setattr(sample, "load", lambda args: (model, {}))
     monkeypatch.setattr(sample, "ask", answer)
     sample.main(["--interactive", "--text", "Hello", "--audio", str(QUESTION), "--out", str(out)])
@@ -501,7 +501,7 @@ def test_odd_lines_are_one_clear_line_each_and_the_conversation_goes_on(out, tmp
         return [SimpleNamespace(text="So it is.")]
     script = iter([*lines, *heard, "the end of the input comes in the middle of a li"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(script, None) or (_ for _ in ()).throw(EOFError))
-    model = SimpleNamespace()
+    model = SimpleNamespace(config=SimpleNamespace(past_turns=20))
     monkeypatch.setattr(sample, "load", lambda args: (model, {}))
     monkeypatch.setattr(sample, "ask", answer)
     sample.main(["--interactive", "--out", str(out)])
