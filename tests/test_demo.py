@@ -19,9 +19,9 @@ from test_voices import have_espeak
 from toy import answers as answers_file
 from toy import demo, domain, plan, voices
 
-SIZE = {"asked": {"espeak": 5, "flite": 2}, "unknown": {"espeak": 1}, "follow-up": {"flite": 2}, "noise": 4,
-        "random": {"espeak": 2, "flite": 1}, "strings": 3, "sentences": 3, "held": 1, "casual": 8, "typed talks": 6,
-        "spoken talks": 4, "every": 5, "tests": 4}
+SIZE = {"asked": {"espeak": 5, "flite": 2}, "once more": {}, "unknown": {"espeak": 1}, "follow-up": {"flite": 2},
+        "noise": 4, "random": {"espeak": 2, "flite": 1}, "strings": 3, "sentences": 3, "held": 1, "casual": 8,
+        "typed talks": 6, "spoken talks": 4, "every": 5, "tests": 4}
 needs_espeak = pytest.mark.skipif(not have_espeak(), reason="espeakng-loader is not installed")
 needs_voices = pytest.mark.skipif(voices.shutil.which("flite") is None or not have_espeak(),
                                   reason="flite or espeakng-loader is not installed")

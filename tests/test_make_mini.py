@@ -85,6 +85,19 @@ except KeyboardInterrupt: saved.touch()"""
     assert (tmp_path / "saved").exists()
 
 
+def test_listening_ends_with_the_step_at_its_side_and_goes_on_in_the_next(monkeypatch, tmp_path):
+    code = """import pathlib, sys, time
+pathlib.Path(sys.argv[1]).touch()
+time.sleep(60)"""
+    wait = "import pathlib, sys, time\nwhile not pathlib.Path(sys.argv[1]).exists(): time.sleep(.05)"
+    steps = [{"other": ["-c", wait, tmp_path / "ready"], make_mini.UNTIL_ALONE: ["-c", code, tmp_path / "ready"]},
+             {"on": ["-c", "pass"]}]
+    monkeypatch.setattr(make_mini, "plan", lambda *_: steps)
+    make_mini.make(tmp_path, None)
+    rows = [json.loads(row) for row in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == ["other", make_mini.UNTIL_ALONE, "on"] and rows[1]["seconds"] < 50
+
+
 def test_a_failed_step_ends_the_other_one_at_once(planned, tmp_path):
     planned([{"slow": 0, "b": 1}])
     with pytest.raises(ValueError, match="b ended with code 1"):
@@ -98,7 +111,8 @@ def test_an_interrupted_stage_is_resumed_and_the_shipped_start_needs_no_pretrain
                 for group in make_mini.plan(tmp_path, shipped) for name, arguments in group.items()}
 
     steps = planned(None)
-    assert list(steps) == ["data", "speaking", "listening", "base", "stage1", "stage2", "stage3", "stage4"]
+    assert list(steps) == ["data", "speaking", make_mini.UNTIL_ALONE, "listening, two cores", "base", "stage1", "stage2",
+                           "stage3", "stage4"]
     assert all(steps[f"stage{n}"][-2:] == ["--resume", "auto"] for n in range(1, 5)), "starts, or goes on"
     assert steps["stage3"][steps["stage3"].index("--init-from") + 1] == str(tmp_path / "stage2")
     shipped = planned("mini")

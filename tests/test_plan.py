@@ -23,7 +23,9 @@ def written(full):
 def test_the_full_plan_has_the_recipes_numbers(full):
     questions = [clip for clip in full["train"] if "answer" in clip]
     families = Counter(clip["how"]["family"] for clip in full["train"])
-    assert 8000 <= len(questions) <= 9500 and families["kokoro"] == 700 and families["hibari"] == 900
+    assert 11500 <= len(questions) <= 13000 and families["kokoro"] == 1105 and families["hibari"] == 1325
+    asked = Counter(clip["answer"] for clip in questions if "before" not in clip)
+    assert min(asked["Monday comes after Sunday."], asked["May comes before June."]) >= 40 > asked["Five plus two is seven."]
     assert set(families) == {*voices.FAMILIES, "noise"}
     assert all(3 <= len(clip["text"].split()) <= 8 for clip in full["train"] if clip["kind"] == "random")
     assert len({clip["id"] for several in full.values() for clip in several}) == sum(map(len, full.values()))

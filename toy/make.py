@@ -32,11 +32,12 @@ import torch
 import disk
 import weights
 from data import Split
-from toy import answers
+from toy import answers, pretrain
 from whisper import SAMPLE_RATE
 
 ROOT = Path(__file__).parent.parent
 QUESTIONS = ("test-natural", "test-voices", "test-both")       # splits whose voices are not in the training data
+UNTIL_ALONE = "listening, one core"     # is interrupted when the other step of its dict is done; a later step goes on
 
 
 def plan(work: Path, shipped: str | None) -> list:
@@ -48,7 +49,8 @@ def plan(work: Path, shipped: str | None) -> list:
     else:
         steps = [{"data": data},
                  {"speaking": [*pretrain, "vocabulary", "llm", "tokenizer", "flow", "hift"],
-                  "listening": [*pretrain, "encoder"]},
+                  UNTIL_ALONE: [*pretrain, "encoder"]},
+                 {"listening, two cores": [*pretrain, "encoder", "--threads", 2]},
                  {"base": [*pretrain, "base", "units"]}]
     for stage, before in enumerate(("base", "stage1", "stage2", "stage3"), 1):
         steps.append({f"stage{stage}": [ROOT / "train.py", "--stage", stage, "--data", work / "data", "--init-from",
@@ -71,6 +73,11 @@ def rows_of(log: Path) -> list:
 def make(work: Path, shipped: str | None) -> None:
     """Start the steps that are not done, in order. Where one fails: `cli.failed`."""
     log = work / "steps.jsonl"
+
+    def finished(name):
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": name, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
+
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = {row.get("step") for row in rows_of(log)}
     work.mkdir(parents=True, exist_ok=True)
@@ -89,8 +96,10 @@ def make(work: Path, shipped: str | None) -> None:
                     if code:
                         cli.stop(running.values(), signal.SIGTERM)
                         cli.failed(name, code, "mend what it says, then the same command goes on")
-                    with open(log, "a", encoding="utf-8") as file:
-                        file.write(json.dumps({"step": name, "seconds": round(time.monotonic() - begun, 1)}) + "\n")
+                    finished(name)
+                if len(steps) > 1 and [*running] == [UNTIL_ALONE]:
+                    cli.stop([running.pop(UNTIL_ALONE)])                   # what it saved is gone on with
+                    finished(UNTIL_ALONE)
         finally:
             cli.stop(running.values())                          # interrupted: they save
 
@@ -111,7 +120,8 @@ def ship(work: Path, out: Path) -> None:
     copy_tokenizer(work / "parts" / "llm", out / "base")
     answers.ship_answers(work / "data", out / "data")
     questions(work / "data", out / "questions")
-    logs = [("", work / name) for name in ("steps.jsonl", "parts/first/log.jsonl", "parts/log.jsonl")]
+    logs = [("", work / "steps.jsonl")]
+    logs += [("", work / "parts" / name / "log.jsonl") for name, *_ in pretrain.ROUNDS]
     logs += [(f"stage{n}", work / f"stage{n}" / "log.jsonl") for n in range(1, 5)]
     rows = [({"stage": stage} if stage else {}) | row for stage, path in logs for row in rows_of(path)]
     with disk.replacing(out / "log.jsonl") as temporary:

@@ -17,16 +17,17 @@ from toy import casual, domain, facts, keyboard, outside, talks, voices
 from toy.keyboard import pick
 from toy.rooms import NOISES
 
-# Clips of training by what they are and their family; random strings and plain sentences to read aloud, of which `held`
+# Clips of training by what they are and their family ("once more": for each count in ALIKE); random strings and plain sentences to read aloud, of which `held`
 # each are kept from training; questions that are typed casually, conversations that are typed, and that use the sound of
 # a clip; tests ask every n-th answer.
 SIZES = {
     "full": {"asked": {"espeak": 2900, "flite": 2900, "kokoro": 570, "hibari": 720},
+             "once more": {"espeak": 3, "flite": 3, "kokoro": 1, "hibari": 1},
              "unknown": {"espeak": 350, "flite": 300, "kokoro": 80, "hibari": 110},
-             "follow-up": {"espeak": 200, "flite": 200, "kokoro": 50, "hibari": 70}, "noise": 300,
+             "follow-up": {"espeak": 500, "flite": 500, "kokoro": 100, "hibari": 140}, "noise": 300,
              "random": {"espeak": 2200, "flite": 1800}, "strings": 1500, "sentences": 300, "held": 40,
              "casual": 24000, "typed talks": 14000, "spoken talks": 3000, "every": 2, "tests": 240},
-    "small": {"asked": {"espeak": 700, "flite": 700, "kokoro": 10, "hibari": 10},
+    "small": {"asked": {"espeak": 700, "flite": 700, "kokoro": 10, "hibari": 10}, "once more": {},
               "unknown": {"espeak": 60, "flite": 60}, "follow-up": {"espeak": 30, "flite": 30}, "noise": 20,
               "random": {"espeak": 100, "flite": 60}, "strings": 60, "sentences": 40, "held": 10,
               "casual": 2500, "typed talks": 1500, "spoken talks": 200, "every": 12, "tests": 24},
@@ -34,6 +35,8 @@ SIZES = {
 TESTS = ("test-voices", "test-recombined", "test-wording", "test-both", "test-natural")
 MORE_TESTS = ("test-turns", "test-outside", "test-typed")
 SPLITS = ("voice", "train", "val", *TESTS, *MORE_TESTS)
+# Questions that differ in one short word, and are asked more often: how many times SIZES' "once more", by their kind.
+ALIKE = {"day": 4, "month": 4, "season": 4, "opposite": 1, "sound": 1, "color": 1}
 ASK_AGAIN = 7               # of so many typed conversations of training one ends with "Say that again."
 READ_AS_QUESTION = 14       # of so many typed questions of training one is answered aloud too, which costs most
 
@@ -61,7 +64,7 @@ def plan(seed: int, size: dict) -> dict:
     answers, answered = [*rows, domain.SILENCE], [answer for answer in rows if answer != domain.UNKNOWN]
     words = domain.vocabulary(row["text"] for row in phrasings if row["kind"] not in ("far", "near"))
     clips = {"voice": to_read_aloud(seed, size, answers)}
-    clips["train"] = [*questions(seed, size["asked"], answered, rows), *refused(seed, size["unknown"], rows),
+    clips["train"] = [*questions(seed, size["asked"], size["once more"], answered, rows), *refused(seed, size["unknown"], rows),
                       *follow_ups(seed, phrasings, "train", size["follow-up"]), *noise(seed, "train", size["noise"]),
                       *(random_words(seed, family, n, words) for family, count in size["random"].items()
                         for n in range(count))]
@@ -111,24 +114,29 @@ def clip(seed: int, name: str, row: dict, family: str, held: bool = False) -> di
             "how": voices.sample_voice(family, rng(seed, name), held)}
 
 
-def questions(seed: int, counts: dict, answers: list, rows: dict) -> list:
-    """Training's questions that have an answer. The families ask for each answer in turn; each takes the next of its
-    phrasings, which change their core from one to the next, so that each form is heard."""
-    order, taken, found = {}, Counter(), []
+def questions(seed: int, counts: dict, more: dict, answers: list, rows: dict) -> list:
+    """Training's questions that have an answer. The families ask for each answer in turn, for those of ALIKE some times
+    more; each takes the next of its phrasings, which change their core from one to the next, so that each form is
+    heard."""
+    order, taken, asked_by, found = {}, Counter(), Counter(), []
     for n, answer in enumerate(answers):
         trained, seen, ranked = rows[answer]["train"], Counter(), []
         for i in rng(seed, f"order {n}").permutation(len(trained)):
             ranked.append((seen[trained[i]["core"]], len(ranked), trained[i]))
             seen[trained[i]["core"]] += 1
         order[answer] = [row for *_, row in sorted(ranked, key=lambda one: one[:2])]
+    turns = []
     for family, count in counts.items():
         who = rng(seed, f"who {family}").permutation(len(answers))
-        for number in range(count):
-            n = int(who[number % len(who)])
-            answer = answers[n]
-            row = order[answer][taken[answer] % len(order[answer])]
-            taken[answer] += 1
-            found.append(clip(seed, f"train-{n:03d}-{family}-{number // len(who)}", row, family))
+        turns += [(family, int(who[number % len(who)])) for number in range(count)]
+    turns += [(family, n) for family, count in more.items() for n, answer in enumerate(answers)
+              for _ in range(count * ALIKE.get(rows[answer]["train"][0]["kind"], 0))]
+    for family, n in turns:
+        answer = answers[n]
+        row = order[answer][taken[answer] % len(order[answer])]
+        found.append(clip(seed, f"train-{n:03d}-{family}-{asked_by[family, n]}", row, family))
+        taken[answer] += 1
+        asked_by[family, n] += 1
     return found
 
 

@@ -55,16 +55,17 @@ def units(data: Path, base: Path) -> None:
         print(f"{data / split}: {answers.add_units(data / split, of_answers, count, name)} samples with units")
 
 
-ROUNDS = 5500, 10500            # steps of the encoder's
+# The encoder's rounds: directory below the parts', steps, peak rate. All but the first begin at the widest augmentation.
+ROUNDS = (("first", 5500, 2e-3), ("second", 10500, 2e-3), ("", 5500, 1e-3))
 
 
 def encoder(data: Path, parts: Path, more: dict) -> None:
-    """In two rounds, the second at the widest augmentation from its first step on; from a start the second alone."""
-    split, config = Split(data / "train"), preset("mini")
-    if "start" not in more:
-        listen.train_encoder(split, config, parts / "first", **{"steps": ROUNDS[0]} | more)
-    second = {"steps": ROUNDS[1], "start": parts / "first" / "encoder"}
-    listen.train_encoder(split, config, parts, seed=1, **second | more)
+    """Each round goes on from the encoder of the one before; from a start, the last round alone."""
+    split, config, more = Split(data / "train"), preset("mini"), dict(more)
+    start = more.pop("start", None)
+    for seed, (folder, steps, rate) in [*enumerate(ROUNDS)][-1 if start else 0:]:
+        listen.train_encoder(split, config, parts / folder, **{"steps": steps} | more, rate=rate, seed=seed, start=start)
+        start = parts / folder / "encoder"
 
 
 # Part -> the file that says it is there, and what makes it: (data, parts, {"steps": N} where it is given).
