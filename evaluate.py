@@ -179,7 +179,7 @@ def first_sound(model, answer, seed: int) -> dict:
     begun = time.perf_counter()
     decoder = model.speech_generator.generate(
         answer.text_states[None].to(ids.device), torch.ones_like(ids, dtype=torch.bool)[None],
-        ids[~model.stops(ids.device)[ids]][None], GREEDY if model.config.greedy_units else RepetitionAware(),
+        ids[~model.is_stop(ids)][None], GREEDY if model.config.greedy_units else RepetitionAware(),
         torch.Generator().manual_seed(seed),
         each=lambda decoder: clock.append((int(decoder.count[0]), time.perf_counter() - begun)))
     units, started = decoder.emitted()[0][0].tolist(), time.perf_counter()

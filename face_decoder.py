@@ -1,8 +1,8 @@
-"""The face decoder: speech units and the states that predicted them -> 52 ARKit blendshape weights, 30 frames a second.
+"""The face decoder: speech units and the generator's states -> 52 ARKit blendshape weights, 30 frames a second.
 
-arXiv 2602.07106; docs/spec/ex_omni.md 6. The units, stretched to the frames, ask the speech generator's states through
-TQGF; a rotation that repeats every 25 frames gives the frames their rhythm; a causal transformer smooths them. All
-frames at once: nothing here is autoregressive.
+arXiv 2602.07106; docs/spec/ex_omni.md 6. The embedded units are resampled to the frame rate and become the query of
+TQGF, whose context is the speech generator's hidden states. A periodic RoPE rotates the result, a causal transformer
+makes the frames of it, all at once: nothing here is autoregressive.
 
 Shapes: B batch, U units (12.5 per second), S states (U + 1: one per decoding step), T face frames (30 per second),
 D width, K = 52 blendshape weights.
@@ -17,20 +17,20 @@ from torch import nn
 from tqgf import TQGF, Concatenation
 
 UNIT_RATE = 12.5        # units per second
-FPS = 30                # face frames per second: 2.4 per unit, the clocks meet every 5 units (12 frames)
+FPS = 30                # face frames per second: 2.4 per unit, so 5 units are exactly 12 frames
 CHANNELS = 52           # K: the ARKit blendshapes, in the order of face/arkit.py
-LONG = 1536             # frames, 51 s: a longer track is made without the attention's (T, T) matrix
+LONG = 1536             # frames, 51 s: above it attention runs without a (T, T) matrix
 
 
 def frames_for_units(n):
-    """Face frames that n units last: floor(12 n / 5), exact in integers. n: an int or an integer tensor."""
+    """Number of face frames for n units, floor(12 n / 5). n: an int or an integer tensor."""
     return 12 * n // 5
 
 
 @dataclass
 class FaceConfig:
-    """Names in the release's config.json are in the comments; it publishes no values for most of these fields, so the
-    sizes here are ours, but for the six layers, the TQGF's depth and the period, which are the paper's."""
+    """The comments give the field's name in the release's config.json. Six layers, the TQGF's depth and the period are
+    the paper's; the other sizes are not published, so they are ours."""
     state_dim: int = 1024          # width of the context: the speech generator's states
     unit_vocab: int = 16384        # speech_vocab_size: rows of the unit table, more than the largest unit id
     unit_dim: int = 256            # speech_embed_dim
@@ -45,15 +45,15 @@ class FaceConfig:
     period: int = 25               # P, in frames: 25 in the paper, 30 is the release's default
     rope_scale: float = 1.0        # alpha in the paper
     velocity_weight: float = 0.5   # of the velocity term in the loss (from the release's disabled code); 0 in v2
-    ablate: str = ""               # Table 6, see checkpoint.ABLATIONS. What it leaves out is not built; "context" leaves
-                                   # out all of TQGF: our reading
+    ablate: str = ""               # Table 6, see checkpoint.ABLATIONS. Removed parts are not built; "context" removes
+                                   # all of TQGF, which is our reading
 
 
 class PeriodicRoPE(nn.Module):
-    """x (B, T, D) -> (B, T, D): the features of frame t, in pairs (2j, 2j + 1), turned by ((t mod period) / scale) w_j.
+    """x (B, T, D) -> (B, T, D): feature pairs (2j, 2j + 1) of frame t are rotated by ((t mod period) / scale) w_j.
 
-    w_j = 10000^(-2j / D). Positions repeat, so the rotation stays bounded however long the reply is. The features
-    themselves are rotated, once, not queries and keys (docs/spec/ex_omni.md 6.2, step 5).
+    w_j = 10000^(-2j / D). Positions repeat, so the angles stay bounded however long the reply is. Unlike the usual RoPE
+    it rotates the features once, not queries and keys in each layer (docs/spec/ex_omni.md 6.2, step 5).
     """
 
     def __init__(self, dim: int, period: int = 25, scale: float = 1.0):
@@ -69,10 +69,10 @@ class PeriodicRoPE(nn.Module):
 
 
 def stretch(x, lengths, frames):
-    """x (B, U, D), its first lengths (B,) rows stretched linearly to the first frames (B,) of (B, max(frames), D).
+    """x (B, U, D) -> (B, max(frames), D): each sample's lengths (B,) rows, linearly interpolated to frames (B,).
 
-    Frame t reads unit position (t + 0.5) U / T - 0.5 (docs/spec/ex_omni.md 6.2, step 3). Rows past a sample's frames
-    repeat its last; there is at least one.
+    Frame t reads unit position (t + 0.5) U / T - 0.5 (docs/spec/ex_omni.md 6.2, step 3). Padding repeats a sample's
+    last frame; the result has at least one frame.
     """
     t = torch.arange(max(1, int(frames.max())), device=x.device)
     lengths, frames = lengths.clamp(min=1)[:, None], frames.clamp(min=1)[:, None]
@@ -85,24 +85,28 @@ def stretch(x, lengths, frames):
 
 
 def release_frames(units) -> int:
-    """The release's count over a whole tensor (docs/spec/ex_omni.md 6.1): id 0 is not counted, and floating point loses
-    a frame here and there (205 units -> 491 frames, not 492)."""
+    """The release's number of frames for a whole tensor of units (docs/spec/ex_omni.md 6.1): id 0 is not counted, and
+    rounding errors lose a frame here and there (205 units -> 491 frames, not 492)."""
     return int(int((units > 0).sum()) * (1 / UNIT_RATE) * FPS)
 
 
 def release_lengths(units, frames=None) -> tuple:
-    """What the release stretches to what, (B,) each: every row of the padded units (B, U) to the frames of the whole
-    batch, or to those of the longest label; and the frames (B, T) that attention does not see (docs/spec/ex_omni.md 6.2
-    and 8.2, items 1, 2, 5 and 11)."""
-    total = release_frames(units) if frames is None else int(frames.max())
-    valid = ((units >= 0).sum(1) * total // max(1, units.shape[1])).clamp(1, max(1, total)) if frames is None else frames
-    everywhere = (torch.full((len(units),), n, device=units.device) for n in (units.shape[1], total))
-    return *everywhere, torch.arange(max(1, total), device=units.device) >= valid.clamp(min=1)[:, None]
+    """The release's lengths (B,) and frames (B,) for `stretch`, and its padding mask (B, T), True = hidden.
+
+    It stretches every row of units (B, U), padding included, to the frame count of the whole batch, or to that of the
+    longest label (docs/spec/ex_omni.md 6.2 and 8.2, items 1, 2, 5 and 11)."""
+    if frames is None:
+        total = release_frames(units)
+        frames = (units >= 0).sum(1) * total // max(1, units.shape[1])
+    else:
+        total = int(frames.max())
+    lengths, totals = (torch.full((len(units),), n, device=units.device) for n in (units.shape[1], total))
+    return lengths, totals, torch.arange(max(1, total), device=units.device) >= frames.clamp(min=1)[:, None]
 
 
 def lean_layer(layer: nn.TransformerEncoderLayer, x):
-    """What the layer makes of x (B, T, D) where each frame sees those before it. PyTorch's own path for this holds
-    (B, H, T, T) numbers: gigabytes for a minute or two. In evaluation mode only: without dropout."""
+    """layer(x) for x (B, T, D) under a causal mask, without the (B, H, T, T) matrix of PyTorch's own path, which takes
+    gigabytes for a minute or two. For evaluation only: it has no dropout."""
     attn = layer.self_attn
     qkv = F.linear(x, attn.in_proj_weight, attn.in_proj_bias)
     q, k, v = rearrange(qkv, "b t (three h d) -> three b h t d", three=3, h=attn.num_heads)
@@ -126,50 +130,50 @@ class FaceDecoder(nn.Module):
             fusion = Concatenation if config.ablate == "tqgf" else TQGF
             self.tqgf = fusion(D, config.tqgf_depth, config.tqgf_heads, config.tqgf_dim_head)
         self.rope = PeriodicRoPE(D, config.period, config.rope_scale)
-        self.encoder = nn.ModuleList(nn.TransformerEncoderLayer(D, config.heads, 2 * D, config.dropout, batch_first=True)
-                                     for _ in range(config.layers))
+        self.encoder = nn.ModuleList(
+            nn.TransformerEncoderLayer(D, config.heads, 2 * D, config.dropout, batch_first=True)
+            for _ in range(config.layers))
         self.out_head = nn.Sequential(nn.LayerNorm(D), nn.Linear(D, D // 2), nn.ReLU(), nn.Dropout(config.dropout),
                                       nn.Linear(D // 2, config.channels))
 
     def forward(self, units, states, states_mask=None, frames=None, release_quirks=False):
         """states_mask (B, S) bool, True = visible. frames (B,): how many to make of each row, by default
-        frames_for_units of its units; the result is as long as the longest and means nothing past a row's own.
-        release_quirks: the release's frame counts, see `release_lengths`. Raises ValueError for units beyond the table.
+        frames_for_units of its units. The result is as long as the longest row; values past a row's end are undefined.
+        release_quirks: the release's frame counts, see `release_lengths`. Raises ValueError for unknown unit ids.
         """
-        lengths, hidden = (units >= 0).sum(1), None                                     # (B,)
+        lengths, padding = (units >= 0).sum(1), None                                    # (B,)
         if release_quirks:
-            lengths, frames, hidden = release_lengths(units, frames)
+            lengths, frames, padding = release_lengths(units, frames)
         elif frames is None:
             frames = frames_for_units(lengths)
-        context = None if self.config.ablate == "context" else self.speech_gen_projection(states)     # (B, S, D)
-        # Query: what is said, on the units' clock, then on the frames'. Context: what it means, as the generator saw it.
+        context = None if self.config.ablate == "context" else self.speech_gen_projection(states)   # (B, S, D)
         query = stretch(self.embed(units, context), lengths, frames)                    # (B, T, D)
         real = torch.arange(query.shape[1], device=query.device) < frames[:, None]
         x = self.rope(query if context is None else self.tqgf(query, context, states_mask, real))
-        if x.shape[1] > LONG and not self.training and (hidden is None or not hidden.any()):
+        if x.shape[1] > LONG and not self.training and (padding is None or not padding.any()):
             for layer in self.encoder:
                 x = lean_layer(layer, x)
             return self.out_head(x)
-        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)        # True = hidden
-        for layer in self.encoder:                                                      # frames see those before them
-            x = layer(x, src_mask=future, src_key_padding_mask=hidden, is_causal=True)
+        future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).triu(1)      # True = hidden
+        for layer in self.encoder:
+            x = layer(x, src_mask=future, src_key_padding_mask=padding, is_causal=True)
         return self.out_head(x)[:, :int(frames.max())]
 
     def embed(self, units, context):
-        """The queries (B, U, D), zero at padding: embedded units. Without units (v2 Table 6, "hidden features only"; our
-        reading) the state that predicted each unit stands for it."""
-        units = F.pad(units, (0, int(units.shape[1] == 0)), value=-100)                 # a batch without any still runs
+        """Units (B, U) -> embeddings (B, U, D), zero at padding. In the ablation without units (v2 Table 6, "hidden
+        features only"; our reading) each unit is replaced by the state that predicted it."""
+        units = F.pad(units, (0, int(units.shape[1] == 0)), value=-100)                 # U = 0 runs too
         if units.numel() and int(units.max()) >= self.config.unit_vocab:
-            raise ValueError(f"unit {int(units.max())} is outside the face decoder's table of {self.config.unit_vocab}: "
-                             "were these units made by another speech tokenizer?")
+            raise ValueError(f"unit {int(units.max())} is outside the face decoder's table of "
+                             f"{self.config.unit_vocab}: were these units made by another speech tokenizer?")
         if self.config.ablate == "units":
             return context[:, :units.shape[1]] * (units >= 0)[..., None]
         return self.speech_token_projection(self.speech_token_embedding(units.clamp(min=0))) * (units >= 0)[..., None]
 
 
 def face_loss(pred, target, lengths, velocity_weight: float = 0.5):
-    """Mean squared error of the weights plus velocity_weight times that of their frame-to-frame differences (v1; in v2
-    and in the release the velocity term is off: docs/spec/ex_omni.md 6.3).
+    """Mean squared error of the weights plus velocity_weight times that of their frame-to-frame differences (v1; v2 and
+    the release leave out the velocity term: docs/spec/ex_omni.md 6.3).
 
     pred (B, T', K) is cut or zero-padded to target (B, T, K); lengths (B,) valid frames. Each term is averaged over the
     channels, then over a sample's valid frames (or pairs of them), then over the batch.

@@ -1,10 +1,10 @@
-"""Token-as-Query Gated Fusion (TQGF): tokens ask, a context answers, a gate decides how much of the answer to let in.
+"""Token-as-Query Gated Fusion (TQGF): cross-attention whose output passes a gate computed from the query.
 
 Fuse(Q, C) = Q + sigmoid(G(Q)) * Attention(Q, C)    (arXiv 2602.07106; docs/spec/ex_omni.md 5.3)
 
-The sequence with the right clock is always the query, the representation that has the meaning is only ever context: the
-output is as long as the query. Used twice. In the speech generator the embedded reply asks the LLM's hidden states; in
-the face decoder the speech units, at frame rate, ask the speech generator's hidden states.
+The query is the sequence that has the right clock, and the output is as long as it is; the context only supplies keys
+and values. It is used twice. In the speech generator the tokens of the reply are the query and the LLM's hidden states
+the context; in the face decoder the speech units, at frame rate, and the speech generator's hidden states.
 
 Shapes: B batch, N query tokens, C context rows, D width, H heads, d head size.
 """
@@ -36,7 +36,7 @@ class GatedCrossAttention(nn.Module):
 
 
 def feed_forward(dim: int) -> nn.Sequential:
-    """LayerNorm, then two linear maps with four times the width between."""
+    """LayerNorm, then an MLP with four times the width."""
     return nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 4 * dim, bias=False), nn.GELU(),
                          nn.Linear(4 * dim, dim, bias=False))
 
@@ -44,8 +44,8 @@ def feed_forward(dim: int) -> nn.Sequential:
 class TQGF(nn.Module):
     """query (B, N, D), context (B, C, D), context_mask (B, C) bool, True = visible -> (B, N, D).
 
-    The context itself is never updated. A sample whose context is wholly masked (an empty reply) sees all of it:
-    attention over nothing would be NaN. Queries never see each other, so their padding (query_mask) does not matter.
+    The context is the same in all layers. A sample whose context is wholly masked (an empty reply) sees all of it, as a
+    softmax over nothing is NaN. Queries do not attend to each other, so query_mask is not needed.
     """
 
     def __init__(self, dim: int, depth: int = 2, heads: int = 16, dim_head: int = 256):
@@ -64,9 +64,9 @@ class TQGF(nn.Module):
 
 
 class Concatenation(nn.Module):
-    """What replaces TQGF in its ablations (v1 Tables 6 and 8, v2 Table 6): context and query are laid end to end and fused
-    by self-attention, without a gate. Arguments and shapes as for `TQGF`, but heads of dim / heads; the pre-norm layers
-    are our reading."""
+    """Replaces TQGF in the ablations (v1 Tables 6 and 8, v2 Table 6): self-attention over context and query together,
+    without a gate. Arguments and shapes as for `TQGF`, except that the head size is dim / heads. That the layers are
+    pre-norm is our reading."""
 
     def __init__(self, dim: int, depth: int = 2, heads: int = 16, dim_head: int = 256):
         super().__init__()
@@ -75,10 +75,10 @@ class Concatenation(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, query, context, context_mask=None, query_mask=None):
-        real = [x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
-                for x, mask in ((context, context_mask), (query, query_mask))]
-        x, hidden = torch.cat([context, query], dim=1), ~torch.cat(real, dim=1)         # (B, C + N, D), (B, C + N)
-        hidden = hidden & ~hidden.all(1, keepdim=True)
+        masks = [x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+                 for x, mask in ((context, context_mask), (query, query_mask))]
+        x, padding = torch.cat([context, query], dim=1), ~torch.cat(masks, dim=1)       # (B, C + N, D), (B, C + N)
+        padding = padding & ~padding.all(1, keepdim=True)
         for layer in self.layers:
-            x = layer(x, src_key_padding_mask=hidden)
+            x = layer(x, src_key_padding_mask=padding)
         return self.norm(x[:, context.shape[1]:])
