@@ -1,8 +1,7 @@
-"""Autoregressive decoding: how an id is sampled, and the loop that samples one after another on the device.
+"""Autoregressive decoding: samplers, and the loop that both the LLM and the speech generator use.
 
-The loop serves the language model (text ids) and the speech generator (units; docs/spec/ex_omni.md 5.5). Its step reads
-and writes static tensors only and never asks the device anything, sampling included, so that one CUDA graph captures it
-on a GPU; a CPU executes the same step as it is.
+One step of the loop, sampling included, reads and writes only tensors that are allocated once, and never waits for the
+device. So a GPU can capture it as one CUDA graph; a CPU runs the same code (docs/spec/ex_omni.md 5.5).
 
 Shapes: B batch, N tokens, V vocabulary, D width.
 """
@@ -15,25 +14,24 @@ import torch.nn.functional as F
 from audio import DAMAGED
 from qwen3 import KVCache
 
-POLL = {"cpu": 1}      # steps between looks at whether all samples have ended; free on a CPU,
-POLL_DEFAULT = 16      # a pause of the pipeline elsewhere
-WINDOW = 10            # emitted ids a sampler is shown
-ROUND = 128            # capacities are rounded up to this, so that the next prompt finds a decoder that fits
-COLDEST = 1e-5         # temperature: logits divided by less may overflow float32
+POLL = {"cpu": 1}      # steps between two checks whether all samples have ended. The check is free on a CPU;
+POLL_DEFAULT = 16      # elsewhere it waits for the device
+WINDOW = 10            # number of recent ids that a sampler gets
+ROUND = 128            # capacities are rounded up to a multiple of this, so that a decoder can be reused more often
+COLDEST = 1e-5         # lowest temperature above 0: logits divided by less may overflow float32
 
 
 def sample_from(weights, generator=None):
-    """weights (B, V) >= 0, not all zero in a row -> ids (B,), each with a probability in proportion to its weight.
+    """Sample ids (B,) in proportion to weights (B, V) >= 0, not all zero in a row.
 
-    The largest of weight / exponential noise wins: the same law as torch.multinomial, without its checks, for which the
-    host would have to wait.
+    argmax of weight / exponential noise has the distribution of torch.multinomial, whose checks wait for the device.
     """
     return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(-1)
 
 
 def nucleus(probs, top_p: float, top_k: int):
-    """probs (B, V) -> the best ids whose preceding mass is below top_p, top_k at most: weights (B, k), best first, zero
-    where left out, and their ids (B, k). The first is always kept."""
+    """Top-p and top-k: probs (B, V) -> weights (B, k), sorted, zero for ids that are left out, and their ids (B, k).
+    An id is kept if those before it add up to less than top_p; the first is always kept."""
     weights, ids = probs.topk(min(top_k, probs.shape[-1]))
     before = F.pad(weights.cumsum(-1)[:, :-1], (1, 0))
     return weights * ((before < top_p) | (before == 0)), ids
@@ -74,12 +72,12 @@ GREEDY = TextSampler()
 
 @dataclass(frozen=True)
 class RepetitionAware:
-    """logits (B, V), recent ids (B, WINDOW), -1 where there are none yet -> ids (B,): nucleus sampling, and where the
-    id was emitted lately another one, sampled from all (docs/spec/ex_omni.md 5.5, step 5). Raises ValueError for a
-    top_p or tau outside (0, 1], or a top_k below 1."""
+    """logits (B, V), recent ids (B, WINDOW) with -1 for none -> ids (B,). Nucleus sampling; an id that repeats recent
+    ones is replaced by one sampled from the whole distribution (docs/spec/ex_omni.md 5.5, step 5). Raises ValueError
+    for a top_p or tau outside (0, 1], or a top_k below 1."""
     top_p: float = 0.8
     top_k: int = 25
-    tau: float = 0.1       # share of the window from which an id counts as repeated
+    tau: float = 0.1       # an id is a repetition if it fills at least this share of the window
 
     def __post_init__(self):
         check_share("top_p", self.top_p)
@@ -96,20 +94,20 @@ class RepetitionAware:
 
 
 def seed_from(generator) -> int:
-    """A seed for a device's own generator, from the caller's or from torch's."""
+    """A seed for the device's generator, drawn from `generator` or, if None, from torch's global one."""
     return int(torch.randint(2 ** 62, (), generator=generator))
 
 
 class Decoder:
-    """Decodes a batch on static tensors; its samples end at different times. Get one from `decoder_for`.
+    """Decodes a batch whose samples may end at different times. Get one from `decoder_for`.
 
-    llm: a Qwen3. embed: the nn.Embedding (V, D) of emitted ids. head(states (B, D)) -> logits (B, V).
-    sampler(logits (B, V) float32, recent ids (B, WINDOW), generator) -> ids (B,). Three tuples of ids: stop end a
-    sample; banned are never sampled; skipped are not emitted, and the last input is fed again.
+    llm: a Qwen3. embed: nn.Embedding (V, D) of the ids. head(states (B, D)) -> logits (B, V).
+    sampler(logits (B, V) float32, recent ids (B, WINDOW), generator) -> ids (B,). Three tuples of ids: `stop` end a
+    sample; `banned` are never sampled; `skipped` are not emitted, and the previous input is fed once more.
 
-    After `run`: `ids` (B, steps + 1), the first `count` (B,) of a row emitted; `states` (B, steps + 1, D), the first
-    `state_count` (B,) those that its ids, skipped ones too, were chosen from; `log_probability` (B,) of all ids chosen
-    together, as the head gives it, whatever the sampler makes of it. The next use overwrites them.
+    Results after `run`: `ids` (B, steps + 1), of which the first `count` (B,) were emitted; `states` (B, steps + 1, D),
+    of which the first `state_count` (B,) predicted an id, skipped ones included; `log_probability` (B,), the sum over
+    the chosen ids at temperature 1. The next use overwrites them.
     """
 
     def __init__(self, llm, embed, head, sampler, batch, capacity, steps, stop=(), banned=(), skipped=()):
@@ -120,7 +118,7 @@ class Decoder:
         def zeros(*shape, dtype=torch.long):
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
-        with torch.inference_mode(False):              # tensors that may be written to in any mode
+        with torch.inference_mode(False):              # so that the tensors can be written to outside of it too
             vocabulary = torch.arange(embed.num_embeddings)
             self.stop, self.banned, self.skipped = (
                 torch.isin(vocabulary, torch.tensor(ids, dtype=torch.long)).to(self.device)
@@ -138,9 +136,9 @@ class Decoder:
 
     @torch.inference_mode()
     def begin(self, embeds, lengths, minimum, maximum, seed: int) -> None:
-        """Read the prompts embeds (B, N, D), right-padded, lengths (B,) of them real, and choose the first ids.
+        """Read the right-padded prompts embeds (B, N, D) of lengths (B,) and choose the first ids.
 
-        minimum, maximum (B,): a sample ends neither before nor after so many steps. Call `run` next.
+        minimum, maximum (B,): the least and the most steps of each sample. Call `run` next.
         """
         if self.device.type == "cuda" and self.graph is None:
             self.capture()
@@ -155,14 +153,14 @@ class Decoder:
         self.last_input.copy_(embeds[self.rows, last])
         self.choose(states[self.rows, last])
         if self.graph is not None:
-            self.cache.limit = self.cache.capacity      # what the graph reads
+            self.cache.limit = self.cache.capacity      # as when the graph was captured
 
     def choose(self, state) -> None:
-        """Choose an id from each state (B, D), emit it, and note which samples end."""
-        self.states[self.rows, self.state_count] = state                # finished ones write beyond their counts
+        """Choose an id from each state (B, D), emit it, and mark the samples that end."""
+        self.states[self.rows, self.state_count] = state                # ended samples write beyond their counts
         early = self.state_count < self.minimum
         logits = self.head(state).float()
-        self.finite &= logits.sum(1).isfinite()         # not if any of them is NaN or infinite
+        self.finite &= logits.sum(1).isfinite()         # False if any logit is NaN or infinite
         logits = logits.masked_fill(self.banned | self.stop & early[:, None], -torch.inf)
         chosen = self.sampler(logits, self.recent(), self.generator)
         self.log_probability += logits.log_softmax(1)[self.rows, chosen] * self.unfinished
@@ -174,16 +172,16 @@ class Decoder:
         self.unfinished &= ~self.stop[chosen] & (self.state_count < self.maximum)
 
     def recent(self):
-        """The ids (B, WINDOW) emitted last, the newest first, -1 where there are none yet."""
+        """The last WINDOW ids emitted (B, WINDOW), newest first, -1 for none."""
         index = self.count[:, None] - torch.arange(1, WINDOW + 1, device=self.device)
         return self.ids.gather(1, index.clamp(min=0)).masked_fill(index < 0, -1)
 
     def advance(self) -> None:
-        """One step: feed the last inputs and choose the next ids."""
+        """One decoding step."""
         self.choose(self.llm(embeds=self.last_input[:, None], cache=self.cache)[:, 0])
 
     def capture(self) -> None:
-        """Record `advance` as a CUDA graph. What the warm-up writes is overwritten by `begin`."""
+        """Capture `advance` as a CUDA graph. `begin` overwrites what the warm-up steps wrote."""
         self.cache.limit = self.cache.capacity          # all steps have the same shapes
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -198,12 +196,12 @@ class Decoder:
 
     @torch.inference_mode()
     def run(self, each=None) -> None:
-        """Step until all samples have ended. each(decoder) is called at every look at the device (POLL)."""
+        """Step until all samples have ended. each(decoder) is called at every check (POLL)."""
         advance = self.advance if self.graph is None else self.graph.replay
         poll = POLL.get(self.device.type, POLL_DEFAULT)
         for step in range(1, self.steps + 1):
             if step in (1, self.steps) or step % poll == 0:
-                ended = not self.unfinished.any()       # waits for the device: what `each` sees is there
+                ended = not self.unfinished.any()       # waits for the device, so `each` sees finished steps
                 if each is not None:
                     each(self)
                 if ended:
@@ -211,19 +209,19 @@ class Decoder:
             advance()
 
     def check(self, what: str) -> None:
-        """Raises ValueError where a logit was NaN or infinite: a state or a weight was. Waits for the device."""
+        """Raises ValueError if any logit was NaN or infinite. Waits for the device."""
         if not self.finite.all():
             raise ValueError(f"{what}: logits are NaN or infinite: {DAMAGED}")
 
     def emitted(self) -> tuple:
-        """For each sample the ids (n,) emitted so far, and the states (m, D) they were chosen from; views."""
+        """For each sample the ids (n,) emitted so far, and the states (m, D) that predicted them; views of buffers."""
         return ([row[:n] for row, n in zip(self.ids, self.count.tolist())],
                 [row[:n] for row, n in zip(self.states, self.state_count.tolist())])
 
 
 def decoder_for(llm, embed, head, sampler, batch, capacity, steps, stop=(), banned=(), skipped=()) -> Decoder:
-    """The decoder that llm used last, if it has the same size and rules, else a new one: capturing a graph takes longer
-    than many a reply. Arguments as for `Decoder`; capacity and steps are rounded up."""
+    """The decoder that llm used last if the arguments are the same, else a new one: allocating and capturing a graph
+    can take longer than a reply. Arguments as for `Decoder`; capacity and steps are rounded up."""
     capacity, steps = (-(-n // ROUND) * ROUND for n in (capacity, steps))
     arguments = (embed, head, sampler, batch, capacity, steps, stop, banned, skipped)
     key = (*arguments, llm.norm.weight.data_ptr(), llm.norm.weight.device, llm.norm.weight.dtype)

@@ -1,7 +1,7 @@
 """The Qwen3 decoder-only transformer: token ids or embeddings in, hidden states after the final norm out.
 
-Ex-Omni uses it twice: as the language model, and, small, to write speech units (docs/spec/ex_omni.md 3). With a
-`KVCache` a sequence is read in parts, the last ones a token long; every row of a batch has its own length.
+Ex-Omni uses it twice: as the language model, and, small, in the speech generator (docs/spec/ex_omni.md 3). With a
+`KVCache` the prompt is read at once and new tokens one by one; every sample of a batch has its own length.
 
 Shapes: B batch, N tokens, D width, H heads, G key/value heads, d head size. Parameter names are those of Hugging Face
 checkpoints.
@@ -15,10 +15,8 @@ from torch import nn
 
 from disk import Layers, Positive, Size, checked, typed
 
-
-# Fields of configs that quantised models have.
-QUANTISED = {"quantization_config", "compression_config"}
-# Fields of Hugging Face's configs that change what is computed -> the values that Qwen3 has here, and what to do.
+QUANTISED = {"quantization_config", "compression_config"}       # fields that only quantised models have
+# Fields of Hugging Face configs that select variants not built here -> (values that are supported, advice).
 STRETCHED = (("default",), "set it to null, the model keeps the context that it was trained with")
 PLAIN = {"attention_bias": ((False,), "Qwen3 has none, use a Qwen3"), "mlp_bias": ((False,), "Qwen3 has none"),
          "hidden_act": (("silu",), "use a plain Qwen3"),
@@ -37,12 +35,12 @@ class Qwen3Config:
     intermediate_size: Size = 12288
     num_hidden_layers: Layers = 36
     num_attention_heads: Size = 32
-    num_key_value_heads: Size = 8          # each serves heads / kv query heads
+    num_key_value_heads: Size = 8          # each is shared by a group of query heads
     head_dim: Size = 128                   # heads * head_dim need not equal hidden_size
     rope_theta: Positive = 1e6
     rms_norm_eps: Annotated[float, 0, 0.01] = 1e-6
     max_position_embeddings: Size = 40960  # tokens, the longest context
-    tie_word_embeddings: bool = False      # True: the output matrix is the embedding (0.6B, 1.7B, 4B)
+    tie_word_embeddings: bool = False      # True: the embedding is also the output matrix (0.6B, 1.7B, 4B)
 
     def __post_init__(self):
         if self.num_attention_heads % self.num_key_value_heads:
@@ -53,8 +51,7 @@ class Qwen3Config:
 
     @classmethod
     def from_dict(cls, values: dict, where="config.json") -> "Qwen3Config":
-        """From a Hugging Face config. Raises ValueError for a field that is missing or wrong, or for what Qwen3 does
-        not have."""
+        """From a Hugging Face config. Raises ValueError for missing or wrong fields and for variants not built here."""
         for name in QUANTISED & values.keys():
             if values[name]:
                 method = typed(values, name, dict, where).get("quant_method", "by an unknown method")
@@ -94,16 +91,16 @@ SIZES = {
 
 
 class KVCache:
-    """Keys and values of the tokens read so far: per layer (B, G, capacity, d), allocated once.
+    """Keys and values of the tokens so far: per layer (B, G, capacity, d), allocated once.
 
-    Token n of a row lies in slot n. lengths (B,): how many tokens each row has, on the device. What right padding
-    writes lies beyond a row's length: it is masked, and the row's next tokens overwrite it.
-    limit: no row is longer, as far as the host knows without asking the device. Attention reads that many slots. Set it
-    to the capacity and all later steps have the same shapes, as a CUDA graph needs.
+    Token n of a row is in slot n. lengths (B,), on the device: the tokens of each row. Right padding is written beyond
+    a row's length, where it is masked until the row's next tokens overwrite it.
+    limit: attention reads this many slots, an upper bound of all lengths that the host knows without waiting for the
+    device. With limit = capacity all steps have the same shapes, as a CUDA graph needs.
     """
 
     def __init__(self, config: Qwen3Config, batch: int, capacity: int, weight):
-        """weight: any of the model's, for its device and dtype."""
+        """weight: any weight of the model, for its device and dtype."""
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, capacity, config.head_dim)
         self.capacity = capacity
         self.keys, self.values = (torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(2))
@@ -117,28 +114,28 @@ class KVCache:
         self.limit = 0
 
     def extend(self, tokens: int, lengths=None):
-        """Make room for so many new tokens per row, of which lengths (B,) are real (None: all). Returns their positions
-        (B, N). Raises ValueError for a prompt longer than the capacity."""
+        """Reserve slots for this number of new tokens per row, lengths (B,) of them real (None: all). Returns their
+        positions (B, N). Raises ValueError for a prompt longer than the capacity."""
         self.empty = self.limit == 0
         if self.empty and tokens > self.capacity:
             raise ValueError(f"{tokens} tokens do not fit a cache of {self.capacity}: make a larger one")
         self.limit = min(self.limit + tokens, self.capacity)
         slots = self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
-        self.slots = slots.clamp(max=self.capacity - 1)     # a sample that has ended may go on until the host looks
+        self.slots = slots.clamp(max=self.capacity - 1)     # ended samples run on until the host checks
         self.lengths += tokens if lengths is None else lengths
         return self.slots
 
     def update(self, layer: int, k, v) -> tuple:
-        """Store k, v (B, G, N, d) of the new tokens; returns the keys and values to attend to: the new ones alone where
-        there was nothing before, else all up to the limit."""
+        """Store k, v (B, G, N, d) of the new tokens. Returns the keys and values to attend to: only the new ones for a
+        prompt, else all slots up to the limit."""
         keys, values = self.keys[layer], self.values[layer]
         keys[self.rows, :, self.slots] = k.transpose(1, 2)
         values[self.rows, :, self.slots] = v.transpose(1, 2)
         return (k, v) if self.empty else (keys[:, :, :self.limit], values[:, :, :self.limit])
 
     def mask(self):
-        """Mask (B, 1, N, limit) of the new tokens, added to the logits: 0 where they may look, else -inf. None where
-        nothing was there before."""
+        """Additive mask (B, 1, N, limit) of the new tokens: 0 = visible, -inf = hidden. None for a prompt, which is
+        plainly causal."""
         if self.empty:
             return None
         hidden = torch.arange(self.limit, device=self.slots.device) > self.slots[:, None, :, None]
@@ -146,22 +143,21 @@ class KVCache:
 
 
 def product_dtype(x) -> torch.dtype:
-    """What the matrix products of x are computed in: autocast's dtype where it is on, else x's own."""
+    """The dtype in which matrix products of x are computed: autocast's if it is on, else x's own."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 class RMSNorm(nn.RMSNorm):
-    """x (..., D) -> the same, in the dtype of the products that follow. Where autocast is on, weights are float32 and x
-    may not be, and PyTorch's fused kernel takes one dtype only; and three projections would each cast what they
-    share."""
+    """x (..., D) -> (..., D) in the dtype of the matrix products that follow. Under autocast the weight is float32 and
+    x may not be, but PyTorch's fused kernel needs one dtype; and a cast here is one cast for q, k and v together."""
 
     def forward(self, x):
         return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps).to(product_dtype(x))
 
 
 def rotary_tables(positions, dim: int, theta: float, dtype) -> tuple:
-    """positions (B, N) -> cos, sin (B, 1, N, d) for `rotate`; the first half of sin is negative."""
+    """positions (B, N) -> cos, sin (B, 1, N, d) for `rotate`. The first half of sin is negated."""
     frequencies = theta ** (-torch.arange(0, dim, 2, device=positions.device) / dim)
     angles = positions[:, None, :, None] * frequencies
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
@@ -169,23 +165,23 @@ def rotary_tables(positions, dim: int, theta: float, dtype) -> tuple:
 
 
 def rotate(x, cos, sin):
-    """x (B, H, N, d) turned by its position: elements j and j + d/2 are one pair."""
+    """Rotary embedding of x (B, H, N, d): elements j and j + d/2 are one pair."""
     return x * cos + x.roll(x.shape[-1] // 2, dims=-1) * sin
 
 
 def attend(q, k, v, mask=None):
-    """q (B, H, N, d) asks k, v (B, G, slots, d); each of the G heads serves H / G query heads. Returns (B, H, N, d).
+    """Grouped-query attention: q (B, H, N, d), k and v (B, G, slots, d) -> (B, H, N, d).
 
-    mask (B, 1, N, slots) is added to the logits; None: token n sees k[:n + 1].
+    mask (B, 1, N, slots) is added to the attention logits; None: causal.
     """
-    if q.shape[2] == 1 and mask is not None:            # one token: the query heads of a group are like so many tokens,
-        groups = q.view(len(q), k.shape[1], -1, q.shape[-1])        # which every fused kernel takes with a mask
+    if q.shape[2] == 1 and mask is not None:            # one token: the H / G query heads of a group as H / G tokens,
+        groups = q.view(len(q), k.shape[1], -1, q.shape[-1])        # a form that every fused kernel takes with a mask
         return F.scaled_dot_product_attention(groups, k, v, mask).reshape(q.shape)
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=True)
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention; queries and keys are RMS-normalised before they are rotated."""
+    """Causal grouped-query attention; RMSNorm on queries and keys before RoPE."""
 
     def __init__(self, config: Qwen3Config):
         super().__init__()
@@ -239,8 +235,8 @@ class Layer(nn.Module):
 class Qwen3(nn.Module):
     """ids (B, N) or embeds (B, N, D) -> (B, N, D) hidden states after the final norm.
 
-    Rows are padded on the right: a token never looks ahead, so that no mask is needed, and what comes out at padding
-    means nothing. With a cache the tokens follow what it holds; lengths (B,): how many of the N are real (None: all).
+    Rows are padded on the right, so causal attention needs no padding mask; outputs at padding are meaningless. With a
+    cache the tokens continue what it holds; lengths (B,): how many of the N tokens are real (None: all).
     """
 
     def __init__(self, config: Qwen3Config):

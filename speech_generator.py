@@ -1,10 +1,10 @@
-"""The speech generator: a text reply, steered by the LLM's hidden states, -> 12.5 Hz speech units.
+"""The speech generator: the reply's tokens and the LLM's hidden states -> speech units, 12.5 per second.
 
-arXiv 2602.07106; docs/spec/ex_omni.md 5. The embedded reply asks the LLM's states through TQGF: its tokens say what is
-said, the states how it is meant. A small Qwen3 then reads [start, reply, task, units so far] and predicts the next unit.
+arXiv 2602.07106; docs/spec/ex_omni.md 5. TQGF fuses the embedded reply (the query) with the LLM's states (the context).
+A small Qwen3 then reads [start, fused reply, task, units so far] and predicts the next unit.
 
-Shapes: B batch, N text tokens of the reply, C context rows (one state per token, and the stop token's), U units (12.5 per
-second), D width of the generator, V units in the vocabulary. The LLM's own width is written D_llm.
+Shapes: B batch, N text tokens of the reply, C context rows (one state per token, and the stop token's), U units (12.5
+per second), D width of the generator, D_llm width of the LLM, V units in the vocabulary.
 """
 from dataclasses import dataclass, field
 
@@ -18,17 +18,17 @@ from decode import Decoder, decoder_for, seed_from
 from qwen3 import SIZES, Qwen3, Qwen3Config
 from tqgf import TQGF, Concatenation
 
-IGNORE = -100                  # a label without loss, a padded unit or text id
+IGNORE = -100                  # labels without loss; padding of units and text ids
 CONTEXT_VECTORS = 4            # context vectors per LLM state (docs/spec/ex_omni.md 5.2)
 MIN_UNITS, MAX_UNITS = 2, 20   # units per text token, at least and at most (docs/spec/ex_omni.md 5.5)
-LONGEST = 7500                 # units of a reply at most, ten minutes
+LONGEST = 7500                 # units of a reply, at most: ten minutes
 
 
 @dataclass
 class GeneratorConfig:
-    """The speech generator. sg_* fields of the release's config.json are optional there, with these defaults."""
+    """The comments give the names in the release's config.json; sg_* fields are optional there."""
     llm: Qwen3Config = field(default_factory=lambda: SIZES["qwen3-0.6b"])
-    unit_vocab: int = 16384        # unit_vocab_size: ids below are units, this one ends them, two more are reserved
+    unit_vocab: int = 16384        # unit_vocab_size, V: ids 0..V-1 are units, V ends them, V+1 and V+2 are reserved
     tqgf_depth: int = 2            # sg_tqgf_depth
     tqgf_heads: int = 16           # sg_tqgf_heads
     tqgf_dim_head: int = 256       # sg_tqgf_dim_head
@@ -37,15 +37,15 @@ class GeneratorConfig:
 
 @dataclass
 class GeneratorOutput:
-    """Teacher-forced pass of the speech generator."""
+    """Result of teacher forcing."""
     losses: torch.Tensor       # (B,) mean cross-entropy over a sample's U + 1 targets
-    states: torch.Tensor       # (B, U + 1, D) from the task vector to the last unit: what decoding would have recorded
-    mask: torch.Tensor         # (B, U + 1) True = a real one
-    correct: torch.Tensor      # (B,) targets whose unit is the likeliest
+    states: torch.Tensor       # (B, U + 1, D) that predicted them: the same states as in decoding
+    mask: torch.Tensor         # (B, U + 1) True = real, False = padding
+    correct: torch.Tensor      # (B,) number of targets with the highest logit
 
 
 class SpeechGenerator(nn.Module):
-    """Text ids, steered by the LLM's states, -> speech units. Ids: 0..V-1 units, V the end, V + 1 and V + 2 reserved."""
+    """The reply's token ids and the LLM's states -> speech units."""
 
     def __init__(self, config: GeneratorConfig, llm_dim: int):
         super().__init__()
@@ -64,7 +64,7 @@ class SpeechGenerator(nn.Module):
     def prefixes(self, states, mask, text_ids) -> list:
         """states (B, C, D_llm) with mask (B, C), text_ids (B, N) padded with -100 -> for each sample the embeddings
         [start, fused reply, task], (N_b + 2, D)."""
-        text_ids = F.pad(text_ids, (0, int(text_ids.shape[1] == 0)), value=IGNORE)          # a batch without text runs too
+        text_ids = F.pad(text_ids, (0, int(text_ids.shape[1] == 0)), value=IGNORE)          # N = 0 runs too
         text = self.llm.embed_tokens(text_ids.clamp(min=0))                                 # (B, N, D) the query
         context = rearrange(self.input_proj(states), "b c (d j) -> b (c j) d", j=CONTEXT_VECTORS)
         text = self.tqgf(text, context, mask.repeat_interleave(CONTEXT_VECTORS, dim=1), text_ids >= 0)
@@ -75,7 +75,7 @@ class SpeechGenerator(nn.Module):
         """Teacher forcing: states, mask, text_ids as above, units (B, U) padded with -100 (docs/spec/ex_omni.md 5.4).
 
             input    start  y_1 ... y_N  task  u_1 ... u_U  end
-            target                       u_1   u_2 ...  V             the state at each column predicts the target below
+            target                       u_1   u_2 ...  V             the state in each column predicts this
         """
         prefixes, lengths = self.prefixes(states, mask, text_ids), (units >= 0).sum(1).tolist()
         end = self.llm_embedding.weight[:1]
@@ -93,18 +93,18 @@ class SpeechGenerator(nn.Module):
                                (logits.argmax(-1) == targets).sum(1))
 
     def check_length(self, words: int) -> None:
-        """Raises ValueError for more text ids than can be spoken: [start, reply, task, MIN_UNITS each] must fit."""
+        """Raises ValueError for too many text ids: [start, reply, task, MIN_UNITS per id] must fit into the context."""
         most = min(LONGEST // MIN_UNITS, (self.config.llm.max_position_embeddings - 2) // (1 + MIN_UNITS))
         if words > most:
             raise ValueError(f"a reply of {words} tokens is too long to be spoken, expected at most {most}: lower "
                              "max_new_tokens")
 
     def generate(self, states, mask, text_ids, sampler, generator=None, release_quirks=False, each=None) -> Decoder:
-        """states (B, C, D_llm), mask (B, C), text_ids (B, N) -> the finished unit decoder: ids and states of each sample.
+        """states (B, C, D_llm), mask (B, C), text_ids (B, N) -> the decoder after its last step, with units and states.
 
-        Between 2 and 20 units per text id, none for a sample without text (docs/spec/ex_omni.md 5.5); in all never more
-        than LONGEST, nor than the backbone's context holds. The end is not emitted; reserved ids are never sampled or,
-        as in the release, skipped when sampled. Raises ValueError for too much text, or logits that are not finite.
+        Each sample gets 2 to 20 units per text id (docs/spec/ex_omni.md 5.5), but at most LONGEST and what the context
+        holds. The end is not emitted. Reserved ids are never sampled; with release_quirks they are sampled, then
+        skipped. Raises ValueError for too much text, or logits that are not finite.
         """
         V, prefixes = self.config.unit_vocab, self.prefixes(states, mask, text_ids)
         embeds, lengths = pad_sequence(prefixes, batch_first=True), torch.tensor([len(p) for p in prefixes])
@@ -122,7 +122,7 @@ class SpeechGenerator(nn.Module):
 
 
 def gather_rows(x, mask, fill=0) -> tuple:
-    """The rows of x (B, N, ...) where mask (B, N), moved to the front and padded with `fill`; and their mask."""
+    """The rows of x (B, N, ...) where mask (B, N) is True, moved to the front, padded with `fill`; and their mask."""
     rows = [row[keep] for row, keep in zip(x, mask)]
     real = [torch.ones(len(row), dtype=torch.bool, device=x.device) for row in rows]
     return pad_sequence(rows, batch_first=True, padding_value=fill), pad_sequence(real, batch_first=True)

@@ -1,6 +1,6 @@
-"""Whisper's encoder: waveform -> log-mel -> states, 50 per second (docs/spec/ex_omni.md 1). Files: audio.py.
+"""Whisper's encoder: waveform -> log-mel -> states, 50 per second (docs/spec/ex_omni.md 1).
 
-At full size it is whisper-large-v3's, and the same class at any other. `EncoderLayer` serves the speech tokenizer too.
+The published model uses whisper-large-v3's. `EncoderLayer` is used by the speech tokenizer too; audio.py reads files.
 
 Shapes: B batch, W windows of sound, M mel bins, L mel frames (100 per second), D width, H heads, d head size.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from audio import SAMPLE_RATE, check_finite, check_waveform, load_audio     # noqa: F401  one door for sound
+from audio import SAMPLE_RATE, check_finite, check_waveform, load_audio     # noqa: F401  re-exported
 from disk import Layers, Size, checked
 
 HOP = 160                              # samples, so 100 mel frames per second
@@ -30,7 +30,7 @@ class WhisperConfig:
     encoder_attention_heads: Size = 20
     encoder_ffn_dim: Size = 5120
     max_source_positions: Size = 1500  # encoder states per window, 50 per second: 1500 = 30 s
-    quiet_cuts: bool = False           # ours, for short windows: silence left out, long sound cut where it is quiet
+    quiet_cuts: bool = False           # ours, for short windows: see `spoken_parts`
 
     def __post_init__(self):
         if self.d_model % self.encoder_attention_heads:
@@ -55,7 +55,7 @@ class WhisperConfig:
 
 @lru_cache
 def mel_filters(n_mels: int, n_fft: int = N_FFT, rate: int = SAMPLE_RATE, f_max: float = 8000.0) -> torch.Tensor:
-    """(M, n_fft // 2 + 1) triangles on the Slaney mel scale, each of unit area (docs/spec/ex_omni.md 1.1).
+    """(M, n_fft // 2 + 1) triangular filters on the Slaney mel scale, each of unit area (docs/spec/ex_omni.md 1.1).
 
     The scale is linear below 1 kHz (200/3 Hz per mel) and logarithmic above (27 mels per factor 6.4).
     """
@@ -71,8 +71,8 @@ def mel_filters(n_mels: int, n_fft: int = N_FFT, rate: int = SAMPLE_RATE, f_max:
 def log_mel(waveform: torch.Tensor, n_mels: int, n_frames: int = 3000) -> torch.Tensor:
     """(samples,) at 16 kHz -> log-mel (M, L), L = n_frames, 100 per second (docs/spec/ex_omni.md 1.1).
 
-    The waveform is cut or zero-padded at its end to exactly n_frames. Values span at most 2 units: everything
-    more than 80 dB below the loudest bin of the window is raised to that floor.
+    The waveform is cut or zero-padded at its end to exactly n_frames. Values more than 80 dB (2 units) below the
+    loudest bin of the window are raised to that floor.
     """
     waveform = torch.as_tensor(waveform)
     waveform = F.pad(waveform[:n_frames * HOP], (0, max(0, n_frames * HOP - len(waveform))))
@@ -83,19 +83,15 @@ def log_mel(waveform: torch.Tensor, n_mels: int, n_frames: int = 3000) -> torch.
     return (log.clamp(min=log.max() - 8) + 4) / 4
 
 
-def states_for_frames(n: int) -> int:
-    """Encoder states of n mel frames (docs/spec/ex_omni.md 1.3)."""
-    return max(1, (n + 1) // 2)
-
-
 def spoken_parts(waveform: torch.Tensor, longest: int) -> list:
-    """(samples,) at 16 kHz -> what is spoken in it, as pieces of at most `longest` samples in order: the silence at
-    both ends is left out, what is longer is cut where it is quietest in the last two fifths. Silence is one piece.
+    """(samples,) at 16 kHz -> its pieces, in order, of at most `longest` samples: silence at both ends is removed, and
+    longer speech is cut at its quietest point in the last two fifths of a piece. A silent waveform is one piece.
 
-    Loudness is taken over 50 ms. Speech is what is 35 % of the way, in dB, from the quiet tenth to the loudest 0.3 s,
-    and at most 40 dB below the latter. A margin of 0.15 s keeps the soft sounds that words begin and end with.
+    The level is measured over 50 ms. Speech is louder than a threshold, 35 % of the way in dB from the level of the
+    quietest tenth to that of the loudest 0.3 s, and at most 40 dB below the latter. A margin of 0.15 s keeps the soft
+    sounds at the start and end of words.
     """
-    hop, margin = SAMPLE_RATE // 100, 15
+    hop, margin = SAMPLE_RATE // 100, 15                    # samples, hops
     count = len(waveform) // hop
     if not count:
         return [waveform]
@@ -104,7 +100,7 @@ def spoken_parts(waveform: torch.Tensor, longest: int) -> list:
     level = 10 * (smooth + 1e-10).log10()
     low, high = level.quantile(0.1), level.topk(min(30, len(level))).values[-1]
     loud = (level > torch.maximum(high - 40, low + 0.35 * (high - low))).nonzero()[:, 0]
-    if high - low < 6 or not len(loud):                     # silence, or noise, or nothing else than speech
+    if high - low < 6 or not len(loud):                     # only silence, only noise or only speech
         first, last = 0, len(waveform)
     else:
         first, last = max(0, int(loud[0]) - margin) * hop, min(len(waveform), (int(loud[-1]) + 1 + margin) * hop)
@@ -117,18 +113,15 @@ def spoken_parts(waveform: torch.Tensor, longest: int) -> list:
 
 
 def windows(waveform: torch.Tensor, config: WhisperConfig) -> torch.Tensor:
-    """(samples,) -> log-mel (W, M, L): consecutive windows that together cover all of it.
-
-    The release cuts a recording after its first 30 s; here a longer one becomes several windows.
-    """
+    """(samples,) -> log-mel (W, M, L), consecutive windows. The release instead drops everything after 30 s."""
     parts = spoken_parts(waveform, config.window) if config.quiet_cuts else waveform.split(config.window)
     return torch.stack([log_mel(part, config.num_mel_bins, config.n_frames) for part in parts])
 
 
 def log_mels(clips: list, config: WhisperConfig, most: int) -> list:
-    """Waveforms (samples,) at 16 kHz, or log-mels (W, M, L) as they are -> log-mel (W, M, L) of each clip.
+    """Waveforms (samples,) at 16 kHz, or log-mels (W, M, L), kept as they are -> log-mel (W, M, L) of each clip.
 
-    Raises ValueError for a clip of more than `most` windows, before any is computed, and for what is not finite.
+    Raises ValueError for a clip of more than `most` windows, before any is computed, and for NaN or infinite values.
     """
     clips = [check_waveform(clip) if torch.as_tensor(clip).ndim == 1 else torch.as_tensor(clip) for clip in clips]
     seconds = config.window / SAMPLE_RATE
@@ -173,13 +166,14 @@ class EncoderLayer(nn.Module):
 
 def sinusoids(positions: torch.Tensor, dim: int) -> torch.Tensor:
     """positions (N,) -> (N, dim): the first half of the channels sine, the second cosine (docs/spec/ex_omni.md 1.2)."""
-    frequencies = torch.exp(torch.arange(dim // 2) * (-np.log(10_000) / (dim // 2 - 1)))     # on a GPU exp rounds otherwise,
-    angles = positions[:, None] * frequencies.to(positions.device)                          # and positions reach 1000
+    # On the CPU: a GPU's exp rounds differently, and an error is multiplied by positions of up to 1500.
+    frequencies = torch.exp(torch.arange(dim // 2) * (-np.log(10_000) / (dim // 2 - 1)))
+    angles = positions[:, None] * frequencies.to(positions.device)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class WhisperEncoder(nn.Module):
-    """Log-mel (B, M, L) of whole windows -> states (B, L/2, D). Silence is attended to, as in Whisper.
+    """Log-mel (B, M, L) of whole windows -> states (B, L/2, D). There is no padding mask, as in Whisper.
 
     Raises ValueError for a log-mel of another size than the config's windows.
     """
@@ -196,7 +190,7 @@ class WhisperEncoder(nn.Module):
         self.layer_norm = nn.LayerNorm(D)
 
     def init_weights(self) -> None:
-        """What is not learnt: the table of positions."""
+        """Fill the position table, which is not trained."""
         with torch.no_grad():
             positions = torch.arange(self.config.max_source_positions)
             self.embed_positions.weight.copy_(sinusoids(positions, self.config.d_model))
