@@ -1,8 +1,8 @@
 """The flow of the GLM-4-Voice speech decoder: units (12.5 per second) -> log-mel (86.13 frames per second).
 
-A block-causal transformer reads the units, a length regulator stretches them to mel frames: mu, the mean path. A 1-D
-U-Net then carries noise to mel along the velocity it predicts, conditioned on mu (flow matching). The modules carry the
-names of the official checkpoint (docs/spec/glm4_voice.md 2).
+A block-causal transformer encodes the units and a length regulator resamples them to mel frames: mu. Flow matching: a
+1-D U-Net, conditioned on mu, predicts the velocity that carries noise to a mel. The modules have the names of the
+official checkpoint (docs/spec/glm4_voice.md 2).
 
 Shapes: B batch, U units, L mel frames (6.890625 per unit), M mel bins, H heads, d head size; D is the width of the unit
 encoder, C that of the U-Net.
@@ -21,8 +21,8 @@ from disk import Layers, Scale, Share, Size, Sizes
 from face_decoder import UNIT_RATE
 from whisper import sinusoids
 
-OUTPUT_RATE = 22_050          # Hz, of the sound that is made; the questions have 16 kHz (whisper.py)
-OUTPUT_HOP = 256              # samples per mel frame of it
+OUTPUT_RATE = 22_050          # Hz, of the output; the input has 16 kHz (audio.py)
+OUTPUT_HOP = 256              # output samples per mel frame
 
 
 @dataclass
@@ -34,7 +34,7 @@ class EncoderConfig:
     attention_heads: Size = 8
     linear_units: Size = 2048       # feed-forward width
     num_blocks: Layers = 6          # layers
-    block_size: Size = 10           # units that see each other, 0.8 s; also the default block of stream()
+    block_size: Size = 10           # units per attention block, 0.8 s; also the default block of stream()
     dropout_rate: Share = 0.1       # in training
 
     def __post_init__(self):
@@ -45,13 +45,13 @@ class EncoderConfig:
 
 @dataclass
 class RegulatorConfig:
-    sampling_ratios: Sizes = field(default_factory=lambda: [1, 1, 1, 1])    # one convolution each
+    sampling_ratios: Sizes = field(default_factory=lambda: [1, 1, 1, 1])    # one convolution per entry
 
 
 @dataclass
 class EstimatorConfig:
     FIXED = {"act_fn": ("gelu",)}
-    channels: Sizes = field(default_factory=lambda: [256, 256])             # C of each level, halving the rate
+    channels: Sizes = field(default_factory=lambda: [256, 256])             # C of each level; each halves the rate
     n_blocks: Layers = 4            # transformer blocks after each Resnet
     num_mid_blocks: Layers = 12
     num_heads: Size = 8
@@ -87,22 +87,22 @@ class FlowConfig:
 
 
 def mel_frames(units: int) -> int:
-    """Mel frames of so many units; float32 throughout, as in the reference (docs/spec/glm4_voice.md 2.2)."""
+    """Mel frames of this many units, in float32 as in the reference (docs/spec/glm4_voice.md 2.2)."""
     return int(torch.tensor(units, dtype=torch.int32) / UNIT_RATE * OUTPUT_RATE / OUTPUT_HOP)
 
 
 def named(**modules) -> nn.Sequential:
-    """Modules under the names they have in the checkpoint."""
+    """nn.Sequential with the checkpoint's names for its modules."""
     return nn.Sequential(OrderedDict(modules))
 
 
 def random_tensor(kind, shape, generator, device):
-    """kind is torch.rand or torch.randn; the generator may live on another device."""
+    """kind: torch.rand or torch.randn. The generator may be on another device."""
     return kind(shape, generator=generator, device=generator.device if generator else device).to(device)
 
 
 def masked(x, mask):
-    """x, zero where mask is 0; mask None: nothing is padded."""
+    """x * mask; mask None = no padding."""
     return x if mask is None else x * mask
 
 
@@ -147,7 +147,7 @@ class UnitEncoderLayer(nn.Module):
 
 
 class UnitEncoder(nn.Module):
-    """(B, U, input_size) embedded units -> (B, U, D). Blocks of block_size units; a block sees itself and the past."""
+    """Embedded units (B, U, input_size) -> (B, U, D). Block-causal: a block of units sees itself and earlier blocks."""
 
     def __init__(self, config: EncoderConfig, input_size: int):
         super().__init__()
@@ -180,7 +180,7 @@ class UnitEncoder(nn.Module):
 
 
 class LengthRegulator(nn.Module):
-    """(B, U, M) at the unit rate -> (B, L, M) at the mel rate. GroupNorm sees all frames: not causal."""
+    """(B, U, M) at the unit rate -> (B, L, M) at the mel rate. Not causal: GroupNorm averages over all frames."""
 
     def __init__(self, channels: int, convolutions: int):
         super().__init__()
@@ -207,7 +207,7 @@ class Attention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """(B, L, C) -> (B, L, C), pre-norm. It does not see the time."""
+    """Pre-norm block: (B, L, C) -> (B, L, C). It is not conditioned on the time t."""
 
     def __init__(self, dim: int, config: EstimatorConfig):
         super().__init__()
@@ -232,7 +232,7 @@ class Block1D(nn.Module):
 
 
 class Resnet(nn.Module):
-    """x (B, C_in, L), time (1 or B, 4 C) -> (B, C, L): two blocks, the embedded time added between them."""
+    """x (B, C_in, L), time (1 or B, 4 C) -> (B, C, L): two blocks with the time embedding added in between."""
 
     def __init__(self, c_in: int, c_out: int, time_dim: int):
         super().__init__()
@@ -246,16 +246,16 @@ class Resnet(nn.Module):
 
 
 class Level(nn.ModuleList):
-    """A Resnet, its transformer blocks, and on the way down and up a convolution that may change the rate."""
+    """[Resnet, transformer blocks], in down and up blocks followed by a convolution that may change the rate."""
 
     def __init__(self, c_in: int, c_out: int, config: EstimatorConfig, *resample):
         blocks = nn.ModuleList(TransformerBlock(c_out, config) for _ in range(config.n_blocks))
         super().__init__([Resnet(c_in, c_out, 4 * config.channels[0]), blocks, *resample])
 
     def forward(self, x, time, mask=None):
-        """(B, C_in, L) -> (B, C, L), without the resampling."""
+        """(B, C_in, L) -> (B, C, L), without that convolution."""
         x = self[0](x, time, mask).transpose(1, 2).contiguous()                             # (B, L, C)
-        # As in the release the mask is ADDED to the logits: padding is attended to, only less.
+        # As in the release the 0/1 mask is ADDED to the logits: padding is attended to, only less.
         bias = None if mask is None else mask[:, :, :, None] * mask[:, :, None, :]          # (B, 1, L, L)
         for block in self[1]:
             x = block(x, bias)
@@ -263,10 +263,10 @@ class Level(nn.ModuleList):
 
 
 class Estimator(nn.Module):
-    """The 1-D U-Net f(x, mask, mu, t, spk, cond) -> velocity, all (B, M, L) but spk (B, M) and t (1 or B).
+    """The 1-D U-Net: x, mu, cond (B, M, L), spk (B, M), t (1 or B,) -> velocity (B, M, L).
 
-    mask (B, 1, L): 1 = frame, 0 = padding; None without padding, which is faster and the same. In a padded batch an
-    utterance differs from the same one alone, as in the release (`Level`; docs/spec/glm4_voice.md 2.4).
+    mask (B, 1, L): 1 = frame, 0 = padding; None = no padding, the same but faster. As in the release, the result for an
+    utterance depends on its padding (`Level`; docs/spec/glm4_voice.md 2.4).
     """
 
     def __init__(self, n_mels: int, config: EstimatorConfig):
@@ -287,12 +287,8 @@ class Estimator(nn.Module):
         self.final_block = Block1D(channels[0], channels[0])
         self.final_proj = nn.Conv1d(channels[0], n_mels, 1)
 
-    def time_embedding(self, t):
-        """(B,) times in [0, 1] -> (B, 4M), as positions 0 to 1000 of Whisper's table, float32."""
-        return sinusoids(1000 * t.float(), self.time_dim)
-
     def forward(self, x, mask, mu, t, spk, cond):
-        time = self.time_mlp(self.time_embedding(t).to(x.dtype))                            # (1 or B, 4 C)
+        time = self.time_mlp(sinusoids(1000 * t.float(), self.time_dim).to(x.dtype))        # (1 or B, 4 C)
         x = torch.cat([x, mu, spk[:, :, None].expand(-1, -1, x.shape[2]), cond], dim=1)     # (B, 4M, L)
         skips, masks = [], [None if mask is None else mask[:, :, ::2 ** i] for i in range(len(self.down_blocks))]
         for level, mask in zip(self.down_blocks, masks):
@@ -301,18 +297,18 @@ class Estimator(nn.Module):
         for level in self.mid_blocks:
             x = level(x, time, masks[-1])
         for level, skip, mask in zip(self.up_blocks, skips[::-1], masks[::-1]):
-            x = level(torch.cat([x[:, :, :skip.shape[2]], skip], dim=1), time, mask)        # odd L: one frame too many
+            x = level(torch.cat([x[:, :, :skip.shape[2]], skip], dim=1), time, mask)        # for odd L, x is one longer
             x = level[2](masked(x, mask))
         return masked(self.final_proj(masked(self.final_block(x, mask), mask)), mask)
 
 
 def cosine_time(progress):
-    """Progress in [0, 1] -> time of the flow: slow at the noisy end."""
+    """The cosine schedule: progress in [0, 1] -> time of the flow, slow at the start, where all is noise."""
     return 1 - torch.cos(progress * 0.5 * math.pi)
 
 
 class FlowMatching(nn.Module):
-    """Carries noise to mel along the estimator's velocity (docs/spec/glm4_voice.md 2.5, 2.6)."""
+    """Integrates the estimator's velocity from noise to a mel (docs/spec/glm4_voice.md 2.5, 2.6)."""
 
     def __init__(self, n_mels: int, config: MatchingConfig):
         super().__init__()
@@ -321,8 +317,7 @@ class FlowMatching(nn.Module):
 
     @torch.no_grad()
     def sample(self, noise, mu, spk, cond, steps=10, guidance=None):
-        """noise, mu, cond (B, M, L), spk (B, M) -> mel (B, M, L), float32. All of one length.
-
+        """noise, mu, cond (B, M, L), spk (B, M) -> mel (B, M, L), float32. No padding.
         Euler steps with classifier-free guidance g: v = (1 + g) f(conditions) - g f(zeros), both in one batch."""
         guidance = self.config.inference_cfg_rate if guidance is None else guidance
         if guidance:
@@ -332,21 +327,21 @@ class FlowMatching(nn.Module):
         for now, then in zip(times, times[1:]):
             v = self.estimator(x.to(mu.dtype).repeat(copies, 1, 1), None, mu, now[None], spk, cond).float()
             if guidance:
-                conditioned, free = v.chunk(2)
-                v = (1 + guidance) * conditioned - guidance * free
+                conditional, unconditional = v.chunk(2)
+                v = (1 + guidance) * conditional - guidance * unconditional
             x = x + (then - now) * v
         return x
 
     def noisy(self, x1, z, t):
         """Mel x1 and noise z (B, M, L), t (B,) -> the point between them at time t, and the velocity there."""
-        t, full = t[:, None, None], 1 - self.config.sigma_min
-        return (1 - full * t) * z + t * x1, x1 - full * z
+        t, k = t[:, None, None], 1 - self.config.sigma_min
+        return (1 - k * t) * z + t * x1, x1 - k * z
 
     def loss(self, x1, mu, spk, cond, mask=None, t=None, z=None, keep=None, generator=None):
         """Flow-matching loss, a scalar: mean squared error of the velocity over the frames of mask (B, 1, L).
 
-        x1, mu, cond, z (B, M, L), spk (B, M). Random where not given: time t (B,), noise z, and keep (B,) bool, False
-        for samples that learn without any condition (training_cfg_rate of them).
+        x1, mu, cond (B, M, L), spk (B, M). Random by default: time t (B,), noise z (B, M, L), and keep (B,) bool, False
+        for samples trained without conditions (a share of training_cfg_rate).
         """
         B, device = len(x1), x1.device
         t = cosine_time(random_tensor(torch.rand, (B,), generator, device)) if t is None else t
@@ -360,7 +355,7 @@ class FlowMatching(nn.Module):
 
 
 class Flow(nn.Module):
-    """Units -> mel: unit encoder, length regulator, then flow matching conditioned on their output mu."""
+    """Units -> mel: unit encoder, length regulator, and flow matching conditioned on their output mu."""
 
     def __init__(self, config: FlowConfig):
         super().__init__()
@@ -373,8 +368,8 @@ class Flow(nn.Module):
         self.decoder = FlowMatching(M, config.decoder)
 
     def mu(self, units, lengths=None, frames=None):
-        """Units (B, U) -> mu (B, M, L), the mean path. lengths (B,) units of each, None where none is padded; frames
-        (B,) mel frames of each, None: what the units last. Negative ids, as padding may have, count as 0."""
+        """Units (B, U) -> mu (B, M, L). lengths (B,) of the units, None = no padding; frames (B,) mel frames of each,
+        None = as long as the units. Negative ids, used for padding, are read as 0."""
         x = self.input_embedding(units.clamp(min=0))                                        # (B, U, input_size)
         if lengths is not None:
             x = x * (torch.arange(units.shape[1], device=x.device) < lengths[:, None])[:, :, None]
@@ -386,14 +381,13 @@ class Flow(nn.Module):
         return mu if frames is None else mu * (torch.arange(L, device=mu.device) < frames[:, None])[:, None]
 
     def speaker(self, embedding=None):
-        """(B, spk_embed_dim) -> (B, M), direction only. None: the zero vector that the release always passes."""
+        """Speaker embedding (B, spk_embed_dim), normalised -> (B, M). None: zeros, which the release always passes."""
         layer = self.spk_embed_affine_layer
         return layer.bias[None] if embedding is None else layer(F.normalize(embedding))
 
     def loss(self, units, mel, lengths=None, frames=None, speaker=None, generator=None):
-        """Flow-matching loss of units (B, U) and log-mels (B, M, L); lengths and frames (B,) where some are padded.
-
-        Half of them see the first k frames of their mel as a prompt, k uniform in [0, 0.8 L]."""
+        """Flow-matching loss of units (B, U) with lengths (B,), and log-mels (B, M, L) with frames (B,).
+        Half of the samples get the first k frames of their mel as a prompt, k uniform in [0, 0.8 L]."""
         (B, _, L), device = mel.shape, mel.device
         counts = torch.full((B,), L, device=device) if frames is None else frames
         index = torch.arange(L, device=device)

@@ -1,8 +1,8 @@
 """The vocoder of the GLM-4-Voice speech decoder: log-mel (86.13 frames per second) -> waveform at 22,050 Hz (HiFT).
 
-A sine source at the pitch predicted from the mel, filtered by an upsampling network that writes the spectrum of an
-inverse STFT (docs/spec/glm4_voice.md 3). The modules carry the names of the official checkpoint; training losses at the
-end.
+The pitch is predicted from the mel; sines at its harmonics are the source. An upsampling network filters the source and
+predicts a spectrum, and the inverse STFT turns that into sound (docs/spec/glm4_voice.md 3). The modules have the names
+of the official checkpoint; the training losses are at the end.
 
 Shapes: B batch, L mel frames (256 samples each), M mel bins, C channels, R positions at any rate between the two.
 """
@@ -21,7 +21,7 @@ from flow import OUTPUT_HOP, OUTPUT_RATE, random_tensor
 from whisper import mel_filters
 
 Dilations = Annotated[list[Layers], 1, 64]
-LINES = {1: 0.2, 8: 0.1, 64: 0.05}      # a rate inside, over the mel's -> weight of its multiples in `sound_features`
+LINES = {1: 0.2, 8: 0.1, 64: 0.05}      # multiple of the mel's frame rate -> weight of its line in `sound_features`
 
 
 @dataclass
@@ -32,7 +32,7 @@ class F0Config:
 
 @dataclass
 class STFTConfig:
-    """Of the source and of the output, in samples."""
+    """Of the source and of the output; sizes in samples."""
     n_fft: Size = 16
     hop_len: Size = 4
 
@@ -42,10 +42,10 @@ class HiFTConfig:
     """Nested and named as the official yaml; the defaults are the published values."""
     in_channels: Size = 80          # M
     base_channels: Size = 512
-    nb_harmonics: Layers = 8        # overtones; the fundamental comes on top
+    nb_harmonics: Layers = 8        # overtones, not counting the fundamental
     sampling_rate: Size = OUTPUT_RATE
     nsf_alpha: Scale = 0.1          # amplitude of each sine
-    nsf_sigma: Scale = 0.003        # noise on voiced frames
+    nsf_sigma: Scale = 0.003        # amplitude of the noise in voiced frames
     nsf_voiced_threshold: Scale = 10.0      # Hz; below it a frame is unvoiced
     upsample_rates: Sizes = field(default_factory=lambda: [8, 8])
     upsample_kernel_sizes: Sizes = field(default_factory=lambda: [16, 16])
@@ -87,7 +87,7 @@ class Snake(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """(B, C, R) -> (B, C, R), two convolutions per dilation."""
+    """(B, C, R) -> (B, C, R), residual: two convolutions per dilation."""
 
     def __init__(self, channels: int, kernel: int, dilations: list):
         super().__init__()
@@ -104,9 +104,9 @@ class ResBlock(nn.Module):
 
 
 class HiFT(nn.Module):
-    """Log-mel (B, M, L) -> waveform (B, 256 L): a sine source at the predicted pitch, filtered.
+    """Log-mel (B, M, L) and source (B, 1, 256 L) -> waveform (B, 256 L).
 
-    The convolutions hold plain weights; the weight norm of the official files is folded in by `load_hift`.
+    The convolutions have plain weights; `load_hift` folds in the weight norm of the official files.
     """
 
     def __init__(self, config: HiFTConfig):
@@ -125,7 +125,7 @@ class HiFT(nn.Module):
         for i, (rate, kernel) in enumerate(zip(rates, config.upsample_kernel_sizes)):
             c = c0 >> (i + 1)
             self.ups.append(nn.ConvTranspose1d(2 * c, c, kernel, rate, padding=(kernel - rate) // 2))
-            down = math.prod(rates[i + 1:])             # from the rate of the spectrum to the one after this step
+            down = math.prod(rates[i + 1:])             # from the spectrum's rate to the rate after this upsampling
             self.source_downs.append(nn.Conv1d(bins, c, 1) if down == 1 else
                                      nn.Conv1d(bins, c, 2 * down, down, padding=down // 2))
             self.source_resblocks.append(ResBlock(c, config.source_resblock_kernel_sizes[i],
@@ -146,24 +146,24 @@ class HiFT(nn.Module):
         return phase
 
     def source(self, f0, phase=None, noise=None, generator=None):
-        """Pitch (B, L) in Hz -> source (B, 1, 256 L), float32: harmonics of the pitch, noise where there is none.
+        """Pitch (B, L) in Hz -> source (B, 1, 256 L), float32: harmonics of the pitch, noise in unvoiced frames.
 
-        phase (B, harmonics, 1) at the start, in radians, and noise (B, harmonics, 256 L) are random where not given.
+        phase: (B, harmonics, 1) at the start, in radians. noise: (B, harmonics, 256 L). Both are random by default.
         """
         config, n = self.config, self.config.nb_harmonics + 1
         phase = self.phases(generator, f0.device) if phase is None else phase
         f0 = f0.float().repeat_interleave(OUTPUT_HOP, dim=1)[:, None]                              # (B, 1, 256 L)
-        turns = torch.cumsum(f0 * torch.arange(1, n + 1, device=f0.device)[:, None] / OUTPUT_RATE, dim=2)
+        cycles = torch.cumsum(f0 * torch.arange(1, n + 1, device=f0.device)[:, None] / OUTPUT_RATE, dim=2)
         if noise is None:
-            noise = random_tensor(torch.randn, turns.shape, generator, f0.device)
+            noise = random_tensor(torch.randn, cycles.shape, generator, f0.device)
         voiced = f0 > config.nsf_voiced_threshold
-        amplitude = torch.where(voiced, config.nsf_sigma, config.nsf_alpha / 3)
-        sines = config.nsf_alpha * torch.sin(2 * math.pi * (turns % 1) + phase) * voiced + amplitude * noise
+        noise_amplitude = torch.where(voiced, config.nsf_sigma, config.nsf_alpha / 3)
+        sines = config.nsf_alpha * torch.sin(2 * math.pi * (cycles % 1) + phase) * voiced + noise_amplitude * noise
         mix = self.m_source.l_linear
         return torch.tanh(F.linear(sines.transpose(1, 2), mix.weight.float(), mix.bias.float())).transpose(1, 2)
 
     def spectrum(self, source):
-        """(B, 1, 256 L) -> (B, 18, 64 L + 1), real parts above imaginary ones."""
+        """STFT of the source: (B, 1, 256 L) -> (B, 18, 64 L + 1), real parts, then imaginary parts."""
         stft = self.config.istft_params
         window = torch.hann_window(stft.n_fft, device=source.device)
         spectrum = torch.stft(source.squeeze(1).float(), stft.n_fft, stft.hop_len, window=window, return_complex=True)
@@ -177,25 +177,25 @@ class HiFT(nn.Module):
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, config.lrelu_slope))
             if i == len(self.ups) - 1:
-                x = F.pad(x, (1, 0), mode="reflect")    # the spectrum has one frame more than the mel makes
+                x = F.pad(x, (1, 0), mode="reflect")    # the spectrum has one frame more
             x = x + self.source_resblocks[i](self.source_downs[i](spectrum))
             x = sum(block(x) for block in self.resblocks[i * kernels:(i + 1) * kernels]) / kernels
         x = self.conv_post(F.leaky_relu(x)).float()     # slope 0.01 here, as in the release
         magnitude, phase = x.chunk(2, dim=1)
-        magnitude, phase = magnitude.clamp(max=math.log(100)).exp(), phase.sin()    # so gradients stay finite
+        magnitude, phase = magnitude.clamp(max=math.log(100)).exp(), phase.sin()    # clamped for finite gradients
         window = torch.hann_window(stft.n_fft, device=x.device)
         wave = torch.istft(torch.polar(magnitude, phase), stft.n_fft, stft.hop_len, window=window)
         return wave.clamp(-config.audio_limit, config.audio_limit)
 
 
 def fold_weight_norm(gain, direction):
-    """W = g v / |v|, the norm over every dimension but the first (the INPUT channel of a transposed convolution)."""
+    """W = g v / |v|, the norm over all dimensions but the first (for a transposed convolution the INPUT channel)."""
     return gain * direction / direction.flatten(1).norm(dim=1).view_as(gain)
 
 
 def load_hift(hift: HiFT, path, device="cpu") -> None:
-    """`weights.load` for a vocoder file: official ones hold weight_g and weight_v, ours plain weights
-    (docs/spec/glm4_voice.md 3.2). Raises ValueError where a tensor is missing, left over or of another shape."""
+    """`weights.load` for a vocoder file. Official files have weight_g and weight_v, ours plain weights
+    (docs/spec/glm4_voice.md 3.2). Raises ValueError if a tensor is missing, left over or of another shape."""
     shapes = weights.shapes(path)
     for name, (shape, kind) in shapes.items():
         gain = name[:-1] + "g"
@@ -217,11 +217,8 @@ def load_hift(hift: HiFT, path, device="cpu") -> None:
 
 
 def speech_mel(waveform, n_mels=80):
-    """(..., samples) at 22,050 Hz -> natural log-mel (..., M, samples // 256), -11.5 (silence) to 2
-    (docs/spec/glm4_voice.md 3.4).
-
-    Raises ValueError for fewer than 385 samples.
-    """
+    """(..., samples) at 22,050 Hz -> natural log-mel (..., M, samples // 256), from -11.5 (silence) to 2
+    (docs/spec/glm4_voice.md 3.4). Raises ValueError for fewer than 385 samples."""
     margin = (1024 - OUTPUT_HOP) // 2
     if waveform.shape[-1] <= margin:
         raise ValueError(f"waveform has {waveform.shape[-1]} samples, expected more than {margin}: use a longer clip")
@@ -235,17 +232,17 @@ def speech_mel(waveform, n_mels=80):
 
 
 def log_spectra(waveform, size: int):
-    """(B, samples) -> natural log of the magnitudes (B, size // 2 + 1, frames), hop size // 4."""
+    """(B, samples) -> log magnitudes of the STFT (B, size // 2 + 1, frames), hop size // 4."""
     window = torch.hann_window(size, device=waveform.device)
     spectrum = torch.stft(waveform, size, size // 4, window=window, return_complex=True)
     return (spectrum.real.square() + spectrum.imag.square()).clamp(min=1e-7).log() / 2
 
 
 def sound_features(waveform, n_mels: int, lines: dict, sizes=(128, 512, 1024, 2048, 4096)) -> list:
-    """[(weight, features), ...] of (B, samples), whose weighted L1 distances are the distance of two sounds.
+    """[(weight, features), ...] of (B, samples). Their weighted L1 distances add up to the distance of two sounds.
 
-    Log spectra at several resolutions, the log-mel, and of the finest spectra once more the bins in which an upsampling
-    network leaves lines: the multiples of the mel's frame rate, of 8 times it and of 64 times it (5,512 Hz).
+    Log spectra at several resolutions, the log-mel, and once more those bins of the finest spectrum where upsampling
+    networks leave tones: multiples of 1, 8 and 64 times the mel's frame rate (the last is 5,512 Hz).
     """
     spectra = [log_spectra(waveform, size) for size in sizes]
     finest, step = spectra[-1], sizes[-1] // OUTPUT_HOP
@@ -256,8 +253,8 @@ def sound_features(waveform, n_mels: int, lines: dict, sizes=(128, 512, 1024, 20
 def energy_distance(a, b, true, n_mels: int, lines: dict = LINES):
     """Generalised energy distance (arXiv 2008.01160) of sounds (B, samples): d(a, true) + d(b, true) - d(a, b).
 
-    A scalar. a and b are made from the same mel and other noise. It is least where what is made varies as true sounds do.
-    d(a, true) alone is least for their median: such a vocoder makes no noise, but tones in its place.
+    A scalar. a and b are generated from the same mel with different noise. The minimum is reached when generated sounds
+    vary as true ones do. d(a, true) alone would be minimal for the median sound, which has tones instead of noise.
     """
     distance = 0
     for weight, features in sound_features(torch.cat([a, b, true]), n_mels, lines):
@@ -267,11 +264,10 @@ def energy_distance(a, b, true, n_mels: int, lines: dict = LINES):
 
 
 def hift_losses(hift: HiFT, mel, waveform, f0, generator=None, lines: dict = LINES) -> dict:
-    """Terms to train a vocoder: mel (B, M, L), waveform (B, 256 L), f0 (B, L) in Hz, 0 where unvoiced.
+    """Loss terms of the vocoder for mel (B, M, L), waveform (B, 256 L), f0 (B, L) in Hz, 0 where unvoiced.
 
-    The waveforms are made with the true pitch; the predictor learns it on the side. A weighting that has worked:
-    energy + f0 / 50.
+    The sources use the true pitch; the predictor is trained separately. A weighting that has worked: energy + f0 / 50.
     """
-    sources = torch.cat([hift.source(f0, generator=generator) for _ in range(2)])       # other phases, other noise
+    sources = torch.cat([hift.source(f0, generator=generator) for _ in range(2)])       # different phases and noise
     a, b = hift(mel.repeat(2, 1, 1), sources).chunk(2)
     return {"energy": energy_distance(a, b, waveform, mel.shape[1], lines), "f0": F.l1_loss(hift.f0(mel), f0)}

@@ -4,7 +4,7 @@
     samples = decoder.decode(units)                      # offline: (U,) -> (samples,)
     for block in decoder.stream(units): ...              # block by block, while units still arrive
 
-`flow.Flow` makes the mel, `hift.HiFT` the sound (docs/spec/glm4_voice.md 4).
+`flow.Flow` turns units into a mel, `hift.HiFT` the mel into a waveform (docs/spec/glm4_voice.md 4).
 
 Shapes: U units, L mel frames (86.13 per second, 6.890625 per unit, 256 samples each), M mel bins.
 """
@@ -25,13 +25,13 @@ from disk import Scale
 from flow import OUTPUT_HOP, OUTPUT_RATE, Flow, FlowConfig, mel_frames, random_tensor
 from hift import HiFT, HiFTConfig, load_hift
 
-OVERLAP = 34                  # mel frames of one block faded into the next: what 5 units last
-MEMORY = 320                  # units, 25.6 s: a multiple of 64, which are exactly 441 mel frames, and of 10, a block
+OVERLAP = 34                  # mel frames cross-faded between two blocks: the length of 5 units
+MEMORY = 320                  # units, 25.6 s: a multiple of 64 (exactly 441 mel frames) and of 10 (the encoder's block)
 
 
 @dataclass
 class SamplingConfig:
-    """How mels are sampled; the defaults are the published way."""
+    """How mels are sampled; the defaults are the published values."""
     steps: Annotated[int, 1, 1000] = 10     # Euler steps
     temperature: Scale = 1.0        # of the noise that sampling starts from
     guidance: Scale | None = None   # None: the flow's inference_cfg_rate (0.7); 0 halves the work
@@ -39,17 +39,17 @@ class SamplingConfig:
 
 @dataclass
 class SpeechDecoderConfig:
-    """Fixes the shapes; nested and named as the official yaml."""
+    """Nested and named as the official yaml."""
     flow: FlowConfig = field(default_factory=FlowConfig)
     hift: HiFTConfig = field(default_factory=HiFTConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
 
 class SpeechDecoder(nn.Module):
-    """Units to sound, whole or in blocks. Always in evaluation mode: train a `Flow` or a `HiFT` by itself.
+    """Units -> waveform, whole or in blocks. Always in evaluation mode: train `Flow` and `HiFT` separately.
 
-    Randomness comes from the `generator` of a call and nowhere else; without one, from a private generator seeded
-    with 0, so that the same units give the same sound.
+    All randomness comes from the `generator` of a call. Without one a new generator with seed 0 is used, so that the
+    same units give the same sound.
     """
 
     def __init__(self, config: SpeechDecoderConfig):
@@ -62,7 +62,7 @@ class SpeechDecoder(nn.Module):
         self.eval()
 
     def train(self, mode=True):
-        """Stay in evaluation mode (the release forgets to, and decodes with dropout)."""
+        """Stay in evaluation mode (the release does not, and decodes with dropout)."""
         return super().train(False)
 
     @classmethod
@@ -72,7 +72,7 @@ class SpeechDecoder(nn.Module):
         path = directory / "config.json"
         config = disk.checked(SpeechDecoderConfig, disk.read_json(path), path, required=("flow", "hift"))
         decoder = weights.skeleton(lambda: cls(config), dtype, path)
-        decoder.hift.f0_predictor.float()       # half precision would detune: 1 part in 256 of the pitch
+        decoder.hift.f0_predictor.float()       # bfloat16 would be off by up to 1/256 of the pitch
         weights.load(decoder.flow, [directory / "flow.safetensors"], device=device)
         load_hift(decoder.hift, directory / "hift.safetensors", device)
         return decoder
@@ -86,7 +86,6 @@ class SpeechDecoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
         return self.hift.conv_pre.weight.device
 
     def seeded(self, generator=None) -> torch.Generator:
@@ -94,7 +93,7 @@ class SpeechDecoder(nn.Module):
         return torch.Generator(self.device).manual_seed(0) if generator is None else generator
 
     def check_units(self, units) -> torch.Tensor:
-        """Any sequence of ids -> (U,) int64 on the device. Raises ValueError for other shapes, types and ids."""
+        """A sequence of ids -> (U,) int64 on the device. Raises ValueError for wrong shapes, types and ids."""
         units, V = torch.as_tensor(units, device=self.device), self.config.flow.vocab_size
         if units.ndim != 1 or (len(units) and (units.is_floating_point() or units.dtype == torch.bool)):
             raise ValueError(f"units have shape {tuple(units.shape)} and type {units.dtype}, expected integers (U,)")
@@ -105,10 +104,11 @@ class SpeechDecoder(nn.Module):
 
     @torch.no_grad()
     def mel(self, units, noise=None, prompt_units=(), prompt_mel=None, generator=None, speaker=None):
-        """Units (U,) -> log-mel (M, L), float32, of exactly these units.
+        """Units (U,) -> their log-mel (M, L), float32.
 
-        prompt_units and their mel (M, fewer than L) come before and are continued. noise (M, frames of all units),
-        speaker (spk_embed_dim,). Raises ValueError for ids or shapes that do not fit, or a mel that is not finite.
+        The mel continues prompt_mel, the mel of prompt_units; the prompt itself is not returned. noise: (M, frames of
+        prompt and units). speaker: (spk_embed_dim,). Raises ValueError for ids or shapes that do not fit, or a mel
+        that is not finite.
         """
         units, prompt_units = self.check_units(units), self.check_units(prompt_units)
         M, sampling = self.config.flow.output_size, self.config.sampling
@@ -134,8 +134,8 @@ class SpeechDecoder(nn.Module):
 
     @torch.no_grad()
     def waveform(self, mel, source=None, generator=None):
-        """Log-mel (M, L) -> samples (256 L,) at 22,050 Hz. source (1, 256 L) replaces the one made from the pitch.
-        Raises ValueError where the sound is not finite."""
+        """Log-mel (M, L) -> samples (256 L,) at 22,050 Hz. source (1, 256 L): default, made from the predicted pitch.
+        Raises ValueError if the result is not finite."""
         if mel.shape[1] == 0:
             return torch.zeros(0, device=self.device)
         mel = mel.to(self.device)[None]
@@ -146,7 +146,7 @@ class SpeechDecoder(nn.Module):
     def decode(self, units, generator=None):
         """Units (U,) -> samples at 22,050 Hz, 256 per mel frame, 1764 per unit on average; (0,) for no units.
 
-        The flow's time and memory are quadratic in the length: more than 2 MEMORY units are spoken in blocks of MEMORY.
+        The flow's time and memory are quadratic in the length, so more than 2 MEMORY units are decoded in blocks.
         """
         generator = self.seeded(generator)
         if len(units) > 2 * MEMORY:
@@ -154,11 +154,11 @@ class SpeechDecoder(nn.Module):
         return self.waveform(self.mel(units, generator=generator), generator=generator)
 
     def stream(self, units, block_sizes=None, generator=None, release_quirks=False):
-        """Units from any iterator, one by one -> yields blocks of samples, each as soon as it can be spoken.
+        """An iterator of units -> yields blocks of samples, each as soon as its units have arrived. See `Stream`.
 
-        block_sizes: units per block, the last size repeats; None: the encoder's block. Small first blocks speak
-        sooner, larger later ones cost less, since each block solves the flow over what came before. Blocks that are
-        multiples of the encoder's block keep the encoder's earlier outputs unchanged. See `Stream`.
+        block_sizes: units per block, the last size repeats; None: the encoder's block. A small first block gives an
+        early start; large later blocks cost less, as each block computes the flow over the earlier ones again. With
+        multiples of the encoder's block, new units do not change the encoder's earlier outputs.
         """
         sizes = tuple(block_sizes or (self.config.flow.encoder.block_size,))
         if min(sizes) < 1:
@@ -177,20 +177,20 @@ class SpeechDecoder(nn.Module):
 
 
 class Stream:
-    """One utterance spoken block by block (docs/spec/glm4_voice.md 4.1).
+    """One utterance, decoded block by block (docs/spec/glm4_voice.md 4.1).
 
-        block 1    |<-------- spoken -------->|<- 34 held back ->|
-        block 2    |<-------- prompt -------->|<--- faded in --->|<---- new, spoken ---->|<- 34 held back ->|
+        block 1    |<-------- output -------->|<- 34 held back ->|
+        block 2    |<-------- prompt -------->|<-- cross-fade -->|<---- new, output ---->|<- 34 held back ->|
 
-    Each block solves the flow over the units so far, of which the last MEMORY or more are kept, so that a block costs
-    the same however long the utterance is; the frames spoken are its prompt. Its last 34 frames (OVERLAP) do
-    not know yet what follows: they are held back, and faded into what the next block makes of them. The vocoder has an
-    edge too: the sound of its last frame is held back; the next block vocodes that frame again, with the same source.
-    Joined, the blocks are exactly as long as the offline waveform.
+    Each block computes the flow over the units so far, with the mel frames already output as its prompt. Only the last
+    MEMORY units or more are kept, so that the cost of a block does not grow with the utterance. The last 34 frames
+    (OVERLAP) still depend on what follows: they are held back, and cross-faded with the next block's version of them.
+    The vocoder has an edge too: the sound of its last frame is held back, and the next block computes that frame again
+    from the same source. Joined, the blocks are exactly as long as the offline waveform.
 
-    release_quirks=True does as the release: a fade that adds up to 1.06-1.08, every block's repeated frame left in
-    the prompt (one frame lost per block from the third on), new noise and new phases for each block. The default
-    fades with weights that add up to 1, keeps the noise of frames already solved and lets the harmonics continue.
+    With release_quirks the fade's weights add up to 1.06-1.08, the repeated frame of each block stays in the prompt
+    (one frame is lost per block from the third on), and each block has new noise and phases. By default the weights
+    add up to 1, frames keep their noise, and the harmonics continue.
     """
 
     def __init__(self, decoder: SpeechDecoder, generator=None, release_quirks=False):
@@ -198,22 +198,22 @@ class Stream:
         device, M = decoder.device, decoder.config.flow.output_size
         make_window = torch.hamming_window if release_quirks else torch.hann_window
         window = make_window(2 * OVERLAP, periodic=not release_quirks, dtype=torch.float64).float().to(device)
-        self.rise, self.fall = window.chunk(2)                      # weights of the new view and of the one held back
-        self.units = torch.zeros(0, dtype=torch.long, device=device)    # solved so far
-        self.waiting = self.units                                   # given, but too few to be spoken yet
-        self.mel = torch.zeros(M, 0, device=device)                 # frames spoken
-        self.noise = self.mel                                       # of all frames solved, spoken or held back
-        self.held_back = self.mel                                   # (M, OVERLAP) frames solved, not spoken yet
+        self.rise, self.fall = window.chunk(2)                      # weights of the new and of the held-back frames
+        self.units = torch.zeros(0, dtype=torch.long, device=device)    # that the flow has seen
+        self.waiting = self.units                                   # units that it has not seen yet
+        self.mel = torch.zeros(M, 0, device=device)                 # frames that were output
+        self.noise = self.mel                                       # of frames output or held back
+        self.held_back = self.mel                                   # (M, OVERLAP) frames computed, not output yet
         self.last_frame = self.mel                                  # (M, 1) the last of mel, to be vocoded again
         self.last_source = torch.zeros(1, 1, 0, device=device)      # (1, 1, OUTPUT_HOP) its source
         self.phase = None                                           # of the harmonics at the end of last_source
 
     @torch.no_grad()
     def push(self, units, final=False, noise=None, source=None) -> torch.Tensor:
-        """New units (U,) -> samples that can be spoken now; none where the units do not outlast the fade yet.
+        """New units (U,) -> the samples that can be output now; (0,) while the units are shorter than the overlap.
 
-        final=True speaks all that is left. noise (M, frames of all units kept) and source (1, samples) replace random
-        ones. Raises ValueError for ids that do not fit, or where mel or sound are not finite.
+        final=True outputs all that is left. noise (M, frames of all kept units) and source (1, samples) replace random
+        ones. Raises ValueError for ids that do not fit, or a mel or waveform that is not finite.
         """
         while len(self.units) >= 2 * MEMORY and not self.quirks:
             frames = mel_frames(MEMORY)
@@ -238,7 +238,7 @@ class Stream:
         return samples[:-OUTPUT_HOP]
 
     def solve(self, total: int, noise=None):
-        """The flow over all units so far, total frames -> mel (M, L) after the prompt, the held-back ones faded in."""
+        """Compute the flow over all units, `total` frames -> mel (M, L) after the prompt, cross-faded at its start."""
         decoder = self.decoder
         if noise is None and not self.quirks:
             shape = len(self.noise), total - self.noise.shape[1]
@@ -252,7 +252,7 @@ class Stream:
         return torch.cat([faded, mel[:, OVERLAP:]], dim=1)
 
     def make_source(self, mel):
-        """(M, L) -> source (1, 1, 256 L); its harmonics continue where last_source ends, except in the release."""
+        """Mel (M, L) -> source (1, 1, 256 L). Its phases continue those of last_source, except with release_quirks."""
         hift = self.decoder.hift
         f0 = hift.f0(mel[None])                                     # (1, L) Hz
         if self.quirks:
@@ -262,6 +262,6 @@ class Stream:
         if self.phase is None:
             start = hift.phases(self.generator).double()
         else:
-            start = self.phase - advance[:, :, :1]                  # so that last_frame ends where it ended before
+            start = self.phase - advance[:, :, :1]                  # at the start of last_frame, which is repeated
         self.phase = (start + advance.sum(2, keepdim=True)) % (2 * math.pi)
         return hift.source(f0, (start % (2 * math.pi)).to(f0), generator=self.generator)

@@ -1,8 +1,8 @@
 """GLM-4-Voice speech tokenizer: waveform at 16 kHz -> 12.5 units per second.
 
-A Whisper encoder made causal, cut off after `quantize_position` layers, pooled by 4 and quantised to the nearest of
-16384 code vectors: 16 kHz -> 100 Hz log-mel -> 50 Hz states -> 12.5 Hz units, 1280 samples each
-(docs/spec/glm4_voice.md 1).
+The first `quantize_position` layers of a Whisper encoder with causal convolutions and block-causal attention. Its
+states are pooled by 4, and each becomes the id of the nearest of 16384 code vectors: 16 kHz -> 100 Hz log-mel -> 50 Hz
+states -> 12.5 Hz units, 1280 samples each (docs/spec/glm4_voice.md 1).
 
 Shapes: B batch, M mel bins, L mel frames, N states (L/2, then U), U units, D width, H heads, V codes.
 """
@@ -22,8 +22,8 @@ from disk import Layers, Size
 from whisper import HOP, N_FFT, SAMPLE_RATE, EncoderLayer, check_waveform, log_mel, sinusoids
 
 MAX_SECONDS = 30                              # a longer recording is cut into pieces of this length
-BATCH = 128                                   # pieces padded together
-CHUNK = 16                                    # pieces computed together: bounds memory, changes no number
+BATCH = 128                                   # pieces padded to one length
+CHUNK = 16                                    # pieces computed at once: bounds memory, does not change results
 
 
 @dataclass
@@ -41,7 +41,7 @@ class SpeechTokenizerConfig:
     pooling_kernel_size: Size = 4             # states per unit
     pooling_type: Literal["avg", "max"] = "avg"
     quantize_vocab_size: Size = 16384         # codes
-    quantize_causal_block_size: Size | None = 200   # states that see each other (4 s); None: each sees every other
+    quantize_causal_block_size: Size | None = 200   # states per attention block (4 s); None: all in one block
     encoder_causal_convolution: Literal[True] = True
 
     def __post_init__(self):
@@ -62,7 +62,7 @@ class SpeechTokenizerConfig:
 
     @property
     def max_samples(self) -> int:
-        """Samples per piece: 30 s, less where there are fewer positions."""
+        """Samples per piece: 30 s, or less with fewer positions."""
         return min(MAX_SECONDS * SAMPLE_RATE, 2 * self.max_source_positions * HOP)
 
 
@@ -82,9 +82,9 @@ class SpeechTokenizer(nn.Module):
 
     @classmethod
     def from_pretrained(cls, directory, device="cpu", dtype=torch.float32) -> "SpeechTokenizer":
-        """Read config.json and model.safetensors; names bare or under `model.encoder.`. Returns eval mode.
+        """Read config.json and model.safetensors, whose names may start with `model.encoder.`. Returns eval mode.
 
-        Left out on purpose: the decoder of a full checkpoint, layers after the quantiser, what only training needs.
+        Not loaded: the decoder of a full checkpoint, layers after the quantiser, tensors that only training needs.
         Raises FileNotFoundError or ValueError for files that are missing or do not fit.
         """
         directory = Path(directory)
@@ -101,15 +101,15 @@ class SpeechTokenizer(nn.Module):
         weights.write_tensors(Path(directory) / "model.safetensors", self.state_dict())
 
     def init_weights(self, scale=1.0) -> None:
-        """The table of positions: `scale` x Whisper's. Used before training from scratch."""
+        """Set the position table to `scale` times Whisper's, before training from scratch."""
         with torch.no_grad():
             positions = torch.arange(self.config.max_source_positions)
             self.embed_positions.weight.copy_(scale * sinusoids(positions, self.config.d_model))
 
     def features(self, waveforms: list) -> tuple[torch.Tensor, torch.Tensor]:
-        """B pieces of (samples,) -> log-mel (B, M, L), padded, and its mask (B, L) bool, True = sound.
+        """B pieces of (samples,) -> log-mel (B, M, L) and its mask (B, L) bool, True = sound.
 
-        Padded with zeros to the longest, then to whole units; each piece has its own loudness floor
+        Waveforms are zero-padded to the longest and to whole units. Each has its own loudness floor
         (docs/spec/glm4_voice.md 1.1).
         """
         stride, device = self.config.samples_per_unit, self.codebook.weight.device
@@ -119,21 +119,21 @@ class SpeechTokenizer(nn.Module):
         return mel, torch.arange(n_frames, device=device) < lengths[:, None]
 
     def convolve(self, mel):
-        """(B, M, L) -> (B, L/2, D). Causal: both convolutions look two steps back and none ahead."""
+        """(B, M, L) -> (B, L/2, D) by two causal convolutions."""
         x = F.gelu(self.conv1(F.pad(mel, (2, 0))))
         return F.gelu(self.conv2(F.pad(x, (2, 0)))).transpose(1, 2)
 
     def pool(self, x):
-        """(B, N, D) -> (B, N/4, D). Padding inside the last group is pooled in, as in the reference."""
+        """(B, N, D) -> (B, N/4, D). A last, incomplete group is pooled with zeros, as in the reference."""
         kernel = self.config.pooling_kernel_size
         x = F.pad(x.transpose(1, 2), (0, -x.shape[1] % kernel))
         x = F.avg_pool1d(x, kernel) if self.config.pooling_type == "avg" else F.max_pool1d(x, kernel)
         return x.transpose(1, 2)
 
     def hidden(self, mel, mask=None):
-        """Log-mel (B, M, L) -> states before the quantiser (B, U, D), U = L/8; gradients flow.
+        """Log-mel (B, M, L) -> states before the quantiser (B, U, D), U = L/8; differentiable.
 
-        mask (B, L) bool, True = sound; None where nothing is padding.
+        mask (B, L) bool, True = sound; None = no padding.
         """
         config = self.config
         x = self.convolve(mel.to(self.conv1.weight.dtype))                                          # (B, L/2, D)
@@ -144,25 +144,25 @@ class SpeechTokenizer(nn.Module):
             x = layer(x, visible)
             if index == config.pooling_position:
                 x = self.pool(x)                                                                    # (B, U, D)
-                if index < config.quantize_position:    # the same mask at the unit rate, for the layers to come
+                if index < config.quantize_position:    # the mask at the unit rate, for the remaining layers
                     kernel = config.pooling_kernel_size
                     valid, block = None if valid is None else valid[:, ::kernel], block and block // kernel
                     visible = attention_mask(x.shape[1], block, valid, x.device)
         return x
 
     def quantise(self, x):
-        """States (B, U, D) -> ids (B, U): the nearest code vector, the first one of equals."""
+        """States (B, U, D) -> ids (B, U) of the nearest code vectors, the lowest id where several are."""
         x, codes = x.float(), self.codebook.weight.float()
         distance = codes.square().sum(1) + x.square().sum(-1, keepdim=True) - 2 * x @ codes.T       # (B, U, V)
         return distance.argmin(-1)
 
     @torch.no_grad()
     def encode_batch(self, waveforms: list) -> list:
-        """Recordings of (samples,) at 16 kHz -> a list of (U,) int64 ids, U = ceil(T / 1280) per piece.
+        """Recordings of (samples,) at 16 kHz -> a list of (U,) int64 ids, U = ceil(samples / 1280) per piece.
 
-        As in the reference, every 30 s become a piece of their own and all pieces share batches of 128 padded to
-        the longest, so that the last unit of a recording can depend on the others in its batch. Raises ValueError
-        for a waveform that is empty, not (samples,) or not finite, or where the states are not.
+        As in the reference, recordings are cut into pieces of 30 s, and batches of 128 pieces are padded to their
+        longest, so the last unit of a recording can depend on its batch. Raises ValueError for a waveform that is
+        empty, not (samples,) or not finite, or for states that are not finite.
         """
         waveforms = [check_waveform(w, f"waveform {i}") for i, w in enumerate(waveforms)]
         pieces = [(i, piece) for i, w in enumerate(waveforms) for piece in w.split(self.config.max_samples)]
@@ -182,12 +182,13 @@ class SpeechTokenizer(nn.Module):
 
 
 def attention_mask(length: int, block, valid, device):
-    """Which states (i) see which (j): bool, broadcasts to (B, H, N, N), or None where all see all.
+    """Mask for N = length states, bool, True = visible, broadcasts to (B, H, N, N); or None if all are visible.
 
-    i sees j if j is sound and stands in i's block of `block` states or an earlier one (docs/spec/glm4_voice.md 1.2).
+    State i sees j if j is not padding (valid (B, N)) and j's block of `block` states is i's or an earlier one
+    (docs/spec/glm4_voice.md 1.2).
     """
     if valid is not None and bool(valid.all()):
-        valid = None                                      # without a mask attention takes its fused path
+        valid = None                                      # without a mask attention has a faster kernel
     mask = None if valid is None else valid[:, None, None, :]
     if block is not None and block < length:
         blocks = torch.arange(length, device=device) // block
@@ -197,7 +198,7 @@ def attention_mask(length: int, block, valid, device):
 
 
 def rename(name: str, config: SpeechTokenizerConfig):
-    """A tensor's name in the file -> its name here, or None for one that is dropped on purpose."""
+    """A tensor's name in the file -> its name here, or None for one that is not needed."""
     if name.startswith(("model.decoder.", "decoder.", "proj_out.")):
         return None
     name = name.removeprefix("model.encoder.")
@@ -207,7 +208,7 @@ def rename(name: str, config: SpeechTokenizerConfig):
 
 
 def check_features(path: Path, config: SpeechTokenizerConfig) -> None:
-    """Compare a preprocessor_config.json, if there is one, with the features made here. Raises ValueError."""
+    """Raises ValueError if preprocessor_config.json exists and asks for other features than are computed here."""
     if not path.is_file():
         return
     expected = {"feature_size": config.num_mel_bins, "sampling_rate": SAMPLE_RATE, "hop_length": HOP, "n_fft": N_FFT}

@@ -1,13 +1,11 @@
 """Text <-> token ids: Qwen3's byte-level BPE on tiktoken, and the chat prompt around it.
 
-In: a directory with a tokenizer, and text or chat messages. Out: a flat list of token ids in which every speech clip is
-one SPEECH_ID, where the model puts the clip's speech rows (docs/spec/ex_omni.md 4). No torch here.
+In: text or chat messages. Out: a flat list of token ids with one SPEECH_ID per speech clip, which the model replaces by
+the clip's speech rows (docs/spec/ex_omni.md 4). tokenizer_files.py reads the vocabulary.
 
-Its files on disk are read by tokenizer_files.py.
-
-`encode` never yields a control token, whatever the text says; only `encode_chat` does. The official demo formats one
-string and tokenizes that, so `<speech>` or `<|im_end|>` typed by a user acts there; here it is ordinary text. Otherwise
-the prompt is the demo's, id for id (Qwen3's chat format without its think block).
+`encode` never yields a control token, only `encode_chat` does. So `<speech>` or `<|im_end|>` typed by a user is ordinary
+text here. The official demo formats one string and tokenizes it, so there it acts as a control token. Otherwise the
+prompt is the demo's, id for id (Qwen3's chat format without its think block).
 """
 import itertools
 import unicodedata
@@ -17,27 +15,27 @@ import tiktoken
 
 from tokenizer_files import CONTROL_TOKENS, QWEN_PATTERN, added_tokens, forms
 
-SPEECH_ID = -300        # stands for one speech clip in a prompt; never embedded, so not a row of the vocabulary
+SPEECH_ID = -300        # placeholder of a speech clip in a prompt; never embedded, so not in the vocabulary
 SYSTEM_PROMPT = ("You are a multimodal assistant that understands both speech and text, "
                  "and can respond using natural language or synthesized speech.")
 ROLES = ("system", "user", "assistant")
 
+
 class Tokenizer:
-    """Plain text and chat messages to ids, and ids back to text.
+    """Text and chat messages -> ids, and ids -> text.
 
     n_vocab: 1 + the largest id; the model's embedding table has at least this many rows (Qwen pads it further).
     im_start_id, im_end_id: ids of `<|im_start|>` and `<|im_end|>`, which open and close a message.
-    stop_ids: ids that end an answer, `<|im_end|>` and, where it exists, `<|endoftext|>`.
-    added: id -> (text, special) of the tokens that text never becomes.
+    stop_ids: ids that end a reply, `<|im_end|>` and, if it exists, `<|endoftext|>`.
+    added: id -> (text, special) of the added tokens, which `encode` never yields.
     """
 
     def __init__(self, vocab, ranks, added, pattern=QWEN_PATTERN, nfc=True, fold_user_text=False):
-        """vocab: token bytes -> id. ranks: token bytes -> priority, low merges first, of each token that text may
-        become; all 256 bytes among them. added: id -> (text, special) of the tokens that text never becomes.
-        pattern: regex that cuts text into pieces. nfc: whether text is normalized to NFC first. fold_user_text:
-        whether `encode_chat` reads the user's texts as `folded`.
-        Raises ValueError if a byte, a chat token or an id below them is missing, if an id, a priority or an added token
-        is none or stands twice, or if text could become an added token."""
+        """vocab: token bytes -> id. ranks: bytes -> merge priority (low first) of the ordinary tokens, all 256 single
+        bytes included. added: id -> (text, special) of the added tokens. pattern: regex that splits text before BPE.
+        nfc: normalize text to NFC first. fold_user_text: apply `folded` to the user's texts in `encode_chat`.
+        Raises ValueError if a byte, a chat token or an id is missing, if an id, a priority or an added token is invalid
+        or occurs twice, or if an ordinary token has the id of an added one."""
         for what, numbers in (("id", vocab), ("priority", ranks)):
             odd = [i for i in numbers.values() if type(i) is not int or not 0 <= i < 1 << 31]
             if odd or len(set(numbers.values())) < len(numbers):
@@ -55,8 +53,8 @@ class Tokenizer:
         if lost:
             raise ValueError(f"{len(lost)} of the 256 byte tokens are missing, the first is byte {lost[0]:#04x}: "
                              "fetch it again")
-        # tiktoken takes one number for both a token's rank and its id. Ranks go in, _id_of_rank turns them into
-        # ids: for Qwen both are equal, in other vocabularies ids need not follow the merge order.
+        # tiktoken uses one number as a token's rank and id. It gets the ranks, and _id_of_rank maps them to ids: Qwen's
+        # are equal, but in other vocabularies ids need not follow the merge order.
         self._id_of_rank = {rank: vocab[token] for token, rank in ranks.items()}
         clash = added.keys() & self._id_of_rank.values()
         if clash:
@@ -101,26 +99,25 @@ class Tokenizer:
                                 "vocab.json and merges.txt, or a *.tiktoken file; copy them from the checkpoint")
 
     def encode(self, text):
-        """Plain text -> list of ids, never a control token; "" -> []. Nothing is put before or after it.
-        A lone surrogate, which UTF-8 cannot hold, counts as U+FFFD."""
+        """Text -> list of ids without control tokens; "" -> []. A lone surrogate, which UTF-8 cannot encode, is read as
+        U+FFFD."""
         if self._nfc:
             text = unicodedata.normalize("NFC", text)
         return [self._id_of_rank[rank] for rank in self._bpe.encode_ordinary(text)]
 
     def decode(self, ids, skip_special_tokens=True):
-        """Ids -> text: `decode(encode(text))` is `text`, or its NFC form if the vocabulary asks for NFC.
+        """Ids -> text: `decode(encode(text))` is `text`, in NFC form if the vocabulary asks for it.
 
-        Special tokens and SPEECH_ID give nothing, or their names if `skip_special_tokens` is False. Added tokens
+        Special tokens and SPEECH_ID are left out, or written by name if `skip_special_tokens` is False. Added tokens
         that are not special, such as Qwen's `<think>`, are always kept. Bytes that are not UTF-8 (half a character)
-        and ids without a token (the embedding table is taller than the vocabulary, so an untrained model may
-        generate them) become U+FFFD."""
+        become U+FFFD, and so do ids without a token, which a model can generate as its embedding table is larger."""
         tokens = (self._bytes_of_id.get(i, "\ufffd".encode()) for i in map(int, ids)
                   if not (skip_special_tokens and i in self._skipped))
         return b"".join(tokens).decode("utf-8", errors="replace")
 
     def encode_chat(self, messages, add_generation_prompt=True):
         """Chat messages -> list of ids: `<|im_start|>ROLE\\nCONTENT<|im_end|>\\n` for each message, then
-        `<|im_start|>assistant\\n` if the model is to answer.
+        `<|im_start|>assistant\\n` with add_generation_prompt.
 
         messages: dicts with "role" (one of ROLES) and "content", a str or a list of parts `{"type": "speech"}` and
         `{"type": "text", "text": ...}`. A speech part becomes SPEECH_ID; parts are joined by a newline, empty texts
@@ -167,8 +164,8 @@ def message_parts(message):
 
 
 def past_turn(message):
-    """A finished turn as the history keeps it: a message with speech becomes the text `[Speech input]`, or
-    `[Speech] ` + its text, because past audio is not sent again. A message without speech is returned as it is."""
+    """A message as it is kept in the history, without audio: one with speech becomes the text `[Speech input]`, or
+    `[Speech] ` and its text. A message without speech is returned as it is."""
     parts = message_parts(message)
     if SPEECH_ID not in parts:
         return message
@@ -177,20 +174,20 @@ def past_turn(message):
 
 
 def with_system(messages):
-    """The messages, after the demo's system prompt unless they begin with one; in training and in use."""
+    """The messages, with the demo's system prompt in front unless they begin with one."""
     given = messages and messages[0]["role"] == "system"
     return messages if given else [{"role": "system", "content": SYSTEM_PROMPT}, *messages]
 
 
 def trim_history(messages, keep=40):
-    """A leading system message, if there is one, and the last `keep` of the other messages, as a new list."""
+    """A new list of the system message, if there is one, and the last `keep` other messages."""
     first = 1 if messages and messages[0]["role"] == "system" else 0
     return messages[:first] + messages[max(first, len(messages) - keep):]
 
 
 def _the_same(found, added, directory):
-    """found: (file, Tokenizer) of each form in a directory; added: what the files beside them say -> the first one.
-    Raises ValueError where another one, or an added token, is not the same."""
+    """found: (file name, Tokenizer) of each form in a directory; added: its other files' added tokens -> the first
+    tokenizer. Raises ValueError if they do not all agree."""
     (name, tokenizer), *others = found
     token_of = {i: token for i, token in tokenizer._bytes_of_id.items() if i >= 0}
     id_of = {token: i for i, token in token_of.items()}
