@@ -3,8 +3,8 @@
 In: text or chat messages. Out: a flat list of token ids with one SPEECH_ID per speech clip, which the model replaces by
 the clip's speech rows (docs/spec/ex_omni.md 4). tokenizer_files.py reads the vocabulary.
 
-`encode` never yields a control token, only `encode_chat` does. So `<speech>` or `<|im_end|>` typed by a user is ordinary
-text here. The official demo formats one string and tokenizes it, so there it acts as a control token. Otherwise the
+`encode` never yields a control token, only `encode_chat` does: `<speech>` or `<|im_end|>` typed by a user is ordinary
+text. The official demo formats one string and tokenizes it, so there they act as control tokens. Otherwise the
 prompt is the demo's, id for id (Qwen3's chat format without its think block).
 """
 import itertools
