@@ -1,7 +1,7 @@
-"""Sound files -> waveforms (samples,) at 16 kHz; and the check that numbers are finite, here and in every later stage.
+"""Sound files -> waveforms (samples,) at 16 kHz; and the check for NaN and infinite numbers that all stages use.
 
-A file is read twice, forwards, block by block: first to see what is odd about its levels and channels (`survey`),
-then to mix it to mono and to resample it. What a header says about its length is never trusted with memory.
+A file is read twice, block by block: first for its levels and channels (`survey`), then to mix it to mono and to
+resample it. Memory is never allocated by the length that a header states.
 """
 import os
 import threading
@@ -15,16 +15,16 @@ import torch
 from containers import UNKNOWN, forwards, notes_of
 from disk import regular
 
-SAMPLE_RATE = 16_000                   # Hz, of the questions; the sound that is made has 22,050 Hz (flow.py)
+SAMPLE_RATE = 16_000                   # Hz, of the input; the output has 22,050 Hz (flow.py)
 MAX_SECONDS = 4096                     # 68 minutes: Qwen3's context of 40,960 tokens, 10 speech rows per second
 MIN_SECONDS = 0.025                    # one window of the mel
-RATES = 1_000, 1_000_000               # Hz, the least and the most that a file may claim
-BLOCK = 1 << 18                        # samples read at a time, of all channels
-SCALES = {1: "", 2 ** 7: "8", 2 ** 15: "16", 2 ** 23: "24", 2 ** 31: "32"}  # full scale of floats -> their bits, once
-OVER = 1.5                             # full scales that a peak may have: filters and lossy formats overshoot
-LOUD = 16.0                            # a float recording peaks below this (+24 dB), 8-bit samples above
-SILENT, QUIET, USUAL, OFFSET = 1e-4, 5e-3, 0.25, 0.02       # of full scale: levels, and a microphone's offset
-UNUSED, HEARD, CANCELLED = 1e-3, 0.1, 0.3                   # of the loudest channel; see `Levels.mix`
+RATES = 1_000, 1_000_000               # Hz, the lowest and the highest sample rate of a file
+BLOCK = 1 << 18                        # samples read at a time, all channels together
+SCALES = {1: "", 2 ** 7: "8", 2 ** 15: "16", 2 ** 23: "24", 2 ** 31: "32"}  # full scale of floats -> original bits
+OVER = 1.5                             # highest peak, in full scales: filters and lossy formats overshoot
+LOUD = 16.0                            # floats up to here (+24 dB) are a loud recording, above it 8-bit samples
+SILENT, QUIET, USUAL, OFFSET = 1e-4, 5e-3, 0.25, 0.02       # shares of full scale: levels, and a microphone's offset
+UNUSED, HEARD, CANCELLED = 1e-3, 0.1, 0.3                   # shares of the loudest channel; see `Levels.mix`
 STDERR = threading.Lock()
 DAMAGED = "its weights are damaged or do not fit together, fetch or train them again"
 
@@ -32,9 +32,9 @@ DAMAGED = "its weights are damaged or do not fit together, fetch or train them a
 def load_audio(path) -> torch.Tensor:
     """Read any file that soundfile reads, at any rate and channel count, as (samples,) float32 at 16 kHz, mono.
 
-    Channels are averaged, the rate is converted by soxr. What is odd about a file is mended as `Levels.mix` says, with
-    a warning; one that is cut off is read as far as it goes. Raises FileNotFoundError, or ValueError for a file that is
-    not audio, shorter than MIN_SECONDS, longer than MAX_SECONDS, damaged, or holds NaN, infinite or absurd samples.
+    Channels are averaged, soxr resamples. Faults are repaired as in `Levels.mix`, with a warning; a truncated file is
+    read up to its end. Raises FileNotFoundError, or ValueError for a file that is not audio, is shorter than
+    MIN_SECONDS or longer than MAX_SECONDS, is damaged, or has NaN, infinite or absurdly large samples.
     """
     import soxr
     path = regular(path, "an audio file")
@@ -54,12 +54,12 @@ def load_audio(path) -> torch.Tensor:
     return waveform
 
 
-# ---- what is odd about a sound ------------------------------------------------------------------------------------
+# ---- faults of a recording ----------------------------------------------------------------------------------------
 
 @dataclass
 class Mix:
-    """How the blocks (n, channels) of a sound become mono (n,): the mean of some `channels` (None: of all), without
-    their offset, divided by scale; cut: to -1 .. 1. notes: kind -> what to say of it."""
+    """Maps blocks (n, channels) to mono (n,): the mean of some `channels` (None: all) minus their offset, divided by
+    scale, and clipped to -1 .. 1 if `cut`. notes: kind of fault -> message."""
     channels: np.ndarray | None = None
     offset: np.ndarray | None = None
     scale: float = 1
@@ -74,16 +74,16 @@ class Mix:
 
 
 class Levels:
-    """What the samples of a sound are like, from windows of 10 ms: mean and half range of each channel, half range of
-    all channels' mean. So a spike spoils one window, and an offset no half range."""
+    """Statistics of windows of 10 ms: mean and half range (max - min) / 2 of each channel and of the channels' mean. A
+    spike affects only its window; an offset does not affect the half range."""
 
     def __init__(self, rate: int, channels: int):
         self.window, self.count, self.peak = max(2, rate // 100), 0, 0.0
-        self.bad = np.zeros(channels, np.int64)                     # samples that are NaN or infinite
+        self.bad = np.zeros(channels, np.int64)                     # number of NaN or infinite samples
         self.means, self.halves = [], []                            # (windows, channels + 1) of each block
 
     def add(self, block: np.ndarray) -> None:
-        """block: (n, channels); n is a multiple of the window, but for the last one."""
+        """block: (n, channels); n is a multiple of the window, except in the last block."""
         finite = np.isfinite(block)
         if not finite.all():
             self.bad += (~finite).sum(axis=0)
@@ -97,18 +97,18 @@ class Levels:
         self.means.append(np.add.reduceat(block, starts, dtype=np.float64) / np.diff([*starts, len(block)])[:, None])
 
     def mix(self, name) -> Mix:
-        """How the sound is to be mixed, with a note of everything unusual:
+        """The mix that repairs the recording's faults, with a note for each:
 
-        - a channel with NaN, or without sound where others have some, is left out;
-        - channels whose mean is much quieter than the loudest of them cancel each other, as where one is inverted, also
-          in a part of it: then the loudest is heard alone;
-        - an offset is taken away. It is the median of means over 0.1 s, whole waves of the mains' hum;
-        - floats at the scale of 8 to 32 bits are divided by it. Their level decides, which is the half range that three
-          windows, and one in a thousand, reach: single samples above it are cut;
-        - what is quiet is turned up: Whisper takes what is too quiet for silence;
-        - silence is only said.
+        - a channel with NaN, or silent while others are not, is left out;
+        - if the mean of the channels is much quieter than the loudest one, even in a part of the recording, they cancel
+          each other, as when one is inverted: only the loudest is used;
+        - an offset is subtracted: the median of means over 0.1 s, whole periods of mains hum;
+        - floats at the scale of 8 to 32 bits are divided by that scale. It is found from the level: the half range that
+          at least three windows, and one in a thousand, reach. Single samples above it are clipped;
+        - a quiet recording is amplified, as Whisper would take it for silence;
+        - a silent one is only noted.
 
-        Raises ValueError where no channel is finite, or the level is above any scale."""
+        Raises ValueError if no channel is finite, or the level is above any scale."""
         channels, notes = len(self.bad), {}
         if not self.count:
             raise ValueError(f"{name} holds no sound: its header says so, or nothing follows it; export it again")
@@ -121,7 +121,7 @@ class Levels:
         if len(kept) < channels:
             left = ", ".join(str(n + 1) for n in range(channels) if n not in kept)
             notes["channel left out"] = f"has no sound, or NaN samples, in channel {left} of {channels}: left out"
-        starts = np.arange(0, max(1, len(halves) - 9), 10)          # of groups of 10 windows, the last of up to 19
+        starts = np.arange(0, max(1, len(halves) - 9), 10)          # groups of 10 windows, up to 19 in the last one
         halves, means = np.maximum.reduceat(halves, starts), np.add.reduceat(means, starts)
         means /= np.diff([*starts, sum(map(len, self.means))])[:, None]
         loud = halves[:, kept].max(axis=1)
@@ -131,7 +131,7 @@ class Levels:
             kept = level.argmax(keepdims=True)
             notes["channels cancel"] = (f"has {channels} channels that cancel each other, as where one is inverted: "
                                         f"channel {kept[0] + 1} alone is taken")
-        offset = np.median(means[:, kept], axis=0) * (len(self.means[0]) > 9)       # a shorter one may be half a wave
+        offset = np.median(means[:, kept], axis=0) * (len(self.means[0]) > 9)       # less may be half a period
         loudest, far = level.max(), abs(offset).max()
         full = next((scale for scale in SCALES if max(loudest, far) <= OVER * scale), None)
         if full is None:
@@ -159,7 +159,7 @@ class Levels:
 
 
 def survey(path) -> Mix:
-    """How the sound in a file is to be mixed; what is odd about it is said as warnings. Raises as `load_audio`."""
+    """The mix for a file; its faults are issued as warnings. Raises as `load_audio`."""
     with quiet(), open_sound(path) as file:
         levels = Levels(file.samplerate, file.channels)
         for block in blocks(file, path):
@@ -176,7 +176,7 @@ def survey(path) -> Mix:
 
 @contextmanager
 def open_sound(path):
-    """The soundfile.SoundFile of a path. Raises ValueError where it is not audio, or of an absurd rate."""
+    """The soundfile.SoundFile of a path. Raises ValueError if it is not audio, or for a rate outside RATES."""
     import soundfile
     with open(path, "rb") as raw:           # opened here: soundfile cannot encode every file name
         try:
@@ -192,8 +192,8 @@ def open_sound(path):
 
 
 def blocks(file, path):
-    """Yield the samples of an open file as blocks (n, channels), float32, of whole windows of `Levels` but the last.
-    Raises ValueError where it is damaged or beyond MAX_SECONDS, by its header or in fact."""
+    """Yield the samples of an open file as float32 blocks (n, channels), multiples of the window of `Levels`.
+    Raises ValueError if it is damaged, or longer than MAX_SECONDS in its header or in fact."""
     import soundfile
 
     def check_length(frames):
@@ -219,8 +219,8 @@ def blocks(file, path):
 
 @contextmanager
 def quiet():
-    """Nothing on stderr meanwhile: libmpg123 prints its remarks about a damaged mp3 there, past Python. One thread at a
-    time: stderr belongs to the process."""
+    """Suppress stderr, where libmpg123 prints about damaged mp3 files without asking Python. A lock, as stderr belongs
+    to the whole process."""
     with STDERR:
         try:
             kept = os.dup(2)
@@ -237,7 +237,7 @@ def quiet():
 
 
 def check_waveform(waveform, name="the waveform") -> torch.Tensor:
-    """(samples,) as a float32 tensor. Raises ValueError where it is empty, not one-dimensional or not finite."""
+    """(samples,) as a float32 tensor. Raises ValueError if it is empty, not one-dimensional or not finite."""
     waveform = torch.as_tensor(waveform, dtype=torch.float32)
     if waveform.ndim != 1 or len(waveform) == 0:
         raise ValueError(f"{name} has shape {tuple(waveform.shape)}, expected (samples,) with at least one sample")
@@ -246,14 +246,14 @@ def check_waveform(waveform, name="the waveform") -> torch.Tensor:
 
 
 def refuse_infinite(bad: int, count: int, name) -> None:
-    """Raises ValueError where `bad` of `count` samples are NaN or infinite."""
+    """Raises ValueError if `bad`, the number of NaN or infinite samples among `count`, is not 0."""
     if bad:
         raise ValueError(f"{name} has {bad} samples that are NaN or infinite of {count}: "
                          "expected finite samples, record or export it again")
 
 
 def check_finite(x: torch.Tensor, what: str, cause=DAMAGED) -> torch.Tensor:
-    """x, of any shape, unless it holds NaN or infinite numbers: then ValueError. Waits for the device: once a stage."""
+    """Returns x (any shape). Raises ValueError if it has NaN or infinite numbers. Waits for the device."""
     bad = int((~x.isfinite()).sum())
     if bad:
         raise ValueError(f"{what}: {bad} of {x.numel()} numbers are NaN or infinite: {cause}")

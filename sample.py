@@ -1,12 +1,12 @@
 """Ask a checkpoint: speech or text in; text, speech and a face out.
 
-    python sample.py --audio q.wav --out answer/            # mini/, the small model that comes with the code
+    python sample.py --audio q.wav --out answer/            # with mini/, the small model that comes with the code
     python sample.py --text "What is the capital of Peru?"
     python sample.py --checkpoint checkpoints/qwen3-8b --interactive
 
-Writes answer.html, the face that says it, to watch in any browser; answer.txt, answer.wav (22.05 kHz) and answer.json
-(52 ARKit weights, 30 frames per second); with --export glb,csv,mp4,npy the same for other tools. Several questions are
-answered as a batch, each in a folder of its own, with one gallery.html for all.
+Writes answer.html (a page with the talking head), answer.txt, answer.wav (22.05 kHz) and answer.json (52 ARKit weights,
+30 frames per second); --export glb,csv,mp4,npy adds formats of other tools. Several questions are answered as a batch,
+each in a folder of its own, with one gallery.html for all.
 """
 import argparse
 import os
@@ -31,7 +31,7 @@ from model import ExOmni
 from speech_generator import LONGEST, MIN_UNITS
 from tokenizer import past_turn, trim_history, with_system
 
-LINE = 200_000                                     # letters of a typed question: more than any context holds
+LINE = 200_000                                     # most characters of a typed question; no context holds more
 MINI = Path(__file__).parent / "mini"              # the trained toy model that comes with the code
 
 
@@ -59,15 +59,15 @@ def parse(argv=None) -> argparse.Namespace:
 
 
 def user_message(text: str | None, spoken: bool) -> dict:
-    """One user turn; the text is data, whatever it contains."""
+    """One user turn."""
     parts = [{"type": "speech"}] * spoken + ([{"type": "text", "text": text}] if text else [])
     return {"role": "user", "content": parts}
 
 
 def report(answers: list, elapsed: float, page: Path | None) -> str:
-    """The last line, in the paper's terms (v1 Table 10): length of the speech, real-time factor (below 1 is faster than
-    speech), time from the question to the first speech unit (TTFT), extra time for the face once the units are there;
-    before it how likely the text was to the model, after it the page to watch."""
+    """The last line, with the figures of the paper's v1 Table 10: confidence (probability of the text), length of the
+    speech, real-time factor (RTF, below 1 is faster than real time), time to the first speech unit (TTFT), time of the
+    face decoder; and the page to open."""
     duration = sum(len(answer.units) for answer in answers) / UNIT_RATE
     seconds = answers[0].seconds
     rtf = f"{elapsed / duration:.2f}" if duration else "n/a"
@@ -93,17 +93,16 @@ def load(args) -> tuple:
 
 
 def ask(model, sampling, chats, clips, out, names, writing) -> list:
-    """Answer a batch, write the files, print what was said (a single text as it comes) and written, and the last line.
-
-    names: of the folders in `out`; writing: the head and the endings for `write_answers`."""
-    begun = time.perf_counter()
-    single = len(chats) == 1
+    """Answer a batch of chats, write the files, and print the texts (a single one as it is generated), the files' names
+    and the `report`. names: folders in `out`; writing: the head and the endings for `write_answers`."""
+    start, single = time.perf_counter(), len(chats) == 1
 
     def show(_, piece):
-        with suppress(OSError):                                     # a console that is gone must not cost the answer
+        with suppress(OSError):                                     # a closed console must not cost the answer
             print(piece, end="", flush=True)
+
     answers = model.generate(chats, clips, **sampling, on_text=show if single else None)
-    elapsed = time.perf_counter() - begun
+    elapsed = time.perf_counter() - start
     written, page = write_answers(out, dict(zip(names, answers)), OUTPUT_RATE, **writing)
     if single:
         page = next((path for path in written[0] if path.suffix == ".html"), None)
@@ -123,8 +122,8 @@ def ask(model, sampling, chats, clips, out, names, writing) -> list:
 
 
 def run(args) -> None:
-    """What is wrong is said before the model is opened, not after the answer."""
-    args.text = args.text and args.text.strip() and legible(args.text, "--text")        # spaces are no question
+    """Check all arguments and inputs before the model is loaded, then answer."""
+    args.text = args.text and args.text.strip() and legible(args.text, "--text")        # only spaces: no question
     if not (args.audio or args.text or args.interactive):
         raise ValueError("nothing to answer: give --audio FILE, --text TEXT or --interactive")
     if args.interactive and len(args.audio) > 1:
@@ -152,9 +151,9 @@ def run(args) -> None:
 
 
 def typed(line: str, folder: Path) -> tuple:
-    """A line that was typed -> text and sound of the question, one of them None. Raises ValueError or OSError for what
-    is no question, or looks like the path of a recording and is none, or one that the answer would replace."""
-    line = re.sub(r"[\0-\x1f\x7f-\x9f]+", " ", line).strip()       # keys that the terminal did not understand
+    """A typed line -> (text, waveform) of the question, one of them None. Raises ValueError or OSError for an empty
+    line, for the path of a file that cannot be read, or of one that the answer would overwrite."""
+    line = re.sub(r"[\0-\x1f\x7f-\x9f]+", " ", line).strip()       # control characters, as of arrow keys
     if not line:
         raise ValueError("nothing was asked: type a question or the path of a recording; an empty line ends it")
     path = cli.typed_path(line)
@@ -167,21 +166,21 @@ def typed(line: str, folder: Path) -> tuple:
 
 
 def legible(text: str, what: str) -> str:
-    """The text. Raises ValueError where a byte of it was not UTF-8."""
+    """Returns the text. Raises ValueError if it had bytes that are not UTF-8."""
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"{what} is not UTF-8: set the terminal to it, or ask in plain letters")
     return text
 
 
 def converse(model, sampling, history: list, out: Path, writing, first=None) -> None:
-    """Ask again and again; what was said stays in the prompt as text, as many turns as the model was trained with. An
-    empty line or the end of input ends it. first: text and sound of the first turn, where they are known."""
+    """A conversation, until an empty line or the end of input. Past turns stay in the prompt as text, as many as the
+    model was trained with. first: (text, waveform) of the first turn, if given on the command line."""
     if hasattr(sys.stdin, "reconfigure"):
         sys.stdin.reconfigure(errors="surrogateescape")
     for turn in range(1, sys.maxsize):
         try:
             line = "" if first else input("> ")
-        except (EOFError, RuntimeError):                            # the latter where stdin was closed
+        except (EOFError, RuntimeError):                            # RuntimeError: stdin was closed
             return
         if not (line or first):
             return
