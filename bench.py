@@ -1,16 +1,16 @@
-"""How fast, against the physical limit and against peers: ratios within one call, as machines differ and are shared.
+"""Speed against the hardware's limit and against other implementations, as ratios measured in one process.
 
     python bench.py decode                          # greedy decoding of a Qwen3-0.6B-shaped random model, batch 1
-    python bench.py decode --against transformers   # the same weights in transformers' generate, turn by turn
-    python bench.py flow                            # 50 units -> mel at the published size, against the plain way
-    python bench.py train --preset mini             # steps of every stage of train.py, on made-up samples
-    python bench.py train --preset qwen3-0.6b --layers 8 --against transformers     # the LLM's part, turn by turn
-    python bench.py train --preset small --stage 3 --cache      # with what train.py --cache keeps, and without
+    python bench.py decode --against transformers   # also the same weights in transformers' generate
+    python bench.py flow                            # 50 units -> mel at the published size, against plain code
+    python bench.py train --preset mini             # steps of every stage of train.py, on random samples
+    python bench.py train --preset qwen3-0.6b --layers 8 --against transformers     # the LLM's part only
+    python bench.py train --preset small --stage 3 --cache      # with and without train.py --cache
 
-Each round gives both ways their turn; printed is the median round, by wall time and by process CPU time (which a busy
-machine does not falsify). Decoding reads every weight once per token, so its limit is the speed at which a large
-matrix-vector product reads its matrix, measured in every round. Training is compared with the speed of a large matrix
-product (`work`). The last line is json.
+Each round runs both variants; the median round is printed, by wall time and by CPU time of the process (which other
+load on the machine hardly changes). Decoding reads every weight once per token, so its limit is the bandwidth of a
+large matrix-vector product, measured in every round. Training is compared with the speed of a large matrix product
+(`workload.step_flop`). The last line is json.
 
 Shapes: U units, L mel frames, M mel bins.
 """
@@ -41,7 +41,7 @@ from model import ExOmni
 from qwen3 import SIZES, Qwen3, Qwen3Config
 from speech_decoder import SpeechDecoder, SpeechDecoderConfig
 from toy.microbatches import Float64Sums
-from workload import SMALL, casting, kept, made_up, random_llm, random_model, work
+from workload import SMALL, cached_read, casting, made_up, random_llm, random_model, step_flop
 
 PROMPT, NEW = 32, 16            # tokens
 ROUNDS = 9
@@ -50,7 +50,7 @@ SHAPES = PRESETS | {"small": SMALL}
 
 
 class Clock(NamedTuple):
-    """Seconds by both clocks: time that passed, and time that this process worked (all threads together)."""
+    """Seconds of wall time, and of CPU time of this process (all threads together)."""
     wall: float
     cpu: float
 
@@ -58,20 +58,20 @@ class Clock(NamedTuple):
     def now(cls) -> "Clock":
         return cls(time.perf_counter(), time.process_time())
 
-    def since(self, begun: "Clock", parts: int = 1) -> "Clock":
-        """From then to now, per part."""
-        return Clock((self.wall - begun.wall) / parts, (self.cpu - begun.cpu) / parts)
+    def since(self, start: "Clock", parts: int = 1) -> "Clock":
+        """The time from start to this one, divided by parts."""
+        return Clock((self.wall - start.wall) / parts, (self.cpu - start.cpu) / parts)
 
 
 def seconds(function) -> Clock:
-    """How long function() takes."""
-    begun = Clock.now()
+    """The time of function()."""
+    start = Clock.now()
     function()
-    return Clock.now().since(begun)
+    return Clock.now().since(start)
 
 
 def memory_peak() -> str:
-    """Most memory so far, or since `forget_peak`: of tensors on the GPU where it was used, else of this process."""
+    """Peak memory since `forget_peak`, or the start: of tensors on the GPU if it was used, else of this process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return f"{torch.cuda.max_memory_allocated() / 2 ** 30:.2f} GiB"
     status = Path("/proc/self/status")
@@ -82,7 +82,7 @@ def memory_peak() -> str:
 
 
 def forget_peak() -> None:
-    """Measure the most memory anew, where the system can."""
+    """Reset the peak memory, if the system can."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -92,48 +92,48 @@ def forget_peak() -> None:
         pass
 
 
-def in_turn(ways: dict, rounds: int, each=lambda: None) -> dict:
-    """name -> function that returns a Clock: each gets its turn in every round, after one to warm up, the first of one
-    round being the last of the next. each() is called in every round. Returns name -> the Clocks of all rounds."""
-    for way in ways.values():
-        way()
-    taken, order = {name: [] for name in ways}, list(ways)
+def in_turn(variants: dict, rounds: int, each=lambda: None) -> dict:
+    """variants: name -> function that returns a Clock. After a warm-up, every round calls all of them, in reverse order
+    in every second round, and each(). Returns name -> the Clocks of all rounds."""
+    for variant in variants.values():
+        variant()
+    taken, order = {name: [] for name in variants}, list(variants)
     for _ in range(rounds):
         each()
         for name in order:
-            taken[name].append(ways[name]())
+            taken[name].append(variants[name]())
         order.reverse()
     return taken
 
 
 def ratios(slow: list, fast: list) -> dict:
-    """Rounds of two ways -> how many times faster the second is by each clock, the median round."""
+    """Clocks of two variants -> speed of the second relative to the first, by each clock, the median round."""
     return {clock: median(getattr(a, clock) / getattr(b, clock) for a, b in zip(slow, fast)) for clock in Clock._fields}
 
 
 def bandwidth(matrix, vector) -> float:
-    """Bytes per second at which the best of three matrix-vector products reads the matrix."""
+    """Bytes per second that a matrix-vector product reads, the best of three."""
     return max(matrix.nbytes / seconds(lambda: torch.mv(matrix, vector)).wall for _ in range(3))
 
 
 def ours(model: Qwen3, ids):
-    """A function that reads the prompt ids (1, PROMPT), decodes NEW tokens greedily and returns the Clock per token
-    (but the first, which comes with the prompt)."""
+    """A function that reads the prompt ids (1, PROMPT), decodes NEW tokens greedily and returns the Clock per token,
+    without the first one, which comes with the prompt."""
     decoder = Decoder(model, model.embed_tokens, lambda states: F.linear(states, model.embed_tokens.weight), GREEDY, 1,
                       PROMPT + NEW, NEW)
 
     @torch.inference_mode()
     def decode() -> Clock:
         decoder.begin(model.embed_tokens(ids), torch.tensor([PROMPT]), torch.zeros(1), torch.full((1,), NEW), seed=0)
-        begun = Clock.now()
+        start = Clock.now()
         decoder.run()
         assert int(decoder.count) == NEW
-        return Clock.now().since(begun, NEW - 1)
+        return Clock.now().since(start, NEW - 1)
     return decode
 
 
 def their_llm(config: Qwen3Config, state: dict, head):
-    """transformers' Qwen3ForCausalLM on the memory of ours: state, the tensors of a Qwen3, and its output matrix."""
+    """transformers' Qwen3ForCausalLM sharing our tensors: state, of a Qwen3, and head, its output matrix."""
     from transformers import Qwen3Config as TheirConfig
     from transformers import Qwen3ForCausalLM
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
@@ -148,13 +148,13 @@ def their_llm(config: Qwen3Config, state: dict, head):
 
 
 def transformers(model: Qwen3, ids):
-    """The same for transformers' generate on the same weights."""
+    """As `ours`, for transformers' generate on the same weights."""
     from transformers import GenerationConfig
     peer = their_llm(model.config, model.state_dict(), model.embed_tokens.weight).eval()
     greedy = GenerationConfig(max_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=0)
 
     class Streamer(list):
-        """Notes the time of the prompt (put first) and of every token."""
+        """Records the time of the prompt (put first) and of every token."""
         def put(self, _):
             self.append(Clock.now())
 
@@ -171,14 +171,14 @@ def transformers(model: Qwen3, ids):
 
 
 def bench_decode(args) -> dict:
-    """Greedy decoding of a random model as a share of the memory bandwidth, and against a peer."""
+    """Greedy decoding of a random model, as a share of the memory bandwidth and against transformers."""
     ids = torch.randint(0, 1000, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     matrix, vector, results = torch.randn(2 ** 17, 1024), torch.randn(1024), {}         # 0.5 GB: far beyond any cache
     for dtype in args.dtype or DTYPES:
         model, limits = random_llm(args.size, getattr(torch, dtype)), []
         read = sum(p.nbytes for p in model.parameters())
-        ways = {"ours": ours(model, ids)} | ({"transformers": transformers(model, ids)} if args.against else {})
-        taken = in_turn(ways, args.rounds, lambda: limits.append(bandwidth(matrix, vector)))
+        variants = {"ours": ours(model, ids)} | ({"transformers": transformers(model, ids)} if args.against else {})
+        taken = in_turn(variants, args.rounds, lambda: limits.append(bandwidth(matrix, vector)))
         for name, clocks in taken.items():
             wall, cpu = (median(values) for values in zip(*clocks))
             share = median(read / clock.wall / limit for clock, limit in zip(clocks, limits))
@@ -189,21 +189,21 @@ def bench_decode(args) -> dict:
             faster = results[f"{dtype} times transformers"] = ratios(taken["transformers"], taken["ours"])
             print(f"{args.size} {dtype:9} {faster['wall']:.2f} times transformers' speed by wall time, "
                   f"{faster['cpu']:.2f} by CPU time (medians of {args.rounds} rounds of {NEW} tokens)")
-        del model, ways
+        del model, variants
     return results
 
 
 def plain_mel(decoder: SpeechDecoder, units, noise):
-    """Units (U,) -> mel (M, L) the plain way: per step the whole network twice, once with and once without conditions,
-    with the mask of ones that the reference passes."""
+    """Units (U,) -> mel (M, L) as in the reference: each step runs the network twice, with and without conditions, and
+    with a mask of ones."""
     flow, guidance = decoder.flow, decoder.flow.decoder.config.inference_cfg_rate
     mu, spk = flow.mu(units[None]), flow.speaker()
     x, cond, mask = noise[None], torch.zeros_like(mu), torch.ones(1, 1, mu.shape[2])
     times = cosine_time(torch.linspace(0, 1, decoder.config.sampling.steps + 1))
     for now, then in zip(times, times[1:]):
         v = flow.decoder.estimator(x, mask, mu, now[None], spk, cond)
-        free = flow.decoder.estimator(x, mask, mu * 0, now[None], spk * 0, cond)
-        x = x + (then - now) * ((1 + guidance) * v - guidance * free)
+        unconditional = flow.decoder.estimator(x, mask, mu * 0, now[None], spk * 0, cond)
+        x = x + (then - now) * ((1 + guidance) * v - guidance * unconditional)
     return x[0]
 
 
@@ -228,41 +228,41 @@ def bench_flow(args) -> dict:
 # ---------------------------------------------------------------- training
 
 def product_speed(device, dtype) -> Clock:
-    """FLOP per second of a large matrix product, the best of five by each clock."""
+    """FLOP per second of a large matrix product by each clock, the best of five."""
     n = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     return Clock(*(2 * n ** 3 / min(values) for values in zip(*(seconds(lambda: done(a @ b)) for _ in range(5)))))
 
 
 def done(tensor) -> None:
-    """Wait for what the device was given."""
+    """Wait for the GPU."""
     if tensor.is_cuda:
         torch.cuda.synchronize()
 
 
 def our_steps(model: ExOmni, state: dict, device, recompute, reads) -> list:
-    """For each read of `reads` a function that makes a step of train.py on the batch read() and returns its Clock; it
-    has the loss before that step, and how long reading took each time as `waited`."""
+    """For each `read` of reads a function that runs a training step of train.py on the batch read() and returns its
+    Clock. Its attributes: loss, before the last step; waited, the seconds of each read."""
     parts, adamw, muons = train.prepare(model, state, device, recompute)
     trained = [p for part in state["rates"] for p in parts[part].values()]
     sums = Float64Sums(model, trained) if state["toy"] else None
 
     def step_on(read):
         def step() -> Clock:
-            begun = Clock.now()
+            start = Clock.now()
             batch = read()
-            step.waited.append(Clock.now().since(begun).wall)
+            step.waited.append(Clock.now().since(start).wall)
             losses = train.backward(model, [(0, batch)], train.count([batch]), state, sums, casting(state, device))
             done(train.step_optimizers(trained, adamw, muons, sums, state)[0])
             step.loss = float(sum(losses.values()))
-            return Clock.now().since(begun)
+            return Clock.now().since(start)
         step.waited = []
         return step
     return [step_on(read) for read in reads]
 
 
 def their_step(model: ExOmni, state: dict, device, batch: dict):
-    """The same for the LLM in transformers, on the same weights, with DistributedDataParallel over this process."""
+    """As `our_steps`, for the LLM in transformers on the same weights, with DistributedDataParallel on one process."""
     peer = their_llm(model.config.llm, model.llm.state_dict(), (model.lm_head or model.llm.embed_tokens).weight).train()
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
     peer = torch.nn.parallel.DistributedDataParallel(peer)
@@ -270,7 +270,7 @@ def their_step(model: ExOmni, state: dict, device, batch: dict):
     asked = {"input_ids": batch["input_ids"], "attention_mask": batch["mask"].long(), "labels": batch["labels"]}
 
     def step() -> Clock:
-        begun = Clock.now()
+        start = Clock.now()
         with torch.autocast(device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16"):
             loss = peer(**asked).loss
         loss.backward()
@@ -278,18 +278,18 @@ def their_step(model: ExOmni, state: dict, device, batch: dict):
         adamw.step()
         adamw.zero_grad()
         step.loss = float(loss.detach())
-        return Clock.now().since(begun)
+        return Clock.now().since(start)
     return step
 
 
 def bench_train(args) -> dict:
-    """Steps of train.py's stages on made-up samples, or those of the LLM alone against a peer."""
+    """Training steps of train.py's stages on random samples, or of the LLM alone against transformers."""
     config, device, results = SHAPES[args.preset], pick_device(args.device), {}
     if args.layers:
-        less = lambda part: replace(part, num_hidden_layers=min(args.layers, part.num_hidden_layers))
+        shallow = lambda part: replace(part, num_hidden_layers=min(args.layers, part.num_hidden_layers))
         encoder = replace(config.speech_encoder, encoder_layers=min(args.layers, config.speech_encoder.encoder_layers))
-        generator = replace(config.generator, llm=less(config.generator.llm))
-        config = replace(config, llm=less(config.llm), generator=generator, speech_encoder=encoder)
+        generator = replace(config.generator, llm=shallow(config.generator.llm))
+        config = replace(config, llm=shallow(config.llm), generator=generator, speech_encoder=encoder)
     table = train.STAGES[args.recipe]
     if unknown := sorted({*(args.stage or [])} - {*table}):
         raise ValueError(f"stage {unknown[0]} is unknown, {args.recipe} has {', '.join(map(str, table))}")
@@ -309,7 +309,7 @@ def bench_train(args) -> dict:
 def bench_stage(args, config: ExOmniConfig, device, state: dict, name: str, task: str, limit: Clock) -> dict:
     """One stage: `state`, a row of train.STAGES, on samples of this task; limit: `product_speed`.
 
-    MFU: `work` per second and limit; by CPU time where the CPU computes, which others may be using too."""
+    MFU = FLOP per second / limit; on a CPU by CPU time, as other processes may be using it too."""
     forget_peak()
     model = random_model(config, device).to(getattr(torch, state["dtype"]))
     rows = config.speech_encoder.max_source_positions // config.projector_stride
@@ -317,29 +317,29 @@ def bench_stage(args, config: ExOmniConfig, device, state: dict, name: str, task
     reads = {"ours": lambda: collate(samples, model, state["losses"], device)}
     with tempfile.TemporaryDirectory() as directory:
         if args.cache:
-            reads["kept"] = kept(model, samples, task, state, device, directory)
-        ways = dict(zip(reads, our_steps(model, state, device, args.recompute, reads.values())))
-        (flop, tokens), results = work(model, reads["ours"](), state), {}
+            reads["kept"] = cached_read(model, samples, task, state, device, directory)
+        variants = dict(zip(reads, our_steps(model, state, device, args.recompute, reads.values())))
+        (flop, tokens), results = step_flop(model, reads["ours"](), state), {}
         if args.against:
-            ways["transformers"] = their_step(model, state, device, reads["ours"]())
-        taken = in_turn(ways, args.rounds)
+            variants["transformers"] = their_step(model, state, device, reads["ours"]())
+        taken = in_turn(variants, args.rounds)
     if args.against:
         dist.destroy_process_group()
-    losses = {way: step.loss for way, step in ways.items()}
+    losses = {variant: step.loss for variant, step in variants.items()}
     assert max(losses.values()) < 1.01 * min(losses.values()), f"not the same work: losses {losses}"
-    for way, clocks in taken.items():
+    for variant, clocks in taken.items():
         wall, cpu = (median(values) for values in zip(*clocks))
-        waited = getattr(ways[way], "waited", [0.0] * (1 + args.rounds))[1:]
-        results[way] = {"tokens_per_s": tokens / wall, "tokens_per_cpu_s": tokens / cpu, "tokens": tokens,
+        waited = getattr(variants[variant], "waited", [0.0] * (1 + args.rounds))[1:]
+        results[variant] = {"tokens_per_s": tokens / wall, "tokens_per_cpu_s": tokens / cpu, "tokens": tokens,
                         "waiting": median(some / clock.wall for some, clock in zip(waited, clocks))}
         used = ""
-        if way != "kept":                                           # which leaves most of the FLOP out
+        if variant != "kept":                                       # with the cache most of the FLOP are left out
             mfu = flop / cpu / limit.cpu if device.type == "cpu" else flop / wall / limit.wall
-            results[way] |= {"flop": flop, "mfu": mfu}
+            results[variant] |= {"flop": flop, "mfu": mfu}
             used = f"MFU {100 * mfu:.0f} % of {limit.wall / 1e9:,.0f} GFLOP/s, "
-        print(f"{args.preset} {state['dtype']} {name}, {way}: {tokens / wall:,.0f} tokens/s, "
+        print(f"{args.preset} {state['dtype']} {name}, {variant}: {tokens / wall:,.0f} tokens/s, "
               f"{tokens / cpu:,.0f} per CPU s, {1000 * wall:,.0f} ms a step, {used}"
-              f"{100 * results[way]['waiting']:.1f} % waiting for data, peak {memory_peak()}")
+              f"{100 * results[variant]['waiting']:.1f} % waiting for data, peak {memory_peak()}")
     for slow, fast, says in (("transformers", "ours", "the tokens/s of transformers with DDP"),
                              ("ours", "kept", "the speed with the frozen parts' states kept")):
         if slow in taken and fast in taken:
@@ -350,12 +350,12 @@ def bench_stage(args, config: ExOmniConfig, device, state: dict, name: str, task
 
 
 BENCHES = {"decode": bench_decode, "flow": bench_flow, "train": bench_train}
-OPTIONS = {"decode": {"against", "size", "dtype"}, "flow": {"units"},              # beside those of all
-           "train": {"against", "dtype", "preset", "cache", "layers", "recipe", "stage", "samples", "recompute", "device"}}
+OPTIONS = {"decode": {"against", "size", "dtype"}, "flow": {"units"},              # besides those of all
+           "train": {"against", "dtype", "preset", "cache", "layers", "recipe", "stage", "samples", "recompute",
+                     "device"}}
 
 
 def parser() -> Parser:
-    """The command line."""
     p = Parser(description=__doc__.splitlines()[0])
     p.add_argument("what", choices=BENCHES, help="what to time")
     p.add_argument("--against", choices=["transformers"],
@@ -380,7 +380,6 @@ def parser() -> Parser:
 
 
 def main(argv=None) -> None:
-    """The command."""
     args = parser().parse_args(argv)
     with one_line_errors(debug=args.debug):
         for name in sorted({*OPTIONS["decode"], *OPTIONS["flow"], *OPTIONS["train"]} - OPTIONS[args.what]):

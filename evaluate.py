@@ -1,30 +1,30 @@
-"""Measures a checkpoint on what it never trained on: the paper's tables, as far as they can be measured here.
+"""Evaluates a checkpoint on held-out data: the paper's tables, as far as they can be measured here.
 
     python evaluate.py --checkpoint mini --data data/demo                    # all four parts
     python evaluate.py answers --checkpoint mini --data data/demo            # or some: answers speech face latency
     python evaluate.py speech --asr base --checkpoint mini --data data/demo  # with word error rates
     python evaluate.py --ablations --init-from out/stage2 --init-generator-from out/stage1 --data data/demo
 
-Prints tables; everything, with each wrong answer, goes into evaluation.json in --out (parts measured earlier stay).
+Prints tables; evaluation.json in --out has all figures and each wrong answer, also of parts measured earlier.
 
-answers     (Table 4) Greedy text, right if every letter is: val and each test split, by family of voices and kind of
-            phrasing. "typed": the same questions as text. Turns of conversations, ways to type, questions of strangers;
-            what has no answer: refused, or answered with confidence. Then one split again with changed clips
+answers     (Table 4) Greedy text; only an exact match is right. Val and each test split, by family of voices and kind
+            of phrasing; "typed": the same questions as text. Also conversations, ways to type, strangers' questions,
+            and questions without an answer: refused, or answered with confidence. Then one split with changed clips
             (toy/marking.py, toy/rooms.py).
-speech      (v1 Tables 5 and 9) Questions are answered aloud; those with the right text are compared with the answer
-            voice's recording of it (split `voice`): length (below 0.9 of the recording's: truncated), units, lines in
-            the sound at multiples of the vocoder's frame rate (about 0 dB: none), and with --asr NAME (a faster-whisper
-            model or directory) the word error rate of both, also by duration.
-face        (v1 main table) Teacher-forced on the face samples of val: LVE against the teacher and what else is in
-            face/measure.py. "teacher": its own figures. "mean": the mean of all its frames held still, a floor. Then
-            the generated answers: lips against their own sound.
-latency     (v1 Table 10) One question. Cold start: `python sample.py` as a process, until answer.html is there. Then
+speech      (v1 Tables 5 and 9) Spoken answers whose text is right are compared with the answer voice's recording of it
+            (split `voice`): length (below 0.9 of the recording's: truncated), units, tones at multiples of the
+            vocoder's frame rate (about 0 dB: none), and with --asr NAME (a faster-whisper model or directory) the word
+            error rate of both, also by duration.
+face        (v1 main table) Teacher-forced on the face samples of val: LVE against the teacher and the other metrics of
+            face/measure.py. "teacher": its own figures. "mean": a still face, the mean of all frames, as a baseline.
+            Then the generated answers: lips against their own sound.
+latency     (v1 Table 10) One question. Cold start: `python sample.py` as a process, until answer.html is written. Then
             warm, in this process. Overall RTF: end-to-end time over the speech's length. Speech TTFT: from the question
-            to the first unit, the text included. Face latency: extra time for the face once the units are there. First
-            sound: when streaming could begin, which is the text, then as many units as `SpeechDecoder.stream` needs
-            for its first block, then that block; each measured, nothing overlaps.
---ablations (Tables 6 of v1 and v2, v1 Table 8) Trains stage III whole and without parts of the face decoder, and with
-            --init-generator-from stage II whole and without TQGF; trainings that are in --out already are used again.
+            to the first unit, the text included. Face latency: time of the face decoder, after the units. First sound:
+            the earliest start of streaming, the sum of the times of the text, of the units that
+            `SpeechDecoder.stream` needs for its first block, and of that block.
+--ablations (Tables 6 of v1 and v2, v1 Table 8) Trains stage III in full and without parts of the face decoder, and with
+            --init-generator-from stage II in full and without TQGF. Trainings found in --out are used again.
 """
 import argparse
 import os
@@ -55,8 +55,8 @@ from whisper import load_audio
 
 PARTS = ("answers", "speech", "face", "latency")
 USED_BY = {"init_from": "ablations", "init_generator_from": "ablations", "epochs": "ablations", "steps": "ablations",
-           "transcripts": "answers", "asr": "speech", "audio": "latency"}       # options of one part alone
-# The paper's figures (docs/spec/paper.md), None where unknown. --ablate NAME ("": nothing) -> its name in the paper; v1
+           "transcripts": "answers", "asr": "speech", "audio": "latency"}       # options of a single part
+# The paper's figures (docs/spec/paper.md), None = unknown. --ablate NAME ("": full model) -> its name in the paper; v1
 # Table 6: LVE on A2F-Bench; v2 Table 6: Sync-D, Sync-C.
 TABLE_6 = {"": ("full", 3.667, 9.233, 5.385), "velocity": ("w/o velocity", 3.751, None, None),
            "speech-context": ("w/o speech context", 5.079, None, None),
@@ -68,11 +68,11 @@ TABLE_8 = {"": ("full", 13.67, None, None), "generator-tqgf": ("w/o TQGF", 14.68
 ABOUT_TABLE_6 = """Table 6: the face decoder trained without parts of it (stage III), teacher-forced on held-out answers
 The paper's LVE is of another model, head, unit and test set, its Sync-D (less is better) and Sync-C (more is better)
 of rendered video: only the order compares. Its text says: w/o context is worse than full and better than w/o speech
-context; w/o TQGF is slightly better in English, worse in Chinese. v2 trained generator and face decoder together, without
-the velocity term; here only the face decoder is trained, with it."""
+context; w/o TQGF is slightly better in English, worse in Chinese. v2 trained generator and face decoder together,
+without the velocity term; here only the face decoder is trained, with it."""
 ABOUT_TABLE_8 = """v1 Table 8: the speech generator trained without TQGF (stage II), on the sentences of val
 Loss and accuracy are teacher-forced. The paper's figures are error rates (%) of an ASR: only the order compares."""
-TABLE_10 = {"overall RTF": 2.158, "speech TTFT": 0.029, "face latency": 0.012}      # v1; s but for the first
+TABLE_10 = {"overall RTF": 2.158, "speech TTFT": 0.029, "face latency": 0.012}      # v1; TTFT and latency in s
 
 
 # ---------------------------------------------------------------- tables
@@ -106,7 +106,8 @@ def answers(model, args) -> dict:
 # ---------------------------------------------------------------- speech
 
 def speech(model, args, said: list, transcribe) -> dict:
-    """Lengths, units and word errors of what was said; the sounds go into --out. transcribe: path -> text, or None."""
+    """Lengths, units and word errors of the spoken answers, whose sounds are written to --out. said: of
+    `toy.speaking.converse`. transcribe: path -> text, or None."""
     out, kept, files = Path(args.out) / "speech", right_ones(said), {}
     found = {"text right": share(s["answer"] == answer.text for s, answer, _ in said)}
     if kept:
@@ -136,7 +137,7 @@ def speech(model, args, said: list, transcribe) -> dict:
 # ---------------------------------------------------------------- face
 
 def face(model, args, said: list, head) -> dict:
-    """Teacher-forced on held-out answers; then the lips of what was said against its sound, and how its faces end."""
+    """Teacher-forced metrics on held-out answers; then lip sync and endings of the generated answers."""
     found, kept = {"held_out": held_out_faces(model, args.data, head)}, right_ones(said)
     columns = found["held_out"]
     show("face, teacher-forced on held-out answers", list(columns),
@@ -150,8 +151,8 @@ def face(model, args, said: list, head) -> dict:
 # ---------------------------------------------------------------- latency
 
 def script(name: str, args, *options, quiet=False, advice="its last line says why") -> float:
-    """Runs a script of this directory as a process; the seconds that took. Where it fails: `cli.failed`."""
-    command, begun = [sys.executable, Path(__file__).with_name(name), *options], time.perf_counter()
+    """Run a script of this directory as a process; returns its seconds. If it fails: `cli.failed`."""
+    command, start = [sys.executable, Path(__file__).with_name(name), *options], time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], env=os.environ | {"OMP_NUM_THREADS": str(args.threads)},
                                stdout=subprocess.DEVNULL if quiet else None)
     try:
@@ -160,7 +161,7 @@ def script(name: str, args, *options, quiet=False, advice="its last line says wh
         cli.stop([process])
     if code:
         cli.failed(name, code, advice)
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def hardware(device) -> str:
@@ -174,18 +175,18 @@ def hardware(device) -> str:
 
 @torch.no_grad()
 def first_sound(model, answer, seed: int) -> dict:
-    """Seconds from an answer's text to its first block of sound: units made one by one, then the block."""
+    """Seconds from an answer's text to its first block of sound: generating its units, then decoding the block."""
     ids, clock, taken = torch.tensor(answer.text_ids, device=model.llm.norm.weight.device), [], []
-    begun = time.perf_counter()
+    start = time.perf_counter()
     decoder = model.speech_generator.generate(
         answer.text_states[None].to(ids.device), torch.ones_like(ids, dtype=torch.bool)[None],
         ids[~model.is_stop(ids)][None], GREEDY if model.config.greedy_units else RepetitionAware(),
         torch.Generator().manual_seed(seed),
-        each=lambda decoder: clock.append((int(decoder.count[0]), time.perf_counter() - begun)))
-    units, started = decoder.emitted()[0][0].tolist(), time.perf_counter()
+        each=lambda decoder: clock.append((int(decoder.count[0]), time.perf_counter() - start)))
+    units, start_of_block = decoder.emitted()[0][0].tolist(), time.perf_counter()
     next(model.speech_decoder.stream(unit for unit in units if taken.append(unit) is None))
     return {"its units": next((seconds for count, seconds in clock if count >= len(taken)), clock[-1][1]),
-            "its block of sound": time.perf_counter() - started}
+            "its block of sound": time.perf_counter() - start_of_block}
 
 
 def latency(model, args) -> dict:
@@ -208,7 +209,7 @@ def latency(model, args) -> dict:
                "waveform": seconds["waveform"], "overall RTF": seconds["waveform"] / length,
                "first sound, after the text": sum(sound.values()), **sound,
                "first sound, after the question": seconds["text"] + sum(sound.values())}
-        for key, value in now.items() if n else ():             # the first one warms up
+        for key, value in now.items() if n else ():             # the first run is a warm-up
             clock.setdefault(key, []).append(value)
     found = {"question": str(question), "text": answer.text, "speech_seconds": length, "threads": args.threads,
              "hardware": hardware(model.llm.norm.weight.device), "paper": TABLE_10,
@@ -224,8 +225,8 @@ def latency(model, args) -> dict:
 # ---------------------------------------------------------------- ablations
 
 def train_without(ablation: str, stage: int, source: str, args):
-    """The model after a stage that was trained without something ("": whole), from --out where it is there already; an
-    interrupted training goes on."""
+    """The model after training a stage with an ablation ("": in full). A training in --out is continued, or used if it
+    is complete."""
     out = Path(args.out) / "ablations" / (ablation or {2: "generator-none", 3: "none"}[stage])
     asked = {"stage": stage, "init-from": source, "data": args.data, "seed": args.seed, "epochs": args.epochs,
              "steps": args.steps, "ablate": ablation or None, "out": out, "device": args.device, "resume": "auto"}
@@ -236,7 +237,7 @@ def train_without(ablation: str, stage: int, source: str, args):
 
 
 def compare(about: str, table: dict, columns: tuple, figures: tuple, measured) -> dict:
-    """One of the paper's tables, our figures beside its own. measured: an ablation's name -> figures."""
+    """One of the paper's tables, with our figures next to its own. measured: an ablation's name -> figures."""
     found = {f"without {name}" if name else "whole": measured(name) | {"paper": dict(zip(columns, paper))}
              for name, (_, *paper) in table.items()}
     show(about, [*figures, *columns], [
@@ -296,7 +297,7 @@ def load(checkpoint: str, args):
 
 
 def check(args, parts: set) -> None:
-    """What can be known to be wrong before anything is measured. Raises ValueError or OSError."""
+    """Check the arguments before anything is measured. Raises ValueError or OSError."""
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
         raise ValueError(f"part {', '.join(unknown)}: expected some of {', '.join(PARTS)}")
@@ -316,7 +317,7 @@ def check(args, parts: set) -> None:
 
 
 def measure(args) -> None:
-    """The parts asked for; each one's figures are kept in evaluation.json as soon as they are there."""
+    """Measure the requested parts; evaluation.json is updated after each."""
     head, parts, path = make_head(), set(args.parts or PARTS), Path(args.out) / "evaluation.json"
     check(args, parts)
     torch.set_num_threads(args.threads)

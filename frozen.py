@@ -1,13 +1,13 @@
-"""What the frozen parts make of each sample, computed once and kept: `train.py --cache DIR`.
+"""A cache of the frozen parts' outputs for each sample, computed once: `train.py --cache DIR`.
 
-    stage learns           kept of each sample                                      by which it skips
+    stage trains           cached for each sample                                   parts that need not run
     projector or LLM       the speech encoder's states of its sound (W S, D)        the encoder
     generator              the LLM's states of its reply (N, D)                     encoder, projector, LLM
     face decoder           the generator's states of its units (U + 1, D)           all of these and the generator
 
-DIR/cache.json says what made them; DIR/*.states are shards, each written under another name first and then renamed: a
-killed command goes on after the last whole one, on any number of processes. Numbers are bfloat16 where the stage
-computes in it, else float32. Each sample's states have a checksum, which is looked at whenever they are read.
+DIR/cache.json identifies the weights, data and settings; DIR/*.states are shards. A shard is written under another name
+and then renamed, so an interrupted command continues after the last complete one, on any number of processes. Numbers
+are bfloat16 if the stage computes in it, else float32. Each sample's states have a checksum, verified at each read.
 
 Shapes: B batch, W windows of sound, S states (of a window, of a reply), N text tokens, U units, D width.
 """
@@ -27,17 +27,17 @@ from data import by_length, collate
 from ranks import agree, first_rank_first, rank_and_world
 
 FORMAT = 1
-SHARD_BYTES = 256 << 20         # a shard is written when it is larger
+SHARD_BYTES = 256 << 20         # a shard is written when it exceeds this size
 BATCH = 16                      # samples that go through the frozen parts together
-# A shard: a head, with the checksum of the records; a record per sample, with where its states start, in bytes of the
-# file, and their checksum; the states.
+# A shard is a head, with the checksum of the records; one record per sample, with the byte offset, number of rows and
+# checksum of its states; and the states.
 HEAD = np.dtype([("format", "<u8"), ("made by", "<u8"), ("samples", "<u8"), ("crc32", "<u8")])
 RECORD = np.dtype([("sample", "<u8"), ("start", "<u8"), ("rows", "<u4"), ("crc32", "<u4")])
 
 
 def kind_of(state: dict, config) -> str:
-    """What can be kept in this stage: "encoder", "reply" or "generator" states. Raises ValueError where the stage
-    changes the sound itself."""
+    """The states to cache in this stage: "encoder", "reply" or "generator". Raises ValueError for a stage that augments
+    the audio."""
     trained = state["rates"].keys()
     if trained & {"projector", "llm"}:
         if state["toy"]:
@@ -48,19 +48,19 @@ def kind_of(state: dict, config) -> str:
 
 
 def fingerprint(kind: str, model, mixture, dtype: str) -> str:
-    """Of all that decides the states: the frozen parts' weights and config, the data, the number format."""
+    """A hash of all that the states depend on: the frozen parts' weights and config, the data, the dtype."""
     parts = ["speech_encoder"] + ["speech_projector", "llm"] * (kind != "encoder") + ["speech_generator"] * (
         kind == "generator")
     config = [repr(getattr(model.config, name)) for name in ("speech_encoder", "projector_stride", "llm", "generator")]
     numbers = lambda tensor: tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
     weights = {name: zlib.crc32(numbers(tensor)) for name, tensor in model.state_dict().items()
                if name.split(".")[0] in parts}
-    known = json.dumps([FORMAT, kind, dtype, config, weights, mixture.files], sort_keys=True)
-    return hashlib.sha256(known.encode()).hexdigest()[:16]
+    text = json.dumps([FORMAT, kind, dtype, config, weights, mixture.files], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class Cache:
-    """The states of samples by their number. Raises ValueError where a directory holds anything else, or is damaged."""
+    """The states of samples by their number. Raises ValueError for a directory with other files, or a damaged one."""
 
     def __init__(self, directory, kind: str, model, mixture, dtype: str):
         config = model.config
@@ -81,7 +81,7 @@ class Cache:
         self.scan()
 
     def scan(self) -> None:
-        """Which samples there are, in the shards."""
+        """Read the records of all shards."""
         count = len(self.mixture)
         self.shards, self.shard = sorted(self.directory.glob("*.states")), np.full(count, -1, np.int32)
         self.records = np.zeros(count, RECORD)
@@ -95,11 +95,11 @@ class Cache:
             self.records[found["sample"]], self.shard[found["sample"]] = found, n
 
     def missing(self, numbers) -> np.ndarray:
-        """Those of the samples that are not there."""
+        """Those of the samples that are not cached yet."""
         return np.asarray(numbers)[self.shard[numbers] < 0]
 
     def read(self, number: int) -> torch.Tensor:
-        """(rows, D). Raises ValueError where it is damaged."""
+        """States (rows, D) of a sample. Raises ValueError if they are damaged."""
         _, start, rows, crc32 = self.records[number].item()
         path = self.shards[self.shard[number]]
         content = np.fromfile(path, "u1", rows * self.width * self.dtype.itemsize, offset=start)
@@ -109,7 +109,7 @@ class Cache:
         return torch.from_numpy(content).view(self.dtype).view(rows, self.width)
 
     def write(self, name: str, states: dict) -> None:
-        """A shard of sample -> (rows, D)."""
+        """Write a shard. states: sample -> (rows, D)."""
         records, start = np.zeros(len(states), RECORD), HEAD.itemsize + len(states) * RECORD.itemsize
         contents = [rows.contiguous().view(-1).view(torch.uint8).numpy() for rows in states.values()]
         for record, number, rows, content in zip(records, states, states.values(), contents):
@@ -122,12 +122,12 @@ class Cache:
                 file.write(part)
 
     def put(self, batch: dict, numbers: list) -> dict:
-        """A batch of `data.assemble` with these samples' states, as `ExOmni.forward` takes them, in place of what they
-        are made of."""
+        """In a batch of `data.assemble`, replace the inputs of the frozen parts by these samples' states, as
+        `ExOmni.forward` takes them."""
         batch = {name: value for name, value in batch.items() if name != "sound"}
         if self.kind == "encoder":
             clips = [self.read(numbers[n]).view(-1, self.window, self.width) for n in batch.get("owners", ())]
-            if "owners" in batch:                                   # silence of weight zero where there is none
+            if "owners" in batch:                                   # without clips: silence, with weight zero
                 batch["encoded"] = torch.cat(clips or [torch.zeros(1, self.window, self.width, dtype=self.dtype)])
             if clips:
                 batch["windows"] = torch.tensor([len(clip) for clip in clips])
@@ -143,7 +143,7 @@ class Cache:
 
 @torch.no_grad()
 def states_of(kind: str, model, samples: list, device) -> list:
-    """(rows, D) of each sample, by the parts that `ExOmni.forward` runs; hooks catch what passes."""
+    """States (rows, D) of each sample, recorded by forward hooks while `ExOmni` runs."""
     caught = {}
     hooks = [model.speech_encoder.register_forward_hook(lambda _, given, out: caught.update(encoder=out)),
              model.speech_generator.register_forward_hook(lambda _, given, out: caught.update(
@@ -162,8 +162,8 @@ def states_of(kind: str, model, samples: list, device) -> list:
 
 
 def open_cache(directory, state: dict, model, mixture, numbers, device, autocast) -> Cache:
-    """The states of these samples; those that are not there yet are made, by each process a part. On all processes
-    together. Raises ValueError or OSError on all of them."""
+    """The cache with all of these samples: missing states are computed, divided among the processes. To be called on
+    all processes; if one fails, all raise ValueError or OSError."""
     cache = first_rank_first(lambda: Cache(directory, kind_of(state, model.config), model, mixture, state["dtype"]))
     if cache.kind == "encoder":
         numbers = numbers[mixture.column("audio length", numbers) >= 0]
@@ -182,7 +182,7 @@ def open_cache(directory, state: dict, model, mixture, numbers, device, autocast
 
 
 def fill(cache: Cache, numbers: list, model, device, autocast) -> None:
-    """Make the states of these samples and write them."""
+    """Compute and write the states of these samples."""
     states, size, rank = {}, 0, rank_and_world()[0]
     for at in tqdm(range(0, len(numbers), BATCH), desc=f"{cache.kind} states", disable=True if rank else None):
         some = numbers[at:at + BATCH]

@@ -1,9 +1,9 @@
-"""From prepared data to the micro-batches of a step: which samples, cut how, read by whom.
+"""Prepared data -> the micro-batches of a training step: mixing, order, splitting among processes, reading.
 
-Which samples a step has is a function of the seed and of how many came before it, and of nothing else: a training goes
-on in the middle of an epoch, on another number of processes, as if it had never stopped.
+The samples of a step depend only on the seed and on the number of samples before it. So a training can be resumed in
+the middle of an epoch, and on another number of processes, as if it had never stopped.
 
-Shapes: n samples of a step, C kinds of lengths.
+Shapes: n samples of a step, C lengths per sample (tokens of the LLM, tokens of the generator).
 """
 import signal
 from bisect import bisect_right
@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 from data import Split, assemble, fitting, rows_of
 from tokenizer import with_system
 
-LOOKED_AT = 100                 # samples, for how many tokens a byte is
-PADDING = 0.05                  # share of a step that may be padding, by estimated lengths: by true ones below 0.1
-LARGE = 0.8                     # share of a process's part of the work at which a sample is left almost alone
-EVEN = 1.01                     # the most work of a process against the mean: nothing is exchanged below
-MANY = 1024                     # samples are cut at once: time and memory rise with their square
+LOOKED_AT = 100                 # samples from which the tokens per byte are estimated
+PADDING = 0.05                  # largest share of padding, by estimated lengths; by true lengths it stays below 0.1
+LARGE = 0.8                     # a sample with this share of a process's work gets a micro-batch of its own
+EVEN = 1.01                     # largest work of a process / mean work that counts as balanced
+MANY = 1024                     # samples split at once: time and memory are quadratic in it
 PREFETCH = 2                    # steps that each worker reads ahead
 
 
@@ -44,8 +44,7 @@ def parse_data(given: list) -> list:
 
 
 class Mixture:
-    """Splits as one: their samples are numbered one after the other. A weight is how often an epoch has each of a
-    split's samples."""
+    """Several splits, numbered one after the other. A split's weight is how often its samples occur in an epoch."""
 
     def __init__(self, splits: list, weights: list):
         self.splits, self.weights = splits, weights
@@ -68,7 +67,7 @@ class Mixture:
                           for split, weight in zip(self.splits, self.weights))
 
     def column(self, name: str, numbers=None) -> np.ndarray:
-        """A column of the index (prepared.COLUMNS), of these samples or of all."""
+        """A column of the index (prepared.COLUMNS), for these samples or for all."""
         if numbers is None:
             return np.concatenate([split.column(name) for split in self.splits])
         numbers = np.asarray(numbers)
@@ -81,20 +80,20 @@ class Mixture:
         return np.zeros(0, np.int64) if values is None else values
 
     def own(self, numbers) -> list:
-        """These samples by split, as row numbers of each."""
+        """These samples by split: a list of row numbers for each split."""
         return [numbers[(numbers >= start) & (numbers < end)] - start
                 for start, end in zip(self.starts, self.starts[1:])]
 
 
 def open_mixture(given: list, name: str) -> Mixture:
-    """The splits of this name, train or val, of the directories that --data names. Raises ValueError or OSError."""
+    """The splits of this name, train or val, in the directories of --data. Raises ValueError or OSError."""
     directories, weights = zip(*parse_data(given))
     return Mixture([Split(directory / name) for directory in directories],
                    weights if name == "train" else [1.0] * len(weights))
 
 
 def mixed_rows(split, tasks, replay: dict, seed: int) -> np.ndarray:
-    """Numbers of the samples of these tasks and, of each task in `replay`, of as many as it says, by the seed."""
+    """Numbers of all samples of these tasks, and of a random selection for each task in `replay` (task -> count)."""
     rows = [rows_of(split, tasks)]
     for task, count in replay.items():
         found = rows_of(split, (task,))
@@ -103,8 +102,8 @@ def mixed_rows(split, tasks, replay: dict, seed: int) -> np.ndarray:
 
 
 def fitting_numbers(mixture: Mixture, numbers, model) -> tuple:
-    """Those of the samples that can be learnt from, and why not the others, as `data.fitting` says it. Raises
-    ValueError where there is none left of those there were."""
+    """The samples that fit the model, and the reasons for leaving out the others: reason -> [count, first message]
+    (`data.fitting`). Raises ValueError if none is left."""
     kept, skipped = [], {}
     for split, rows, start in zip(mixture.splits, mixture.own(numbers), mixture.starts):
         good, reasons = fitting(split, rows, model)
@@ -118,25 +117,25 @@ def fitting_numbers(mixture: Mixture, numbers, model) -> tuple:
 
 @lru_cache(2)
 def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-    """0 ... count - 1 in the order of an epoch."""
+    """A permutation of 0 ... count - 1 for this epoch."""
     return np.random.default_rng((seed, epoch)).permutation(count).astype(np.int32)
 
 
 def sample_order(rows, seed: int, first: int, count: int) -> list:
-    """Numbers first ... first + count - 1 of an endless stream of rows: each epoch all of them, in another order."""
+    """Items first ... first + count - 1 of the endless stream of rows: all of them once per epoch, shuffled."""
     n = len(rows)
     return [int(rows[shuffled(n, seed, number // n)[number % n]]) for number in range(first, first + count)]
 
 
 class Stream:
-    """The endless stream of samples that a training sees, each epoch in another order."""
+    """The endless stream of samples of a training, shuffled anew in each epoch."""
 
     def __init__(self, mixture: Mixture, numbers, seed: int):
-        """numbers: of all the samples it is made of."""
+        """numbers: the samples to use."""
         self.seed, self.parts, self.ends = seed, [], []
         for part, (rows, weight) in enumerate(zip(mixture.own(numbers), mixture.weights)):
             size = round(weight * len(rows))
-            if size % max(1, len(rows)):                            # an epoch has some of them: of the whole file
+            if size % max(1, len(rows)):                            # part of a split: take it from all of the file
                 rows = np.random.default_rng((seed, part)).permutation(rows)
             self.parts.append((rows, mixture.starts[part], size))
             self.ends.append(size + sum(self.ends[-1:]))
@@ -161,19 +160,18 @@ class Stream:
 # ---------------------------------------------------------------- micro-batches
 
 def cut(lengths, count: int, power=2) -> list:
-    """Samples in order, with lengths (n, C), cut into `count` lists such that what they cost, to this power, adds up to
-    the least: little padding, and none much larger than the others. A list costs its samples times the sum of its
-    longest lengths. Returns [(begin, end), ...].
+    """Split samples, sorted, with lengths (n, C), into `count` lists such that the sum of `cost` ** power is minimal:
+    so there is little padding, and the lists are of similar cost. Returns [(begin, end), ...].
 
-    By dynamic programming: best[j] is the least for the first j samples in as many lists as were cut so far."""
+    Dynamic programming: best[j] is the minimum for the first j samples with the number of lists so far."""
     n, lengths = len(lengths), np.asarray(lengths, np.float64)
-    powers = np.full((n, n + 1), np.inf)                            # of samples i ... j - 1
+    powers = np.full((n, n + 1), np.inf)                            # cost ** power of samples i ... j - 1
     for i in range(n):
         powers[i, i + 1:] = (np.maximum.accumulate(lengths[i:]).sum(1) * np.arange(1, n - i + 1)) ** power
     best, begins, ends = np.append(0.0, np.full(n, np.inf)), [], [n]
     for _ in range(count):
         totals = best[:n, None] + powers
-        begins.append(totals.argmin(0))                             # of the last list of the first j samples
+        begins.append(totals.argmin(0))                             # begin of the last list, for each j
         best = totals.min(0)
     for begin in reversed(begins):
         ends.append(int(begin[ends[-1]]))
@@ -181,11 +179,12 @@ def cut(lengths, count: int, power=2) -> list:
 
 
 def packed(lengths, world: int, accumulate: int, budget=None) -> list:
-    """Samples in order, with lengths (n, C) -> lists of them, as many for each of `world` processes: `accumulate`, or
-    the first larger number at which none costs more than the budget and little is padding. Returns [(begin, end), ...].
+    """Split samples, sorted, with lengths (n, C), into the same number of lists for each of `world` processes:
+    `accumulate`, or the next larger number for which no list costs more than the budget and padding is below PADDING.
+    Returns [(begin, end), ...].
 
-    Where the longest sample is almost a process's part of the work, or more, it is a list of its own, and so is each of
-    the shortest, one by one, that its process needs to have as many lists as the others."""
+    A sample that is (almost) all of a process's work becomes a list of its own. To have as many lists as the others,
+    that process also gets the shortest samples, one per list."""
     sizes = lengths.sum(1)
     for each in range(accumulate, len(lengths) // world + 1):
         first, last, others, lists = 0, len(lengths), world, []
@@ -201,12 +200,12 @@ def packed(lengths, world: int, accumulate: int, budget=None) -> list:
 
 
 def cost(lengths) -> float:
-    """Of a micro-batch of samples with lengths (n, C), with its padding: in tokens."""
+    """Tokens of a micro-batch of samples with lengths (n, C), padding included."""
     return len(lengths) * lengths.max(0).sum()
 
 
 def token_rates(mixture: Mixture, numbers, tokenizer) -> tuple:
-    """Tokens of the system prompt; tokens a byte of the messages and of the answer, in LOOKED_AT of the samples."""
+    """Tokens of the system prompt, tokens per byte of the messages and of the answer, from LOOKED_AT samples."""
     some = np.asarray(numbers)[np.linspace(0, len(numbers) - 1, min(LOOKED_AT, len(numbers))).astype(int)]
     rows = [mixture.row(number) for number in some]
     system = len(tokenizer.encode_chat(with_system([])))
@@ -217,8 +216,8 @@ def token_rates(mixture: Mixture, numbers, tokenizer) -> tuple:
 
 
 def lengths_of(mixture: Mixture, numbers, config, losses, rates) -> np.ndarray:
-    """About how long samples are, (n, 2): tokens of the language model, speech among them, and of the generator.
-    rates: of `token_rates`."""
+    """Estimated lengths (n, 2) of samples: tokens of the LLM, speech rows included, and of the speech generator.
+    rates: from `token_rates`."""
     encoder, column = config.speech_encoder, lambda name: mixture.column(name, numbers).clip(0)
     rows = -(-column("audio length") // encoder.window) * (encoder.max_source_positions // config.projector_stride)
     answer, units = rates[2] * column("answer"), column("units length")
@@ -227,8 +226,8 @@ def lengths_of(mixture: Mixture, numbers, config, losses, rates) -> np.ndarray:
 
 
 def micro_batches(mixture: Mixture, numbers: list, lengths, world: int, accumulate: int, budget) -> list:
-    """The samples of a step as lists, as many for each of `world` processes: `accumulate`, or more where a list would
-    have more than `budget` tokens or all of them too much padding. lengths(mixture, numbers): `lengths_of`."""
+    """The samples of a step as micro-batches, `accumulate` for each of `world` processes, or more if one would have
+    more than `budget` tokens, or all together too much padding. lengths(mixture, numbers): `lengths_of`."""
     found, lists = lengths(mixture, numbers), []
     sections = np.array_split(np.argsort(found.sum(1), kind="stable"), -(-len(numbers) // MANY))
     for order in sections:
@@ -238,8 +237,8 @@ def micro_batches(mixture: Mixture, numbers: list, lengths, world: int, accumula
 
 
 def shares(costs: list, world: int) -> list:
-    """Which micro-batches each of `world` processes works through, as many on each: the costliest first, to the one
-    that has the least so far. Then, while they are not even, the one that has the most exchanges one with another."""
+    """Distribute micro-batches with these costs over `world` processes, the same number to each: the costliest first,
+    to the process with the least work. Then, until balanced, the process with the most swaps one with another."""
     loads, own = [0.0] * world, [[] for _ in range(world)]
     for number in sorted(range(len(costs)), key=lambda number: -costs[number]):
         rank = min((rank for rank in range(world) if len(own[rank]) < len(costs) // world), key=loads.__getitem__)
@@ -261,13 +260,12 @@ def shares(costs: list, world: int) -> list:
 # ---------------------------------------------------------------- reading
 
 class Steps(Dataset):
-    """Item: a step of the training. Its value: this process's micro-batches, [(number, samples, batch), ...], as
-    `data.assemble` makes them."""
+    """Item `step`: this process's micro-batches of that step, [(number, samples, batch), ...], by `data.assemble`."""
 
     def __init__(self, mixture: Mixture, numbers, model, state: dict, group, lengths, always, rank: int, world: int,
                  cache=None):
-        """group(mixture, samples of a step) -> lists of them, the micro-batches of all processes; lengths(mixture,
-        samples): `lengths_of`; cache: what frozen parts make of them (frozen.Cache)."""
+        """group(mixture, samples of a step) -> the micro-batches of all processes, lists of samples. lengths(mixture,
+        samples): `lengths_of`. cache: frozen.Cache or None."""
         self.mixture, self.stream = mixture, Stream(mixture, numbers, state["seed"])
         self.model = SimpleNamespace(tokenizer=model.tokenizer, config=model.config)        # no weights
         self.first, self.seen, self.batch, self.losses = (state[name] for name in ("step", "seen", "batch", "losses"))
@@ -277,7 +275,7 @@ class Steps(Dataset):
     def __getitem__(self, step: int) -> list | Exception:
         try:
             return self.read(step)
-        except (ValueError, OSError) as error:                      # DataLoader would make a traceback of it
+        except (ValueError, OSError) as error:                      # raised by read_ahead: DataLoader would wrap it
             return error
 
     def read(self, step: int) -> list:
@@ -291,7 +289,7 @@ class Steps(Dataset):
 
 
 def alone(_) -> None:
-    """A worker leaves Ctrl-C and SIGTERM, which all processes get, to the one that trains: it ends its workers."""
+    """Workers ignore Ctrl-C and SIGTERM, which all processes get: the training process ends its workers itself."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
@@ -301,14 +299,14 @@ def same(item):
 
 
 def read_ahead(steps: Steps, last: int, workers: int, device):
-    """Yields the steps up to `last`, in order, read by `workers` processes ahead of time (0: by this one, when they are
-    asked for). Raises ValueError or OSError where a sample cannot be read, OSError where a worker was ended."""
+    """Yields the steps before `last`, in order, read ahead by `workers` processes (0: by this one, without reading
+    ahead). Raises ValueError or OSError if a sample cannot be read, OSError if a worker was killed."""
     ahead = {"prefetch_factor": PREFETCH, "worker_init_fn": alone} if workers else {}
     on_end = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
     reader = iter(DataLoader(steps, batch_size=None, sampler=range(steps.first, last), collate_fn=same,
                              num_workers=workers, pin_memory=device.type == "cuda", generator=torch.Generator(),
                              **ahead))
-    if on_end is not None:                      # torch's handler raises wherever this process is: in a save, too
+    if on_end is not None:                      # torch's handler could raise at any time, during a save too
         signal.signal(signal.SIGCHLD, on_end)
     try:
         for read in reader:

@@ -1,4 +1,4 @@
-"""A training step's work: made-up samples of usual lengths, and how many FLOP a step on them takes (bench.py).
+"""For bench.py: random training samples of typical lengths, and the FLOP of a training step on them.
 
 SMALL is a shape between mini and the paper's: an LLM of 38 M and a generator of 48 M parameters, mini's face decoder.
 
@@ -24,15 +24,14 @@ from speech_generator import CONTEXT_VECTORS, IGNORE, GeneratorConfig
 from tokenizer import SPEECH_ID, message_parts
 from whisper import SAMPLE_RATE
 
-HEARD, ASKED, REPLY, SPEED = 8.0, 40, 60, 3.5  # of a sample: seconds or tokens of a question, tokens of an answer,
-                                               # units per token of it
+QUESTION_SECONDS, QUESTION_TOKENS, REPLY_TOKENS, UNITS_PER_TOKEN = 8.0, 40, 60, 3.5         # of a mean sample
 TRUNK = Qwen3Config(960, 512, 1536, 12, 8, 4, 64, max_position_embeddings=4096, tie_word_embeddings=True)
 SMALL = replace(PRESETS["mini"], llm=TRUNK, generator=GeneratorConfig(TRUNK, 1024, 1, 8, 64),
                 face=replace(PRESETS["mini"].face, state_dim=TRUNK.hidden_size))
 
 
 class Numbers:
-    """Stands in for a tokenizer: a text is ids, written as numbers."""
+    """In place of a tokenizer: its texts are token ids, written as decimal numbers."""
 
     def __init__(self, config: ExOmniConfig):
         self.im_end_id, self.size = config.stop_ids[0], min(config.stop_ids)
@@ -45,25 +44,25 @@ class Numbers:
         return [i for part in parts for i in ([SPEECH_ID] if part == SPEECH_ID else self.encode(part))]
 
 
-def made_up(task: str, B: int, config: ExOmniConfig, asked: int = ASKED) -> list:
-    """B samples of a task, as a `data.Split` has them. Answers are from half as long to one and a half times as long as
-    usual, evenly. asked: tokens of a question that is not spoken."""
+def made_up(task: str, B: int, config: ExOmniConfig, asked: int = QUESTION_TOKENS) -> list:
+    """B random samples of a task, in the form of `data.Split`. Answers have 0.5 to 1.5 times the mean length, evenly
+    spaced. asked: tokens of a question that is not spoken."""
     random, samples = np.random.default_rng(0), []
     text = lambda n: " ".join(map(str, random.integers(1, 1 << 30, n)))
     for scale in random.permutation(np.linspace(0.5, 1.5, B) if B > 1 else np.ones(1)):
-        reply, speaks = round(REPLY * scale), task in ("asr", "qa")
-        U, question = round(reply * SPEED), [{"type": "speech"}] if speaks else text(asked)
+        reply, spoken = round(REPLY_TOKENS * scale), task in ("asr", "qa")
+        U, question = round(reply * UNITS_PER_TOKEN), [{"type": "speech"}] if spoken else text(asked)
+        count = min(config.speech_encoder.window, round(scale * QUESTION_SECONDS * SAMPLE_RATE))
         samples.append({
             "id": len(samples), "messages": [{"role": "user", "content": question}],
             "answer": text(reply), "units": random.integers(0, config.generator.unit_vocab, U),
-            "audio": 0.1 * random.standard_normal(min(config.speech_encoder.window, round(scale * HEARD * SAMPLE_RATE)),
-                                                  np.float32) if speaks else None,
+            "audio": 0.1 * random.standard_normal(count, np.float32) if spoken else None,
             "face": random.random((frames_for_units(U), 52), np.float32)})
     return samples
 
 
 def on_disk(samples: list, task: str, config: ExOmniConfig, directory) -> Mixture:
-    """Samples of `made_up` as prepared data, in the same order."""
+    """Write samples of `made_up` as prepared data and open it, in the same order."""
     with Writer(Path(directory)) as out:
         for sample in samples:
             out.add({name: sample[name] for name in ("messages", "answer")} | {"id": str(sample["id"]), "task": task},
@@ -73,7 +72,7 @@ def on_disk(samples: list, task: str, config: ExOmniConfig, directory) -> Mixtur
 
 
 def random_model(config: ExOmniConfig, device) -> ExOmni:
-    """With small random weights in float32."""
+    """ExOmni with small random weights in float32."""
     model = weights.empty(lambda: ExOmni(config), device)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -83,7 +82,7 @@ def random_model(config: ExOmniConfig, device) -> ExOmni:
 
 
 def random_llm(size: str, dtype) -> Qwen3:
-    """A language model of that shape with small random weights."""
+    """A Qwen3 of a published size with small random weights."""
     torch.manual_seed(0)
     model = weights.empty(lambda: Qwen3(SIZES[size]), dtype=dtype)
     with torch.no_grad():
@@ -97,21 +96,21 @@ def casting(state: dict, device) -> partial:
     return partial(torch.autocast, device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16")
 
 
-def kept(model: ExOmni, samples: list, task: str, state: dict, device, directory):
-    """A function that reads the samples as train.py --cache does, from the directory: with the states that the frozen
-    parts make of them, which are made here. Raises ValueError for a stage in which nothing stays the same."""
+def cached_read(model: ExOmni, samples: list, task: str, state: dict, device, directory):
+    """Fill a cache of the frozen parts' states in the directory. Returns a function that reads the samples as a batch
+    with these states, as train.py --cache does. Raises ValueError for a stage that augments the audio."""
     mixture, numbers = on_disk(samples, task, model.config, Path(directory) / "data"), np.arange(len(samples))
     cache = open_cache(Path(directory) / "states", state, model, mixture, numbers, device, casting(state, device))
     return lambda: on_device(cache.put(assemble(samples, model, state["losses"]), numbers),
                              model.config.speech_encoder, device)
 
 
-def work(model: ExOmni, batch: dict, state: dict) -> tuple:
-    """FLOP of a training step on this batch, and its tokens: of text, rows of speech, units.
+def step_flop(model: ExOmni, batch: dict, state: dict) -> tuple:
+    """FLOP of a training step on this batch, and its number of text tokens, speech rows and units together.
 
-    A matrix of P numbers costs 2 P for each position that it multiplies; backward again 2 P for the gradient of what it
-    is given (in trained parts and those after them), and 2 P for its own (in trained parts). Padding, tables, attention
-    scores and recomputation do not count."""
+    A matrix of P numbers costs 2 P per position in the forward pass; in the backward pass 2 P for the gradient of its
+    input (in trained parts and those after them), and 2 P for its own gradient (in trained parts). Padding, embeddings,
+    attention scores and recomputation are not counted."""
     tables = lambda module: sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Embedding))
     size = lambda module: sum(p.numel() for p in module.parameters() if p.ndim > 1) - tables(module)
     encoder, generator, face = model.speech_encoder, model.speech_generator, model.face_decoder
@@ -119,7 +118,7 @@ def work(model: ExOmni, batch: dict, state: dict) -> tuple:
     S = windows * encoder.config.max_source_positions // model.config.projector_stride
     N = int(batch["mask"].sum() - (batch["input_ids"] == SPEECH_ID).sum()) + S
     reply, loss = int((batch["labels"] != IGNORE).sum()), state["losses"]
-    frames = windows * encoder.config.max_source_positions              # conv1 goes over twice as many
+    frames = windows * encoder.config.max_source_positions              # conv1 runs at twice this rate
     rows = [("encoder", size(encoder) + size(encoder.conv1), frames),
             ("projector", size(model.speech_projector), S), ("llm", size(model.llm), N),
             ("llm", model.config.llm.hidden_size * model.config.llm.vocab_size, reply * ("text" in loss))]

@@ -1,7 +1,7 @@
-"""The measuring sections of gpu_check.py: decoding, one answer at the paper's size, steps of training.
+"""The benchmark sections of gpu_check.py: decoding, one answer at the paper's size, training steps.
 
-Each is a generator of pieces of markdown. The project's modules are imported where they are used, so that a section
-fails alone.
+Each is a generator of pieces of markdown. The project's modules are imported where they are used, so that an import
+error fails one section only.
 
 Shapes: B batch, N tokens, S speech rows, U units (12.5 per second), T face frames (30 per second), D width,
 V vocabulary.
@@ -27,37 +27,37 @@ PAPER = {"RTF": "2.158", "speech TTFT": "0.029", "face latency": "0.012"}   # v1
 # ---------------------------------------------------------------- measuring
 
 def wait(device: str) -> None:
-    """Until the device has done what it was given."""
+    """Wait for the GPU."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def seconds(work, device: str, repeats: int = 1) -> float:
-    """Of one call of work(), the mean of `repeats` calls in a row."""
+    """Seconds of work(), the mean of `repeats` calls in a row."""
     wait(device)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(repeats):
         work()
     wait(device)
-    return (time.perf_counter() - begun) / repeats
+    return (time.perf_counter() - start) / repeats
 
 
 def forget_peak(device: str) -> None:
-    """Start measuring the peak of the memory again (on a GPU)."""
+    """Reset the peak memory (on a GPU)."""
     if device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak(device: str) -> str:
-    """GiB that tensors took at most since `forget_peak`; on a CPU the process, ever."""
+    """Peak GiB of tensors since `forget_peak`; on a CPU, of the process since its start."""
     bytes_ = torch.cuda.max_memory_allocated() if device == "cuda" else \
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return f"{bytes_ / 2 ** 30:.2f}"
 
 
 def bandwidth(device: str, tiny: bool) -> tuple:
-    """GB/s of a large copy, read and written bytes, and of a matrix-vector product, read bytes; the best of three."""
+    """GB/s of a large copy (bytes read and written) and of a matrix-vector product (bytes read), the best of three."""
     rows = 2 ** 10 if tiny else 2 ** 18
     a, vector = (torch.randn(shape, device=device, dtype=torch.bfloat16) for shape in ((rows, 4096), (4096,)))
     b, speeds = torch.empty_like(a), []
@@ -76,7 +76,7 @@ def matmul_speed(device: str, tiny: bool) -> float:
 
 
 def random_model(build, device: str, dtype: torch.dtype) -> nn.Module:
-    """build() with small random weights, made on the device; norms start at one, biases at zero."""
+    """build() on the device with small random weights; norms are one, biases zero."""
     model = weights.empty(build, device, dtype)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -85,7 +85,7 @@ def random_model(build, device: str, dtype: torch.dtype) -> nn.Module:
 
 
 def table(head: list, rows: list) -> str:
-    """A markdown table. Numbers are written with four digits. Raises ValueError for one that is not finite."""
+    """A markdown table with four digits per number. Raises ValueError for numbers that are not finite."""
     def cell(value):
         if isinstance(value, float) and not isfinite(value):
             raise ValueError(f"{value} was measured in the row of {row[0]}")
@@ -100,7 +100,7 @@ def table(head: list, rows: list) -> str:
 # ---------------------------------------------------------------- decoding
 
 def make_decoder(llm, weight, prompt: int, new: int, graph: bool = True):
-    """A greedy decoder of exactly `new` tokens with logits by weight (V, D), as a CUDA graph where that is possible."""
+    """A greedy decoder of exactly `new` tokens with output matrix weight (V, D), by default with a CUDA graph."""
     from decode import GREEDY, Decoder
     decoder = Decoder(llm, llm.embed_tokens, partial(F.linear, weight=weight), GREEDY, 1, prompt + new, new)
     if not graph:
@@ -110,7 +110,7 @@ def make_decoder(llm, weight, prompt: int, new: int, graph: bool = True):
 
 @torch.inference_mode()
 def decode(decoder, ids, new: int) -> float:
-    """Read the prompt ids (1, N) and decode -> seconds per token. The first came with the prompt and is not counted."""
+    """Read the prompt ids (1, N) and decode -> seconds per token, without the first, which comes with the prompt."""
     device = decoder.device.type
     lengths, maximum = torch.tensor([ids.shape[1]]), torch.full((1,), new)
     decoder.begin(decoder.llm.embed_tokens(ids), lengths, torch.zeros(1), maximum, 0)
@@ -168,7 +168,8 @@ FIGURES = {
     "first text token": "s: speech encoded, prompt read, first token chosen",
     "text": "s until the text is complete",
     "speech TTFT": "s from the question to the first unit, the text included",
-    "first unit, after the text": "s from the complete text to the first unit (the paper does not say from when it counts)",
+    "first unit, after the text": "s from the complete text to the first unit (the paper does not say from when it "
+                                  "counts)",
     "units": "s for all units",
     "units per second": "of the unit decoder, after the first",
     "face latency": "s for all face frames once units are there",
@@ -180,8 +181,8 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class EndsWhenAllowed:
-    """A unit sampler that ends a reply as soon as that is allowed, after 2 units per text id: random weights may not.
-    Until then it is the repetition-aware one, as in use."""
+    """A repetition-aware unit sampler that ends a reply as soon as the end is allowed, after 2 units per text id: with
+    random weights it might never end."""
     end: int
 
     def __call__(self, logits, recent, generator=None):
@@ -190,21 +191,21 @@ class EndsWhenAllowed:
 
 
 def watch(owner, name: str, device: str, spans: list) -> None:
-    """From now on every call of owner.name adds (name, begin, end) to spans, with the device waited for at both."""
+    """Wrap owner.name so that each call appends (name, start, end) to spans, with the GPU idle at both times."""
     inner = getattr(owner, name)
 
     def outer(*args, **kwargs):
         wait(device)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         result = inner(*args, **kwargs)
         wait(device)
-        spans.append((name, begun, time.perf_counter()))
+        spans.append((name, start, time.perf_counter()))
         return result
     setattr(owner, name, outer)
 
 
 def whole_model(tiny: bool, device: str):
-    """ExOmni at the paper's size in bfloat16 with GLM-4-Voice's decoder in float32; nothing ends its text."""
+    """ExOmni at the paper's size in bfloat16 with GLM-4-Voice's decoder in float32; without stop tokens."""
     from checkpoint import PRESETS
     from model import ExOmni
     from speech_decoder import SpeechDecoder, SpeechDecoderConfig
@@ -235,11 +236,11 @@ def answer(device: str, tiny: bool):
     for _ in range(4):
         spans.clear()
         wait(device)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         reply = model.generate(prompt, torch.randn(16_000 * asked), tokens, unit_sampler=sampler,
                                generator=torch.Generator().manual_seed(0))
         wait(device)
-        rows.append(latencies(reply, spans, begun, time.perf_counter(), model.speech_decoder, device))
+        rows.append(latencies(reply, spans, start, time.perf_counter(), model.speech_decoder, device))
     U, T = len(reply.units), len(reply.face)
     assert (len(reply.text_ids), U) == (tokens, 2 * tokens), f"{len(reply.text_ids)} tokens, {U} units"
     assert reply.face.isfinite().all() and reply.waveform.isfinite().all(), "the answer holds NaN or infinite numbers"
@@ -251,20 +252,20 @@ def answer(device: str, tiny: bool):
         [name, what, median(row[name] for row in rows[1:]), PAPER.get(name, "-")] for name, what in FIGURES.items()])
 
 
-def latencies(reply, spans: list, begun: float, ended: float, decoder, device: str) -> dict:
-    """The values of FIGURES from the spans of one answer. The first "begin" is the text's, the second the units'."""
-    (_, first_text), (_, first_unit) = ((a, b) for name, a, b in spans if name == "begin")
+def latencies(reply, spans: list, start: float, end: float, decoder, device: str) -> dict:
+    """The values of FIGURES from the spans of one answer. `begin` is called for the text, then for the units."""
+    first_text, first_unit = (b for name, a, b in spans if name == "begin")
     last = {name: (a, b) for name, a, b in spans}
     took = {name: b - a for name, (a, b) in last.items()}
     text, U, block = last["write_text"][1], len(reply.units), decoder.config.flow.encoder.block_size
     step = (last["generate"][1] - first_unit) / max(1, U - 1)
     first_block = median(seconds(lambda: next(iter(decoder.stream(reply.units[:block].tolist()))), device)
                          for _ in range(3))
-    return {"RTF": (ended - begun) * 12.5 / U, "all": ended - begun, "first text token": first_text - begun,
-            "text": text - begun, "speech TTFT": first_unit - begun, "first unit, after the text": first_unit - text,
+    return {"RTF": (end - start) * 12.5 / U, "all": end - start, "first text token": first_text - start,
+            "text": text - start, "speech TTFT": first_unit - start, "first unit, after the text": first_unit - text,
             "units": took["generate"], "units per second": 1 / step, "face latency": took["animate"],
             "waveform": took["decode"], "first block": first_block,
-            "first sound": first_unit - begun + (block - 1) * step + first_block}
+            "first sound": first_unit - start + (block - 1) * step + first_block}
 
 
 # ---------------------------------------------------------------- training
@@ -287,7 +288,7 @@ def synthetic_batch(config, B: int, sizes: dict, device: str) -> dict:
 
 
 def work_of(model, B: int, sizes: dict) -> float:
-    """FLOP of a step by the formula in the report: factor x parameters x positions, lookups in tables are free."""
+    """FLOP of a step by the formula in the report: factor x parameters x positions, without embeddings."""
     def size(module):
         tables = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Embedding))
         return sum(p.numel() for p in module.parameters()) - tables
@@ -321,20 +322,19 @@ def attention_kernels(step, device: str) -> tuple:
 
 
 def steps_of(config, sizes: dict, state: dict, device: str, most: int, recompute: bool) -> dict:
-    """What five steps of train.py take, of two micro-batches, after one that finds how many samples fit, `most` at
-    most."""
+    """Measures five training steps of two micro-batches, each of as many samples as fit, up to `most`."""
     import train
     from model import ExOmni
     forget_peak(device)
     model = random_model(lambda: ExOmni(config), device, torch.bfloat16)
     parts, adamw, _ = train.prepare(model, state, torch.device(device), recompute)
-    learning = [p for part in state["rates"] for p in parts[part].values()]
+    trained = [p for part in state["rates"] for p in parts[part].values()]
     autocast = partial(torch.autocast, device, torch.bfloat16)
 
     def step(batch):
-        adamw.zero_grad()                               # of a step that did not fit
+        adamw.zero_grad()                               # gradients of a step that ran out of memory
         losses = train.backward(model, [(0, batch), (1, batch)], train.count([batch] * 2), state, None, autocast)
-        return {**losses, "norm": train.step_optimizers(learning, adamw, [], None, state)[0]}
+        return {**losses, "norm": train.step_optimizers(trained, adamw, [], None, state)[0]}
 
     B, first = largest_batch(lambda B: step(synthetic_batch(config, B, sizes, device)), device, most)
     forget_peak(device)
@@ -342,7 +342,7 @@ def steps_of(config, sizes: dict, state: dict, device: str, most: int, recompute
     took = median(seconds(lambda: step(batch), device) for _ in range(5))
     return {"B": B, "first": first, "s": took, "peak": peak(device), "work": 2 * work_of(model, B, sizes),
             "kernels": attention_kernels(lambda: step(batch), device),
-            "billions": [sum(p.numel() for p in part) / 1e9 for part in (learning, model.parameters())]}
+            "billions": [sum(p.numel() for p in part) / 1e9 for part in (trained, model.parameters())]}
 
 
 def training(device: str, tiny: bool):
@@ -370,8 +370,7 @@ def training(device: str, tiny: bool):
     trained, everything = found["billions"]
     yield (f"LLM, generator and face decoder are trained, {trained:.3g} of {everything:.3g} billion parameters; "
            "bfloat16 compute, float32 weights of what is trained, fused AdamW. Activations are kept, then recomputed "
-           "as train.py does by default on a GPU. Two micro-batches a step, of 32 samples each, or half as "
-           "many until they fit. "
+           "as train.py does by default on a GPU. Two micro-batches a step, of 32 samples each, halved until they fit. "
            f"A sample has {sizes['text'] - 1} text tokens, {sizes['reply']} of them the reply, "
            f"{S} speech rows, {sizes['units']} units. MFU = FLOP / step time / FLOP/s: 6 FLOP per parameter and "
            "position of a trained part and 2 of a frozen one, not counting tables, attention scores and recomputation; "
@@ -389,7 +388,7 @@ def training(device: str, tiny: bool):
 
 
 def largest_batch(step, device: str, B: int) -> tuple:
-    """The first of B, B / 2, ... samples that fit, and what step(B) returned."""
+    """The first of B, B / 2, ... that fits into memory, and what step(B) returned."""
     while True:
         try:
             return B, step(B)
@@ -398,5 +397,3 @@ def largest_batch(step, device: str, B: int) -> tuple:
                 raise
         forget_peak(device)                             # here, as the handler holds the tensors of the failed step
         B //= 2
-
-

@@ -11,7 +11,7 @@ import bench
 import train
 from checkpoint import PRESETS
 from data import collate
-from workload import kept, made_up, random_model, work
+from workload import cached_read, made_up, random_model, step_flop
 
 TINY = ["train", "--preset", "tiny", "--samples", "1", "--rounds", "1", "--threads", "1", "--device", "cpu"]
 MATRICES = ("aten.mm", "aten.addmm", "aten.convolution")
@@ -35,14 +35,14 @@ def test_work_is_what_pytorch_counts(stage):
     with FlopCounterMode(display=False) as counter:
         step()
     counted = sum(n for op, n in counter.get_flop_counts()["Global"].items() if str(op) in MATRICES)
-    assert work(model, batch, state)[0] == pytest.approx(counted, rel=0.05)
+    assert step_flop(model, batch, state)[0] == pytest.approx(counted, rel=0.05)
 
 
 def test_a_frozen_part_costs_less_than_a_trained_one():
     config = PRESETS["tiny"]
     model = random_model(config, "cpu")
     batch = collate(made_up("qa", 2, config), model, ("text",))
-    flop = lambda *trained: work(model, batch, {"losses": ("text",), "rates": dict.fromkeys(trained, 1e-3)})[0]
+    flop = lambda *trained: step_flop(model, batch, {"losses": ("text",), "rates": dict.fromkeys(trained, 1e-3)})[0]
     assert flop("llm") > flop("projector") > flop("generator")          # gradients pass through a frozen LLM, or do not
 
 
@@ -74,7 +74,7 @@ def test_what_is_kept_does_the_same_work(stage, name, left_out, tmp_path, capsys
     assert found["ours"]["tokens"] == found["kept"]["tokens"] and "mfu" not in found["kept"]
     config, state = PRESETS["tiny"], asdict(train.STAGES["v1"][stage]) | {"dtype": "float32"}
     task, model = state["tasks"][0], random_model(config, "cpu")
-    batch = kept(model, made_up(task, 2, config), task, state, torch.device("cpu"), tmp_path)()
+    batch = cached_read(model, made_up(task, 2, config), task, state, torch.device("cpu"), tmp_path)()
     assert name in batch and left_out not in batch
 
 
