@@ -41,7 +41,7 @@ from model import ExOmni
 from qwen3 import SIZES, Qwen3, Qwen3Config
 from speech_decoder import SpeechDecoder, SpeechDecoderConfig
 from toy.microbatches import Float64Sums
-from workload import SMALL, cached_read, casting, made_up, random_llm, random_model, step_flop
+from workload import SMALL, cached_read, casting, made_up, random_model, random_weights, step_flop
 
 PROMPT, NEW = 32, 16            # tokens
 ROUNDS = 9
@@ -175,7 +175,7 @@ def bench_decode(args) -> dict:
     ids = torch.randint(0, 1000, (1, PROMPT), generator=torch.Generator().manual_seed(0))
     matrix, vector, results = torch.randn(2 ** 17, 1024), torch.randn(1024), {}         # 0.5 GB: far beyond any cache
     for dtype in args.dtype or DTYPES:
-        model, limits = random_llm(args.size, getattr(torch, dtype)), []
+        model, limits = random_weights(lambda: Qwen3(SIZES[args.size]), dtype=getattr(torch, dtype)), []
         read = sum(p.nbytes for p in model.parameters())
         variants = {"ours": ours(model, ids)} | ({"transformers": transformers(model, ids)} if args.against else {})
         taken = in_turn(variants, args.rounds, lambda: limits.append(bandwidth(matrix, vector)))

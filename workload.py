@@ -19,7 +19,7 @@ from face_decoder import frames_for_units
 from frozen import open_cache
 from loading import Mixture
 from model import ExOmni
-from qwen3 import SIZES, Qwen3, Qwen3Config
+from qwen3 import Qwen3Config
 from speech_generator import CONTEXT_VECTORS, IGNORE, GeneratorConfig
 from tokenizer import SPEECH_ID, message_parts
 from whisper import SAMPLE_RATE
@@ -71,23 +71,19 @@ def on_disk(samples: list, task: str, config: ExOmniConfig, directory) -> Mixtur
     return Mixture([Split(Path(directory))], [1.0])
 
 
-def random_model(config: ExOmniConfig, device) -> ExOmni:
-    """ExOmni with small random weights in float32."""
-    model = weights.empty(lambda: ExOmni(config), device)
+def random_weights(build, device="cpu", dtype=torch.float32) -> nn.Module:
+    """build() with small random weights; norms are one, biases zero."""
+    model = weights.empty(build, device, dtype)
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.normal_(std=0.02) if p.ndim > 1 else p.fill_(0 if name.endswith("bias") else 1)
-    model.tokenizer = Numbers(config)
     return model
 
 
-def random_llm(size: str, dtype) -> Qwen3:
-    """A Qwen3 of a published size with small random weights."""
-    torch.manual_seed(0)
-    model = weights.empty(lambda: Qwen3(SIZES[size]), dtype=dtype)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.fill_(1) if p.ndim == 1 else p.copy_(torch.randn(p.shape) * 0.02)
+def random_model(config: ExOmniConfig, device) -> ExOmni:
+    """ExOmni with random weights in float32, and `Numbers` for a tokenizer."""
+    model = random_weights(lambda: ExOmni(config), device)
+    model.tokenizer = Numbers(config)
     return model
 
 
