@@ -111,6 +111,36 @@ def test_a_truncated_file_is_named(saved, keep):
         weights.load(module(), [path])
 
 
+def test_one_flipped_bit_is_found_wherever_it_is(tmp_path):
+    torch.manual_seed(0)
+    module, path = nn.Sequential(nn.Linear(61, 71), nn.Linear(71, 3)).half(), tmp_path / "model.safetensors"
+    weights.write_tensors(path, module.state_dict())
+    whole = path.read_bytes()
+    start, copy = 8 + int.from_bytes(whole[:8], "little"), weights.empty(lambda: module)
+    for at in range(start, len(whole), 97):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:])
+        with pytest.raises(ValueError, match=r"model.safetensors is damaged, the checksum of [01]\.(weight|bias) differs"):
+            weights.load(copy, [path])
+    size = weights.PAGE
+    path.write_bytes(whole[:start] + whole[start + size:start + 2 * size] + whole[start:start + size]
+                     + whole[start + 2 * size:])                                    # two pages, one for the other
+    with pytest.raises(ValueError, match="checksum"):
+        weights.load(copy, [path])
+
+
+def test_the_same_tensors_are_the_same_file_and_a_stranger_without_checksums_loads(saved, tmp_path):
+    original, path = saved
+    files = {(weights.write_tensors(path, original.state_dict()), path.read_bytes())[1] for _ in range(9)}
+    assert len(files) == 1
+    with weights.opened(path) as file:
+        assert file.metadata()["format"] == "pt" and weights.checksums(path, file).keys() == original.state_dict().keys()
+    save_file(load_file(path), tmp_path / "plain.safetensors")
+    assert weights.load(module(), [tmp_path / "plain.safetensors"]) == "loaded 4 tensors"
+    save_file(load_file(path), tmp_path / "odd.safetensors", {"checksums": "[1]"})
+    with pytest.raises(ValueError, match="odd.safetensors is damaged, its checksums cannot be read"):
+        weights.load(module(), [tmp_path / "odd.safetensors"])
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="model.safetensors not found"):
         weights.load(module(), [tmp_path / "model.safetensors"])
