@@ -11,6 +11,7 @@ import itertools
 import unicodedata
 from pathlib import Path
 
+import regex
 import tiktoken
 
 from tokenizer_files import CONTROL_TOKENS, QWEN_PATTERN, added_tokens, forms
@@ -19,6 +20,7 @@ SPEECH_ID = -300        # placeholder of a speech clip in a prompt; never embedd
 SYSTEM_PROMPT = ("You are a multimodal assistant that understands both speech and text, "
                  "and can respond using natural language or synthesized speech.")
 ROLES = ("system", "user", "assistant")
+PROBE = "I'll  say:\n\n 42 \u00e9\u4e2d\U0001f600,\tOK! "       # of each kind of character that patterns know
 
 
 class Tokenizer:
@@ -62,9 +64,12 @@ class Tokenizer:
                              "text, so text could forge it: give the added token an id of its own")
         try:
             self._bpe = tiktoken.Encoding("nanoExOmni", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
-        except ValueError as error:
+            pieces = [match[0] for match in regex.finditer(pattern, PROBE)]
+        except (ValueError, regex.error) as error:
             problem = " ".join(str(error).split())
             raise ValueError(f"its split pattern is no regular expression ({problem}): fetch it again") from None
+        if "" in pieces or "".join(pieces) != PROBE:                # tiktoken would panic, or leave text out
+            raise ValueError("its split pattern matches the empty text, or leaves text out: fetch it again")
         self._nfc, self._ranks, self._fold_user_text = nfc, ranks, fold_user_text
         self._bytes_of_id = {i: token for token, i in vocab.items()}
         self._bytes_of_id |= {i: text.encode() for i, (text, special) in added.items()}

@@ -128,6 +128,8 @@ def test_a_damaged_or_foreign_tokenizer_json_is_refused_in_one_line(tmp_path, co
     (["normalizer"], {"type": "Lowercase"}, "Lowercase.*expected null or NFC"),
     (["pre_tokenizer"], {"type": "Whitespace"}, "Whitespace.*expected ByteLevel"),
     (["pre_tokenizer"], None, "null, expected ByteLevel"),
+    (["pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"], r"\p{L}+|\s*", "split pattern matches the empty text"),
+    (["pre_tokenizer", "pretokenizers", 0, "pattern", "Regex"], "$", "split pattern matches the empty text"),
     (["pre_tokenizer", "pretokenizers", 0, "behavior"], "Removed", "Removed.*expected ByteLevel"),
     (["model", "dropout"], 0.1, "dropout = 0.1, expected none"),
     (["model", "end_of_word_suffix"], "</w>", "end_of_word_suffix"),
