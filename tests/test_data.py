@@ -165,6 +165,8 @@ DAMAGES = {
     "half a frame": (lambda d: (os.truncate(d / "face.f16", 105), restate(d, "face.f16")), "a multiple of 104"),
     "no json": (lambda d: edit_row(d, lambda row: b"{'id': 1}\n"), f"{ROW} is not json"),
     "deep json": (lambda d: edit_row(d, lambda row: b"[" * 100_000 + b"\n"), f"{ROW} is not json"),
+    "a key twice": (lambda d: edit_row(d, lambda row: json.dumps(row)[:-1].encode() + b', "answer": "no"}\n'),
+                    f"{ROW} is not json (it has 'answer' twice in one object)"),
     "no object": (lambda d: edit_row(d, lambda row: b"3\n"), f"{ROW} is not a json object"),
     "no id": (lambda d: edit_row(d, lambda row: row.pop("id") and None), f"{ROW}: field id is missing"),
     "an id twice": (lambda d: edit_row(d, lambda row: row.update(id="s0")), f"{ROW}, sample s0: an earlier line has"),
