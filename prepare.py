@@ -16,6 +16,7 @@
 make what `train.py` reads (data.py), the last three add to it. Each command is a pair of functions: one adds its
 arguments, one does the work.
 """
+import os
 import shutil
 import signal
 from contextlib import contextmanager
@@ -124,12 +125,19 @@ def building(out: Path, overwrite: bool):
     """Yield an empty directory in `out` that becomes the checkpoint there at the end, or vanishes if anything fails. At
     any time the old checkpoint or the whole new one counts (saving.py); files of neither stay. Raises ValueError where
     `out` holds files that are not to be replaced, or where another process is at work there."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file, expected a directory: choose another --out")
+    cli.check_directory(out)
     fresh, new = not out.exists(), out / ".saving"
     try:
         with disk.locked(out):
+            finished = (out / ".saved").is_dir()
             saving.recover(out)
+            for path in filter(os.path.lexists, (new, out / ".saved")):
+                raise ValueError(f"{path} is in the way, and nothing that this program wrote: move it elsewhere")
+            if finished and is_checkpoint(out) and not trained(out):
+                remove_previous(out)
+                if not overwrite:
+                    raise ValueError(f"{out} holds a whole checkpoint: the command that made it was killed in its last "
+                                     "move, which is done now; --overwrite makes it again")
             check_replaceable(out, overwrite)
             new.mkdir()
             try:
@@ -156,9 +164,14 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out} already holds files: choose another --out, or replace it with --overwrite")
     if not is_checkpoint(out):
         raise ValueError(f"{out} holds files but no checkpoint of this program: choose another --out")
-    if (out / "stages.json").exists() or saving.holds_training(out):
+    if trained(out):
         raise ValueError(f"{out} holds a checkpoint that was trained, which nothing brings back: choose another --out, "
                          "or remove it yourself")
+
+
+def trained(out: Path) -> bool:
+    """Whether a training has written the checkpoint there."""
+    return (out / "stages.json").exists() or saving.holds_training(out)
 
 
 def is_checkpoint(directory: Path) -> bool:
@@ -177,6 +190,11 @@ def replace_checkpoint(out: Path) -> None:
     if found:                                                       # by any version of this program, or by a person
         disk.write_json(out / saving.FILES, {"files": sorted({*saving.files_of(out), *found})})
     saving.commit(out)
+    remove_previous(out)
+
+
+def remove_previous(out: Path) -> None:
+    """Remove the checkpoint that was there before."""
     previous = out / "previous"
     for name in [*saving.files_of(previous), saving.FILES]:
         (previous / name).unlink(missing_ok=True)

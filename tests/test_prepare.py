@@ -127,6 +127,38 @@ def test_a_kill_at_any_moment_leaves_the_old_checkpoint_or_the_new_one(tmp_path)
     assert code == 0 and found[-1] and not found[0] and found == sorted(found)
 
 
+def test_after_a_kill_in_the_last_move_the_next_start_says_that_the_checkpoint_is_whole(tmp_path, capsys, monkeypatch):
+    fill(tmp_path, OLD)
+    move = saving.move
+
+    def killed(name, source, target):
+        if name == "tokenizer.json":
+            os._exit(9)
+        move(name, source, target)
+    pid = os.fork()
+    if not pid:
+        saving.move = killed
+        build(tmp_path)
+    os.waitpid(pid, 0)
+    assert (tmp_path / ".saved").exists()
+    line = refused(capsys, "weights", "--preset", "tiny", "--out", tmp_path)
+    assert "holds a whole checkpoint" in line and "--overwrite makes it again" in line
+    assert seen(tmp_path) == NEW | {"notes.txt": "a reader's"} and not (tmp_path / "previous").exists()
+
+
+@pytest.mark.parametrize("name, make", [
+    (".saving", Path.touch), (".saved", Path.touch), (".saved", lambda path: path.symlink_to("nowhere")),
+    (".saving", lambda path: path.symlink_to("nowhere")), (".saved", lambda path: (path / "mine").mkdir(parents=True))])
+def test_what_is_in_the_way_is_said_before_the_work(tmp_path, capsys, name, make):
+    make(tmp_path / name)
+    if name == ".saved" and (tmp_path / name).is_dir():
+        (tmp_path / name / "mine" / "notes").touch()
+    line = refused(capsys, "weights", "--preset", "tiny", "--out", tmp_path)
+    assert f"{tmp_path / name} is in the way" in line and os.path.lexists(tmp_path / name)
+    (tmp_path / "link").symlink_to("nowhere")
+    assert "a link that leads nowhere" in refused(capsys, "weights", "--preset", "tiny", "--out", tmp_path / "link")
+
+
 def test_a_failed_swap_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     fill(tmp_path / "out", OLD)
     monkeypatch.setattr(saving, "commit", lambda out: (_ for _ in ()).throw(OSError(28, "No space left on device")))
