@@ -2,6 +2,7 @@
 corpus.py.
 """
 import csv
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -46,15 +47,22 @@ def table(source: Path, args):
 def csv_rows(path: Path):
     """The rows of a table, as json_rows gives them. Raises ValueError where its header names none of COLUMNS, or one of
     them twice."""
-    with open_text(path) as file:
+    with warnings.catch_warnings(record=True) as warned:                # of what is refused, the refusal alone
+        warnings.simplefilter("always")
+        opened = open_text(path)
+    with opened as file:
         lines = (line.replace("\0", "") for line in file)
         first = next(lines, "")
         header, delimiter = max(((columns(first, mark), mark) for mark in "\t,;"),
                                 key=lambda one: (len(set(one[0]) & set(COLUMNS)), len(one[0])))
         twice = repeated(filter(None, header))
+        if not "".join(header).isprintable():
+            raise ValueError(f"{path} is no text: is it compressed, or a spreadsheet? Unpack it, or save it as csv")
         if twice or not set(header) & {"audio", "text", "answer", "answer_audio"}:
             raise ValueError(f"{path} has the columns {', '.join(header)[:200] or 'none'}, " + (
                 f"{twice} twice: rename one" if twice else f"expected some of {', '.join(COLUMNS)}"))
+        for each in warned:
+            warnings.warn(each.message, stacklevel=2)
         rows = csv.reader(lines, delimiter=delimiter, strict=True)      # a quote that is never closed is an error
         while True:
             begun = rows.line_num + 2                                   # after the header

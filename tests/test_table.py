@@ -1,4 +1,5 @@
 """`prepare.py corpus table`: tables in any encoding, with any delimiter; json whatever its name; odd cells."""
+import gzip
 import json
 import re
 import warnings
@@ -104,6 +105,13 @@ def test_broken_json_is_counted_without_a_word_of_pythons(tmp_path, capsys):
 def test_numbers_are_texts_and_nan_is_nothing(tmp_path):
     rows = [{"id": 7, "text": 42}, {"id": 1.5, "text": "a", "answer": float("nan")}]
     assert run(tmp_path, "t.jsonl", "\n".join(map(json.dumps, rows)).encode()) == {"7": "42", "1.5": "a"}
+
+
+def test_what_is_no_text_is_refused_in_one_line(tmp_path, capsys):
+    for name, data in (("a.csv", gzip.compress(b"audio,text\n0.wav,a\n")), ("b.csv", b"PK\3\4\x14\0\xff" * 9)):
+        (tmp_path / name).write_bytes(data)
+        assert "is no text: is it compressed, or a spreadsheet?" in refused(
+            capsys, "corpus", "table", tmp_path / name, "--out", tmp_path / "out")
 
 
 @pytest.mark.parametrize("text, says", [
