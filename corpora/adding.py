@@ -51,7 +51,7 @@ def waveform(split: Split, sound: list) -> np.ndarray:
 def to_read_aloud(split: Split) -> list:
     """Numbers of the `asr` rows whose text is not yet read aloud by a `tts` row of their own."""
     ids = {row["id"] for row in split.rows}
-    return [n for n, row in enumerate(split.rows) if row["task"] == "asr" and row["answer"].strip()
+    return [n for n, row in enumerate(split.rows) if row["task"] == "asr" and row.get("answer", "").strip()
             and f"{row['id']}-tts" not in ids]
 
 
@@ -88,14 +88,17 @@ def together():
 
 
 @contextmanager
-def claimed(directory):
-    """Yields the Split of a directory; nobody else writes there meanwhile. On all processes together."""
+def claimed(directory, name: str):
+    """Yields the Split of a directory; nobody else writes there meanwhile. On all processes together. name: of the
+    array that is added: when all is done, what was made for it, now or by commands that were killed, is removed."""
     with ExitStack() as stack:
         with together():
             if ranks.rank_and_world()[0] == 0:
                 stack.enter_context(disk.locked(directory))
             split = Split(directory)
         yield split
+        for left in split.directory.glob(f".adding-{name}-*") if ranks.rank_and_world()[0] == 0 else ():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 # ---- arrays -------------------------------------------------------------------------------------------------------
@@ -129,7 +132,7 @@ class Adding:
         rank, world = ranks.rank_and_world()
         for other in split.directory.glob(f".adding-{name}-*") if rank == 0 else ():
             if other != self.directory:
-                shutil.rmtree(other)
+                shutil.rmtree(other, ignore_errors=True)
         self.before = self.made() if self.directory.exists() else {}
         self.jobs = [batch for batch in batches([*self.first.values()])[rank::world] if set(batch) - self.before.keys()]
         self.left = len({number for batch in self.jobs for number in batch} - self.before.keys())
@@ -150,6 +153,11 @@ class Adding:
     def __exit__(self, *_):
         with suppress(OSError):                             # `add` has written everything, or said why not
             self.opened.close()
+        if not os.path.getsize(self.index.name):            # a refused command leaves nothing
+            for file in (self.index, self.data):
+                os.unlink(file.name)
+            with suppress(OSError):                         # other processes' are there
+                self.directory.rmdir()
 
     def lines(self, path: Path) -> tuple:
         """An index -> {row number: (path of its arrays, first, length)}, the bytes of its whole lines and the rows of
@@ -196,7 +204,7 @@ class Adding:
 
         At any moment, whatever is killed, a reader finds the old data or the new data. Raises OSError."""
         if not self.made():
-            return shutil.rmtree(self.directory)
+            return
         new = self.split.directory / ".new"
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
@@ -207,13 +215,13 @@ class Adding:
         for number, row in enumerate(self.split.rows):
             lies = where.get(self.first.get(self.keys.get(number)))
             for changed in [row] if lies is None else change(row, lies):
-                written.write(json.dumps(changed, ensure_ascii=False).encode() + b"\n")
+                line = json.dumps(changed, ensure_ascii=False) + "\n"
+                written.write(line.encode(errors="backslashreplace"))           # half a character: \ud800
                 count += 1
         manifest["files"]["samples.jsonl"], manifest["samples"] = written.close(), count
         disk.write_json(new / "manifest.json", manifest)
         saving.flush(new)
         replace_files(new)
-        shutil.rmtree(self.directory)
 
     def write_array(self, path: Path, keep: bool) -> tuple:
         """{row number: [start, length]} in the new file of the array, and what the manifest says of it."""

@@ -58,7 +58,7 @@ def make_labels(args) -> None:
             made_by = {"teacher": name, "emotion": feelings, "files": {
                 file: f"{checksum(regular(f'{directory}/{file}', 'a file of the teacher')):08x}" for file in FILES}}
         for folder in adding.splits(args.data):
-            with adding.claimed(folder) as split:
+            with adding.claimed(folder, "face") as split:
                 label(split, teacher, made_by)
 
 

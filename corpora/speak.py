@@ -64,14 +64,14 @@ def make_speech(args) -> None:
     if shutil.which(command[0]) is None:
         raise FileNotFoundError(f"--tts: there is no program {command[0]}: install it, or give its path")
     for directory in adding.splits(args.data):
-        with adding.claimed(directory) as split:
+        with adding.claimed(directory, "audio") as split:
             speak(split, command, args.workers, args.timeout, args.longest)
 
 
 def speak(split: Split, command: list, workers: int, timeout: float, longest: float) -> None:
     """Add the sounds to a split and print what was done. Raises ValueError where the command speaks nothing."""
-    texts = {n: row["answer"].strip() for n, row in enumerate(split.rows) if row["task"] in ("tts", "face", "qa")
-             and row["answer"].strip() and "units" not in row and adding.sound_of(row) is None}
+    texts = {n: text for n, row in enumerate(split.rows) if row["task"] in ("tts", "face", "qa")
+             and (text := row.get("answer", "").strip()) and "units" not in row and adding.sound_of(row) is None}
     if not texts:
         print(f"{split.directory}: no answer is without sound")
         return

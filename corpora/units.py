@@ -44,7 +44,7 @@ def make_units(args) -> None:
         with adding.together():
             tokenizer = SpeechTokenizer.from_pretrained(Path(args.checkpoint) / "speech_tokenizer", device)
         for directory in adding.splits(args.data):
-            with adding.claimed(directory) as split:
+            with adding.claimed(directory, "units") as split:
                 unitise(split, tokenizer, fingerprint(args.checkpoint), args.from_asr, args.overwrite)
 
 

@@ -81,6 +81,7 @@ def test_rows_read_aloud_are_what_stage_two_learns_from(done, checkpoint):
 
 def test_a_second_time_nothing_is_done(done, checkpoint, capsys):
     before = content(done[0])
+    (done[0] / ".adding-units-0123abcd").mkdir()            # of a command that was killed at its end
     run(done[0], "--checkpoint", checkpoint, "--device", "cpu", "--from-asr")
     assert content(done[0]) == before and "units for 0 answers" in capsys.readouterr().out
     assert not [path for path in done[0].iterdir() if path.is_dir()]
