@@ -82,6 +82,8 @@ def read_capture(path, fps: float | None = None, order: str | None = None, ignor
                              ignore_timecodes, found.unclear)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    if found.unclear and fps is None:
+        notes.append(f"{found.unclear}: not used")
     values, seen = rows.values[timing.order], seen[timing.order]
     track = from_names(values[seen], rows.names, str(path))
     turned = rotations_of(values[seen], rows.names)

@@ -58,6 +58,7 @@ PROSE = re.compile(r"(?i)(?<![^\W_])(?<!\d[-.:/])(\d{1,3}(?:[.,]\d+)?|\d{5}/1001
                    r"(?:fps|f/s|hz|frames?(?: per | a |/)s)|"
                    r"\b(?:fps|frame ?rate)(?: is| of|[ :=@])*(\d{1,3}(?:\.\d+)?)\b|"
                    r"\d{3}p(?: ?[/@] ?)?(\d{2,3}(?:\.\d+)?)\b")
+SPELLED = {"twenty four": "24", "twenty five": "25", "thirty": "30", "fifty": "50", "sixty": "60"}
 HEDGED = re.compile(r"(?i)hz\b|\b(?:from|not|max|maximum|up to|render|display|monitor|screen|playback|target)\b")
 
 
@@ -206,5 +207,7 @@ def plain(rate: float) -> bool:
 def rates_in(text: str) -> tuple:
     """The frames per second that a sentence says, and whether they are plainly those of the rows: "Recorded with X
     (60 FPS)", "fps 60", "1080p60"; not "downsampled from 120 fps"."""
+    text = re.sub(f"(?i)\\b({'|'.join(SPELLED).replace(' ', '[ -]')})\\b",
+                  lambda found: SPELLED[found[0].lower().replace("-", " ")], text)
     rates = [amount(next(filter(None, found)))[0] for found in PROSE.findall(text)]
     return [rate for rate in rates if rate >= 1], not HEDGED.search(text)

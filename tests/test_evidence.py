@@ -93,6 +93,12 @@ def test_a_rate_is_found_under_any_key(tmp_path, key, value, rate):
             read_capture(as_json(tmp_path, plain))
 
 
+@pytest.mark.parametrize("facts", [{"fps": 60, "fps_base": 1.001}, {"scene": {"render": {"fps": 60, "fpsBase": 1.001}}}])
+def test_blenders_rate_has_a_base(tmp_path, facts):
+    capture = read_capture(as_json(tmp_path, a2f(**facts)))
+    assert capture.rate == pytest.approx(60 / 1.001) and capture.length == pytest.approx(90 * 1.001 / 60)
+
+
 def test_a_start_and_an_end_are_a_duration_and_sound_has_rates_of_its_own(tmp_path):
     assert_ramp(read_capture(as_json(tmp_path, a2f(startTime=10.0, endTime=11.5))), 60)
     assert_ramp(read_capture(as_json(tmp_path, a2f(begin_time="5", stop_time="6.5", tracks=[{"fps_source": "a"}]))), 60)
@@ -134,7 +140,8 @@ def test_the_lines_above_a_table_say_its_rate(tmp_path, above):
 
 def test_a_rate_in_a_sentence_is_weighed_like_others(tmp_path):
     codes = {"Timecode": lambda t, i: f"00:00:{3 + i // 60:02}:{i % 60:02}"}
-    assert_ramp(read_capture(as_json(tmp_path, a2f(comment="Recorded with X (60 FPS)"))), 60)
+    for words in ("Recorded with X (60 FPS)", "recorded at sixty fps"):
+        assert_ramp(read_capture(as_json(tmp_path, a2f(comment=words))), 60)
     for path in (table(tmp_path, codes, above="# 30 fps\n"),
                  table(tmp_path, {}, above="# 60 fps\n", name="a_30fps.csv"),
                  as_json(tmp_path, a2f(exportFps=60, comment="the camera ran at 30 fps"))):
@@ -249,8 +256,10 @@ def test_a_clock_without_a_plain_unit_is_refused_and_fps_decides(tmp_path, colum
         read_capture(path)
     if rate > 1:
         assert_ramp(read_capture(path, fps=rate), rate)
-    assert_ramp(read_capture(table(tmp_path, columns, rate=max(rate, 5), name=f"take_{max(rate, 5)}fps.csv")),
-                max(rate, 5))
+    capture = read_capture(table(tmp_path, columns, rate=max(rate, 5), name=f"take_{max(rate, 5)}fps.csv"))
+    assert_ramp(capture, max(rate, 5))
+    if "no usual unit" in says and rate > 1:
+        assert any("no usual unit" in note and note.endswith("not used") for note in capture.notes)
 
 
 @pytest.mark.parametrize("column", [
