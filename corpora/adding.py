@@ -153,10 +153,10 @@ class Adding:
     def __exit__(self, *_):
         with suppress(OSError):                             # `add` has written everything, or said why not
             self.opened.close()
-        if not os.path.getsize(self.index.name):            # a refused command leaves nothing
-            for file in (self.index, self.data):
-                os.unlink(file.name)
-            with suppress(OSError):                         # other processes' are there
+        with suppress(OSError):                             # it is gone, or other processes' files are there
+            if not os.path.getsize(self.index.name):        # a refused command leaves nothing
+                for file in (self.index, self.data):
+                    os.unlink(file.name)
                 self.directory.rmdir()
 
     def lines(self, path: Path) -> tuple:
