@@ -126,14 +126,14 @@ class Levels:
         means /= np.diff([*starts, sum(map(len, self.means))])[:, None]
         loud = halves[:, kept].max(axis=1)
         spoken = loud > HEARD * level.max()
-        lost = spoken & (halves[:, -1] * channels < CANCELLED * loud)
-        if lost.sum() > min(2, 0.02 * spoken.sum()):
+        cancelled = spoken & (halves[:, -1] * channels < CANCELLED * loud)
+        if cancelled.sum() > min(2, 0.02 * spoken.sum()):
             kept = level.argmax(keepdims=True)
             notes["channels cancel"] = (f"has {channels} channels that cancel each other, as where one is inverted: "
                                         f"channel {kept[0] + 1} alone is taken")
         offset = np.median(means[:, kept], axis=0) * (len(self.means[0]) > 9)       # less may be half a period
-        loudest, far = level.max(), abs(offset).max()
-        full = next((scale for scale in SCALES if max(loudest, far) <= OVER * scale), None)
+        loudest, shift = level.max(), abs(offset).max()
+        full = next((scale for scale in SCALES if max(loudest, shift) <= OVER * scale), None)
         if full is None:
             raise ValueError(f"{name} has samples up to {self.peak:.3g}, expected -1 to 1: export it again")
         if full == 2 ** 7 and loudest <= LOUD:
@@ -147,14 +147,14 @@ class Levels:
         elif loudest < QUIET * full:
             scale = loudest / USUAL
             notes["quiet"] = f"is very quiet, {loudest / full:.1g} of full scale: turned up {full / scale:.0f} times"
-        if far <= min(OFFSET * full, max(loudest, SILENT * full)):
-            far = 0
+        if shift <= min(OFFSET * full, max(loudest, SILENT * full)):
+            shift = 0
         else:
-            notes["offset"] = f"has an offset of {far / full:.3f} of full scale: taken away"
-        cut = self.peak > OVER * scale + far
+            notes["offset"] = f"has an offset of {shift / full:.3f} of full scale: taken away"
+        cut = self.peak > OVER * scale + shift
         if cut:
             notes["spikes"] = f"has single samples up to {self.peak / full:.3g} times full scale: cut"
-        return Mix(None if len(kept) == channels else kept, offset.astype(np.float32) if far else None, scale, cut,
+        return Mix(None if len(kept) == channels else kept, offset.astype(np.float32) if shift else None, scale, cut,
                    notes)
 
 

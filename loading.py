@@ -186,13 +186,13 @@ def packed(lengths, world: int, accumulate: int, budget=None) -> list:
     A sample that is (almost) all of a process's work becomes a list of its own. To have as many lists as the others,
     that process also gets the shortest samples, one per list."""
     sizes = lengths.sum(1)
-    for each in range(accumulate, len(lengths) // world + 1):
-        first, last, others, lists = 0, len(lengths), world, []
-        while others > 1 and (sizes[last - 1] + sizes[first:first + each - 1].sum()
-                              > LARGE * sizes[first:last].sum() / others):
-            lists += [(i, i + 1) for i in (*range(first, first + each - 1), last - 1)]
-            first, last, others = first + each - 1, last - 1, others - 1
-        lists += [(first + begin, first + end) for begin, end in cut(lengths[first:last], others * each, power=4)]
+    for count in range(accumulate, len(lengths) // world + 1):      # lists per process
+        first, last, processes, lists = 0, len(lengths), world, []  # samples and processes that are left
+        while processes > 1 and (sizes[last - 1] + sizes[first:first + count - 1].sum()
+                                 > LARGE * sizes[first:last].sum() / processes):
+            lists += [(i, i + 1) for i in (*range(first, first + count - 1), last - 1)]
+            first, last, processes = first + count - 1, last - 1, processes - 1
+        lists += [(first + begin, first + end) for begin, end in cut(lengths[first:last], processes * count, power=4)]
         costs = [cost(lengths[begin:end]) for begin, end in lists]
         if max(costs) <= (budget or np.inf) and (1 - PADDING) * sum(costs) <= sizes.sum():
             break
@@ -209,10 +209,10 @@ def token_rates(mixture: Mixture, numbers, tokenizer) -> tuple:
     some = np.asarray(numbers)[np.linspace(0, len(numbers) - 1, min(LOOKED_AT, len(numbers))).astype(int)]
     rows = [mixture.row(number) for number in some]
     system = len(tokenizer.encode_chat(with_system([])))
-    asked = sum(len(tokenizer.encode_chat(with_system(row["messages"]))) - system for row in rows)
-    answered = sum(len(tokenizer.encode(row["answer"])) + 1 for row in rows)
-    sizes = [max(1, int(mixture.column(name, some).sum())) for name in ("prompt", "answer")]
-    return system, max(0, asked) / sizes[0], answered / sizes[1]
+    prompts = sum(len(tokenizer.encode_chat(with_system(row["messages"]))) - system for row in rows)
+    answers = sum(len(tokenizer.encode(row["answer"])) + 1 for row in rows)
+    sizes = [max(1, int(mixture.column(name, some).sum())) for name in ("prompt", "answer")]        # bytes
+    return system, max(0, prompts) / sizes[0], answers / sizes[1]
 
 
 def lengths_of(mixture: Mixture, numbers, config, losses, rates) -> np.ndarray:
@@ -228,11 +228,11 @@ def lengths_of(mixture: Mixture, numbers, config, losses, rates) -> np.ndarray:
 def micro_batches(mixture: Mixture, numbers: list, lengths, world: int, accumulate: int, budget) -> list:
     """The samples of a step as micro-batches, `accumulate` for each of `world` processes, or more if one would have
     more than `budget` tokens, or all together too much padding. lengths(mixture, numbers): `lengths_of`."""
-    found, lists = lengths(mixture, numbers), []
-    sections = np.array_split(np.argsort(found.sum(1), kind="stable"), -(-len(numbers) // MANY))
+    sizes, lists = lengths(mixture, numbers), []
+    sections = np.array_split(np.argsort(sizes.sum(1), kind="stable"), -(-len(numbers) // MANY))
     for order in sections:
         lists += [[numbers[i] for i in order[begin:end]]
-                  for begin, end in packed(found[order], world, -(-accumulate // len(sections)), budget)]
+                  for begin, end in packed(sizes[order], world, -(-accumulate // len(sections)), budget)]
     return lists
 
 
@@ -248,9 +248,10 @@ def shares(costs: list, world: int) -> list:
         top = max(range(world), key=loads.__getitem__)
         if loads[top] * world <= EVEN * sum(loads):
             break
-        more, rank, a, b = min((max(loads[top] + costs[b] - costs[a], loads[rank] + costs[a] - costs[b]), rank, a, b)
+        # Swap a of `top` and b of another rank such that the larger of their two loads becomes the smallest.
+        load, rank, a, b = min((max(loads[top] + costs[b] - costs[a], loads[rank] + costs[a] - costs[b]), rank, a, b)
                                for rank in range(world) if rank != top for a in own[top] for b in own[rank])
-        if more >= loads[top]:
+        if load >= loads[top]:
             break
         own[top][own[top].index(a)], own[rank][own[rank].index(b)] = b, a
         loads = [sum(costs[number] for number in numbers) for numbers in own]
