@@ -108,16 +108,16 @@ def answers(model, args) -> dict:
 def speech(model, args, said: list, transcribe) -> dict:
     """Lengths, units and word errors of the spoken answers, whose sounds are written to --out. said: of
     `toy.speaking.converse`. transcribe: path -> text, or None."""
-    out, kept, files = Path(args.out) / "speech", right_ones(said), {}
+    out, right, files = Path(args.out) / "speech", right_ones(said), {}
     found = {"text right": share(s["answer"] == answer.text for s, answer, _ in said)}
-    if kept:
-        found |= compare_speech(kept)
-        files = write_sounds(kept, out)
-        found |= word_errors(kept, files, transcribe)
-    few = [s for s, *_ in [said[0], said[-1]]]                  # the shortest and the longest
+    if right:
+        found |= compare_speech(right)
+        files = write_sounds(right, out)
+        found |= word_errors(right, files, transcribe)
+    two = [s for s, *_ in [said[0], said[-1]]]                  # the shortest and the longest
     found["twice the same seed, equal"] = all(
         a.text == b.text and torch.equal(a.units, b.units) and torch.equal(a.waveform, b.waveform)
-        for a, b in zip(*(speak(model, few, args.max_new_tokens, args.seed) for _ in range(2))))
+        for a, b in zip(*(speak(model, two, args.max_new_tokens, args.seed) for _ in range(2))))
     lists = {"truncated": len, "longest": lambda one: f"{one['seconds']:.1f} s of {one['voice_seconds']:.1f} s"}
     show("speech", ["figure"], [[key, lists.get(key, lambda value: value)(value)]
                                 for key, value in found.items() if key not in ("heard", "by duration")])
@@ -126,8 +126,8 @@ def speech(model, args, said: list, transcribe) -> dict:
     if ranges := found.get("by duration"):
         show("speech-text consistency by duration (v1 Table 9)", list(next(iter(ranges.values()))),
              [[key, *row.values()] for key, row in ranges.items()])
-    if kept:
-        print(f"wrote {len(kept)} answers to {out}, " + ("and the voice's own" if "voice" in files else
+    if right:
+        print(f"wrote {len(right)} answers to {out}, " + ("and the voice's own" if "voice" in files else
               "not the voice's own: data made from shipped answers has no recordings"))
         if transcribe is None:
             print(f"word error rates left out: --asr NAME, or give {out}/*.jsonl to any ASR")
@@ -138,12 +138,12 @@ def speech(model, args, said: list, transcribe) -> dict:
 
 def face(model, args, said: list, head) -> dict:
     """Teacher-forced metrics on held-out answers; then lip sync and endings of the generated answers."""
-    found, kept = {"held_out": held_out_faces(model, args.data, head)}, right_ones(said)
+    found, right = {"held_out": held_out_faces(model, args.data, head)}, right_ones(said)
     columns = found["held_out"]
     show("face, teacher-forced on held-out answers", list(columns),
          [[figure, *(column[figure] for column in columns.values())] for figure in columns["ours"]])
     tracks = [answer.face.float().clamp(0, 1).numpy() for _, answer, _ in said if len(answer.face)]
-    found["generated"] = (lip_lags(kept, head) if kept else {}) | endings(tracks, head)
+    found["generated"] = (lip_lags(right, head) if right else {}) | endings(tracks, head)
     show("face, generated answers", ["figure"], found["generated"].items())
     return found
 

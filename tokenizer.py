@@ -98,7 +98,8 @@ class Tokenizer:
             except ValueError as error:
                 raise ValueError(f"cannot use the tokenizer {directory / name}: {error}") from error
         if found:
-            return _the_same(found, added, directory)
+            _check_equal(found, added, directory)
+            return found[0][1]
         seen = ", ".join(sorted(p.name for p in directory.iterdir())) if directory.is_dir() else "no such directory"
         raise FileNotFoundError(f"no tokenizer in {directory} ({seen or 'it is empty'}): expected tokenizer.json, or "
                                 "vocab.json and merges.txt, or a *.tiktoken file; copy them from the checkpoint")
@@ -190,15 +191,15 @@ def trim_history(messages, keep=40):
     return messages[:first] + messages[max(first, len(messages) - keep):]
 
 
-def _the_same(found, added, directory):
-    """found: (file name, Tokenizer) of each form in a directory; added: its other files' added tokens -> the first
-    tokenizer. Raises ValueError if they do not all agree."""
+def _check_equal(found, added, directory):
+    """Raises ValueError if the tokenizers of a directory differ. found: (file name, Tokenizer) of each form in it.
+    added: the added tokens of its other files."""
     (name, tokenizer), *others = found
     token_of = {i: token for i, token in tokenizer._bytes_of_id.items() if i >= 0}
     id_of = {token: i for i, token in token_of.items()}
-    said = {i: text.encode() for i, (text, special) in added.items()}
-    for other, tokens, ranks in [("added_tokens.json or tokenizer_config.json", said, {})] + [
-            (other, theirs._bytes_of_id, theirs._ranks) for other, theirs in others]:
+    stated = {i: text.encode() for i, (text, special) in added.items()}
+    for other, tokens, ranks in [("added_tokens.json or tokenizer_config.json", stated, {})] + [
+            (other, second._bytes_of_id, second._ranks) for other, second in others]:
         wrong = [f"id {i} is {token_of.get(i)} and {token}" for i, token in tokens.items()
                  if i >= 0 and (token_of.get(i, token) != token or id_of.get(token, i) != i)]
         both = [token for token in tokenizer._ranks if len(token) > 1 and token in ranks]
@@ -206,4 +207,3 @@ def _the_same(found, added, directory):
             wrong.append("their merges have another order")
         if wrong:
             raise ValueError(f"{directory} has two tokenizers, {name} and {other} ({wrong[0]}): keep the weights' own")
-    return tokenizer
