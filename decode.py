@@ -94,7 +94,7 @@ class RepetitionAware:
 
 
 def seed_from(generator) -> int:
-    """A seed for the device's generator, drawn from `generator` or, if None, from torch's global one."""
+    """A seed for the device's generator, taken from `generator` or, if None, from torch's global one."""
     return int(torch.randint(2 ** 62, (), generator=generator))
 
 

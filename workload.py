@@ -31,7 +31,7 @@ SMALL = replace(PRESETS["mini"], llm=TRUNK, generator=GeneratorConfig(TRUNK, 102
 
 
 class Numbers:
-    """In place of a tokenizer: its texts are token ids, written as decimal numbers."""
+    """Replaces a tokenizer: its texts are token ids, written as decimal numbers."""
 
     def __init__(self, config: ExOmniConfig):
         self.im_end_id, self.size = config.stop_ids[0], min(config.stop_ids)
