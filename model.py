@@ -102,7 +102,7 @@ class ExOmni(nn.Module):
             return losses
         # Speech: the loss of the units (B, U), and the generator's states (B, U + 1, D).
         if "unit_states" in batch:
-            context, out = None, GeneratorOutput(None, batch["unit_states"], batch["unit_states_mask"], None)
+            out = GeneratorOutput(None, batch["unit_states"], batch["unit_states_mask"], None)
         else:
             context, context_mask = ((batch["reply_states"], batch["reply_states_mask"]) if "reply_states" in batch else
                                      gather_rows(states, reply))
