@@ -61,7 +61,7 @@ def test_overwrite_replaces_checkpoints_only(tmp_path, capsys):
     before = files(tmp_path)
     for name in (*FOREIGN, "file"):
         line = refused(capsys, "weights", "--preset", "tiny", "--out", tmp_path / name, "--overwrite")
-        assert "choose another --out" in line
+        assert "choose another" in line
         assert ("no checkpoint of this" in line) == (name not in ("trained", "file")), line
     assert {name: content for name, content in files(tmp_path).items() if name.name != ".lock"} == before
 
