@@ -90,9 +90,9 @@ def rate_stated(facts: list, rows: int, found: Evidence, path, fps) -> float | N
     A fact that is a rate or a time step is before a sentence, a sentence before a duration; what is after is compared.
     Raises ValueError for a rate under one of RATES that is none, unless fps is given."""
     said, cut = {"stated": [], "sentence": [], "duration": [], "doubt": []}, False
-    base = {words(name)[:-1]: number(value) for name, value in facts if words(name)[-2:] == ("fps", "base")}  # Blender's
+    base = {words(name)[:-1]: number(value) for name, value in facts if words(name)[-2:] == ("fps", "base")}
     facts = [("fps", amount(value)[0] / base[words(name)]) if base.get(words(name), 0) > 0 else (name, value)
-             for name, value in facts if words(name)[-2:] != ("fps", "base")]
+             for name, value in facts if words(name)[-2:] != ("fps", "base")]           # Blender's rate is fps / fps_base
     for name, value in facts + spans(facts):
         kind, amounted, leaf = kind_of(name), amount(value)[0], leaf_of(name)
         exact = kind == "rate" and folded(leaf) in RATES

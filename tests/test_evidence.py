@@ -93,7 +93,8 @@ def test_a_rate_is_found_under_any_key(tmp_path, key, value, rate):
             read_capture(as_json(tmp_path, plain))
 
 
-@pytest.mark.parametrize("facts", [{"fps": 60, "fps_base": 1.001}, {"scene": {"render": {"fps": 60, "fpsBase": 1.001}}}])
+@pytest.mark.parametrize("facts", [
+    {"fps": 60, "fps_base": 1.001}, {"scene": {"render": {"fps": 60, "fpsBase": 1.001}}}])
 def test_blenders_rate_has_a_base(tmp_path, facts):
     capture = read_capture(as_json(tmp_path, a2f(**facts)))
     assert capture.rate == pytest.approx(60 / 1.001) and capture.length == pytest.approx(90 * 1.001 / 60)
