@@ -9,7 +9,6 @@ import os
 import socket
 import stat
 import sys
-import tempfile
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, fields, is_dataclass
@@ -218,21 +217,13 @@ def replacing(path):
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".new.")    # short: `path` may be very long
-        os.close(handle)
+        temporary = path.parent / f".new.{os.urandom(6).hex()}"         # short: `path` may be very long
+        open(temporary, "xb").close()
         try:
-            yield Path(name)
-            with suppress(OSError):                                     # a file system without permissions
-                os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
+            yield temporary
+            os.replace(temporary, path)
         finally:
-            Path(name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+            temporary.unlink(missing_ok=True)
 
 
 def write_json(path, value) -> None:

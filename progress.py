@@ -9,21 +9,17 @@
     previous/              the checkpoint that was saved before this one
 """
 import json
-import shutil
 import signal
 import sys
 import time
 from contextlib import contextmanager
 from math import isfinite
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 
 import disk
-import saving
 from loading import Stream
 from ranks import agree, rank_and_world, sum_over_ranks
 
@@ -68,10 +64,11 @@ class Log:
     """log.jsonl and the terminal, from rank 0. A row of training has the means over the steps since the last one, but
     for those that were skipped. They are added up on the device, and nobody waits for it until the row is written."""
 
-    def __init__(self, out: Path, state: dict, device, resumed: bool):
-        """A new log.jsonl, or the old one up to the step that was saved last."""
-        self.out, self.path, self.device = out, out / "log.jsonl", device
-        self.steps, self.saved, first = state["steps"], state["step"], rank_and_world()[0] == 0
+    def __init__(self, saver, state: dict, device, resumed: bool):
+        """A new log.jsonl in OUT, or the old one up to the step that was saved last; written when the first step is
+        done: a training that is refused leaves none. saver: `saving.Saver`."""
+        self.saver, self.out, self.path, self.device = saver, saver.out, saver.out / "log.jsonl", device
+        self.steps, first = state["steps"], rank_and_world()[0] == 0
         self.bar = tqdm(total=self.steps, initial=state["step"], unit="step", disable=None if first else True)
         self.in_a_row = torch.zeros((), device=device)              # steps skipped up to now, without one in between
         self.clear()
@@ -79,11 +76,9 @@ class Log:
             for name in ("norms", "count", "skipped", "in_a_row"):
                 setattr(self, name, getattr(self, name) + state["since_log"][name])
             self.losses = state["since_log"]["losses"] if first else {}
-        if first:
-            rows = disk.read_bytes(self.path, "a log").splitlines(True) if resumed and self.path.exists() else []
-            with disk.replacing(self.path) as temporary:
-                temporary.write_bytes(b"".join(row for row in rows if step_of(row) <= state["step"]))
-        self.write({"step": state["step"], "start": state})
+        rows = disk.read_bytes(self.path, "a log").splitlines(True) if resumed and self.path.exists() else []
+        rows = [row for row in rows if step_of(row) <= state["step"]]
+        self.begin = rows, {"step": state["step"], "start": dict(state)}
 
     def clear(self) -> None:
         """Sums over steps, how many there were, and how many of them were skipped."""
@@ -103,6 +98,12 @@ class Log:
     def add(self, losses: dict, norm, tokens: float) -> None:
         """One step. losses: this rank's share; norm and tokens: of all ranks together. A norm that is not finite: the
         step was skipped."""
+        if self.begin:
+            (rows, start), self.begin = self.begin, None
+            if rank_and_world()[0] == 0:
+                with disk.replacing(self.path) as temporary:
+                    temporary.write_bytes(b"".join(rows))
+            self.write(start)
         bad = ~norm.isfinite()
         only = lambda value: torch.where(bad, 0, value)
         self.losses = {name: self.losses.get(name, 0.0) + only(loss) for name, loss in losses.items()}
@@ -125,9 +126,10 @@ class Log:
                          if step == PATIENCE else "start again with a lower --lr")
 
     def give_up(self, why: str, advice: str = "start again with a lower --lr") -> None:
-        """Raises ValueError, on all ranks together."""
+        """Raises ValueError, on all ranks together; the save under way still gets to the disk."""
+        self.saver.finish()
         agree(ValueError(f"{why}: {advice}; {self.out} holds "
-                         + (f"step {self.saved}" if self.saved else "no checkpoint yet")))
+                         + (f"step {self.saver.saved}" if self.saver.saved else "no checkpoint yet")))
 
     @contextmanager
     def pause(self):
@@ -221,8 +223,9 @@ def memory_peak(device) -> float:
 
 @contextmanager
 def interrupts():
-    """A list that Ctrl-C (or SIGTERM) fills: the loop looks at it between two steps. Asked again it stops at once, but
-    not within two seconds: torchrun passes on what the terminal has sent to every process already."""
+    """A list that Ctrl-C (or SIGTERM) fills: the loop looks at it between two steps. Asked again it stops at once (a
+    save is still written), but not within two seconds: torchrun passes on what the terminal has sent to every process
+    already."""
     asked, before = [], {}
 
     def note(number, _):
@@ -238,8 +241,6 @@ def interrupts():
             signal.signal(number, handler)
 
 
-# ---------------------------------------------------------------- the checkpoint
-
 def optimizer_tensors(parts: dict, adamw, muons: list, state: dict) -> dict:
     """name -> tensor of all that an optimizer step changes and the checkpoint does not hold: the moments and, where the
     checkpoint is in bfloat16, the float32 weights. Zeros before the first step. parts: name -> its parameters."""
@@ -253,46 +254,3 @@ def optimizer_tensors(parts: dict, adamw, muons: list, state: dict) -> dict:
     if state["dtype"] != "float32":
         tensors |= {f"weight.{name}": p.detach() for p, name in names.items()}
     return tensors
-
-
-def whole_weights(model, dtype: torch.dtype) -> dict:
-    """name -> tensor on the CPU, on rank 0; each gathered from all ranks in turn."""
-    whole = {}
-    for name, tensor in model.state_dict().items():
-        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        if rank_and_world()[0] == 0:
-            whole[name] = tensor.to("cpu", dtype)
-    return whole
-
-
-def save(out: Path, model, state: dict, tensors: dict, log: Log) -> None:
-    """Write everything to OUT/.saving, then put it in its place: at any time there is a whole checkpoint.
-
-    Raises OSError on all ranks together (`ranks.agree`), with the old checkpoint untouched."""
-    new, first = out / ".saving", rank_and_world()[0] == 0
-    whole, state["since_log"] = whole_weights(model, getattr(torch, state["dtype"])), log.since()
-    for part in (lambda: first and write(new, model, state, whole),
-                 lambda: saving.save_optimizer(new / "trainer" / "optimizer", tensors),
-                 lambda: first and saving.commit(out)):
-        failure = None
-        try:
-            part()
-        except (OSError, ValueError) as error:
-            failure = OSError(f"step {state['step']} could not be saved in {out} ({error}): " + (
-                "it is whole in .saved there, --resume puts it in its place" if (out / ".saved").exists() else
-                "the last checkpoint is untouched, --resume goes on from there"
-                if (out / "config.json").exists() else "nothing was saved before"))
-            if first:
-                shutil.rmtree(new, ignore_errors=True)
-        agree(failure)
-    model.directory, log.saved = out, state["step"]
-
-
-def write(directory: Path, model, state: dict, whole: dict) -> None:
-    """A checkpoint without the optimizer."""
-    done = {name: state[name] for name in ("step", "steps", "recipe", "rates", "batch", "seed", "ablate", "best")}
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
-    model.save_pretrained(directory, whole)
-    disk.write_json(directory / "stages.json", state["earlier"] | {str(state["stage"]): done})
-    disk.write_json(directory / "trainer" / "state.json", state)

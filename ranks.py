@@ -48,13 +48,18 @@ def sum_over_ranks(values: dict, device) -> dict:
     return dict(zip(values, tensor.tolist()))
 
 
+def gathered(value) -> list:
+    """Called by all ranks: the value of each of them."""
+    values = [value] * rank_and_world()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
 def agree(failure: Exception | None) -> None:
     """Called by all ranks: where something failed on any of them, all end. Of ranks with the same message the first
     raises it, the others leave without a word."""
-    rank, world = rank_and_world()
-    messages = [None if failure is None else str(failure)] * world
-    if world > 1:
-        dist.all_gather_object(messages, messages[rank])
+    rank, messages = rank_and_world()[0], gathered(None if failure is None else str(failure))
     if failure is not None and messages[rank] not in messages[:rank]:
         raise failure
     if any(message is not None for message in messages):

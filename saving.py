@@ -10,6 +10,11 @@
 
 Everything happens inside OUT, which may be a mount point or a symbolic link. Renaming .saving to .saved decides: before
 it the old checkpoint counts, after it the new one.
+
+The training stands still only while each rank copies its part to CPU memory (`Saver.start`). A thread of each rank then
+writes that copy to .saving and flushes it, while the steps go on. When all ranks' threads are done, which the ranks say
+to each other in the next step, or at the next save or the end, which wait for them, rank 0 renames (`Saver.finish`).
+What went wrong in a thread is raised there.
 """
 import io
 import os
@@ -20,15 +25,19 @@ import warnings
 import zipfile
 import zlib
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from pathlib import Path, PurePath
+from threading import Thread
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
 
 import disk
+from ranks import agree, gathered, rank_and_world
 
 FILES = "trainer/files.json"
 MARKED = ("model*.safetensors", "config.json", "trainer/state.json", "trainer/optimizer/*.distcp")
@@ -168,6 +177,104 @@ def shared(lock: Path) -> bool:
     return seen
 
 
+# ---------------------------------------------------------------- a save, while the training goes on
+
+class Saver:
+    """The saves of a training, one at a time; on all ranks together. (torch's `async_save` does not fit: its thread
+    calls collectives, which on the ranks may run in another order than those of the steps.)"""
+
+    def __init__(self, out: Path, model, tensors: dict, step: int):
+        """tensors: name -> tensor, `progress.optimizer_tensors`; step: the one that was saved last."""
+        self.out, self.model, self.tensors, self.saved, self.thread = out, model, tensors, step, None
+
+    def start(self, state: dict) -> None:
+        """Copy all that is to be saved to CPU memory, then let a thread of each rank write it to OUT/.saving. Raises as
+        `finish` does, of the save before."""
+        self.finish()
+        self.step, self.written, self.failure = state["step"], None, None
+        rank, world = rank_and_world()
+        state, whole = deepcopy(state), whole_weights(self.model, getattr(torch, state["dtype"]))
+        self.writer = dcp.FileSystemWriter(self.out / ".saving" / "trainer" / "optimizer", per_thread_copy_ahead=0)
+        planner = dcp.DefaultSavePlanner()                  # as dcp.save has it: which rank writes what
+        planner.set_up_planner(self.tensors, is_coordinator=rank == 0)
+        plans, self.metadata = planner.create_global_plan(gathered(planner.create_local_plan()))
+        plan = planner.finish_plan(self.writer.prepare_global_plan(plans)[rank])
+        copies = {item.index: planner.resolve_data(item).detach().to("cpu", copy=True) for item in plan.items}
+        planner.resolve_data = lambda item: copies[item.index]
+
+        def write():
+            try:
+                self.writer.path.mkdir(parents=True, exist_ok=True)
+                if rank == 0:
+                    write_checkpoint(self.out / ".saving", self.model, state, whole)
+                written = self.writer.write_data(plan, planner).wait()
+                if rank == 0:
+                    flush(self.out / ".saving")             # the others' parts are flushed by themselves
+                self.written = written
+            except BaseException as error:                  # `finish` raises it, whatever it is
+                self.failure = behind(error)
+        self.thread = Thread(target=write)
+        self.thread.start()
+
+    def writing(self) -> bool:
+        """Whether this rank's thread is at work."""
+        return self.thread is not None and self.thread.is_alive()
+
+    def finish(self) -> None:
+        """Wait for the threads of all ranks, then put what they have written in its place. Raises OSError on all ranks
+        together (`ranks.agree`), with the old checkpoint untouched."""
+        if self.thread is None:
+            return
+        self.thread.join()
+        self.thread, parts = None, gathered(self.written)
+        if rank_and_world()[0] == 0:
+            try:
+                if None not in parts:
+                    self.writer.finish(self.metadata, parts)
+                    commit(self.out)
+            except (OSError, ValueError) as error:
+                self.failure = error
+            shutil.rmtree(self.out / ".saving", ignore_errors=True)     # of one that failed
+        agree(self.failure and OSError(f"step {self.step} could not be saved in {self.out} ({self.failure}): " + (
+            "it is whole in .saved there, --resume puts it in its place" if (self.out / ".saved").exists() else
+            "the last checkpoint is untouched, --resume goes on from there" if (self.out / "config.json").exists() else
+            "nothing was saved before")))
+        self.model.directory, self.saved = self.out, self.step
+
+    def close(self) -> None:
+        """At the end, whatever ends it: no thread still writes, and what one process alone has written counts."""
+        if rank_and_world()[1] == 1:
+            self.finish()
+        elif self.thread is not None:
+            self.thread.join()
+
+
+def whole_weights(model, dtype: torch.dtype) -> dict:
+    """name -> a copy on the CPU, on rank 0; each gathered from all ranks in turn."""
+    whole = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if rank_and_world()[0] == 0:
+            whole[name] = tensor.to("cpu", dtype, copy=True)
+    return whole
+
+
+def write_checkpoint(directory: Path, model, state: dict, whole: dict) -> None:
+    """A checkpoint without the optimizer."""
+    done = {name: state[name] for name in ("step", "steps", "recipe", "rates", "batch", "seed", "ablate", "best")}
+    model.save_pretrained(directory, whole)
+    disk.write_json(directory / "stages.json", state["earlier"] | {str(state["stage"]): done})
+    disk.write_json(directory / "trainer" / "state.json", state)
+
+
+def behind(error: BaseException) -> BaseException:
+    """The OSError behind an error, if there is one: torch's own words for a full disk are about positions."""
+    cause = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return cause or error
+
+
 # ---------------------------------------------------------------- the optimizer
 
 # What the pickled list of its tensors may name: no other class or function is ever called.
@@ -215,27 +322,14 @@ class Reader(dcp.FileSystemReader):
         return found
 
 
-@contextmanager
-def single_process():
-    """torch.distributed.checkpoint warns that there is one process: we know."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield
-
-
-def save_optimizer(directory: Path, tensors: dict) -> None:
-    """name -> tensor, on all ranks together. Raises OSError on every rank."""
-    with single_process(), collective_errors():
-        dcp.save(tensors, checkpoint_id=directory, no_dist=not dist.is_initialized())
-
-
 def load_optimizer(out: Path, tensors: dict) -> None:
-    """Fill name -> tensor, as `save_optimizer` was given it. Raises ValueError on every rank."""
+    """Fill name -> tensor, as `Saver` was given it. Raises ValueError on every rank."""
     directory = out / "trainer" / "optimizer"
     reader = Reader(directory)
     try:
         reader.read_metadata()                              # torch, which reads it again, would print a traceback
-        with single_process(), collective_errors():
+        with warnings.catch_warnings(), collective_errors():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")      # there is one process: we know
             dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
     except Exception as error:                              # torch's own words for a cut file, a missing name, a size
         why = " ".join(str(error).split())[:300] or type(error).__name__
@@ -254,8 +348,4 @@ def collective_errors():
         cause = next(iter(error.failures.values()))[0]
         if not isinstance(cause, Exception):
             raise cause from None
-        behind = cause                                      # torch's own words for a full disk are about positions
-        while behind is not None and not isinstance(behind, OSError):
-            behind = behind.__context__
-        cause = behind or cause
         raise OSError(str(cause) or type(cause).__name__) from cause

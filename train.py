@@ -20,7 +20,7 @@ norm 1 (the paper saw them explode in stage I), a cosine to zero after the warm-
 import os
 import sys
 import warnings
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from math import cos, isfinite, pi
@@ -43,10 +43,10 @@ from frozen import open_cache
 from loading import Steps, lengths_of, micro_batches, read_ahead, token_rates
 from memory import report
 from model import LOSSES, loss_counts
-from progress import Log, announce, conclude, interrupts, optimizer_tensors, save
+from progress import Log, announce, conclude, interrupts, optimizer_tensors
 from ranks import join, named_rank, rank_and_world, sum_over_ranks
 from runs import claimed, open_training, parse
-from saving import load_optimizer
+from saving import Saver, load_optimizer
 from toy.augment import other_voice
 from toy.microbatches import Float64Sums, like_length
 from toy.muon import Muon, for_muon
@@ -283,16 +283,21 @@ def train(args) -> None:
     tensors = optimizer_tensors(parts, adamw, muons, state)
     if resumed:
         load_optimizer(Path(args.out), tensors)
-    log, checked = Log(Path(args.out), state, device, resumed), False
+    saver, checked = Saver(Path(args.out), model, tensors, state["step"]), False
+    log = Log(saver, state, device, resumed)
     steps, last = state["steps"], args.stop_at or state["steps"]
     reader = read_ahead(Steps(training, samples, model, state, cut, lengths, always, rank, world, cache), last,
                         4 * (device.type == "cuda") if args.workers is None else args.workers, device)
 
-    with interrupts() as asked:
+    with interrupts() as asked, closing(saver):
         for read in log.reading(reader):
             batches = moved(read, model, state, device)
             counts = sum_over_ranks(count([batch for *_, batch in read])
-                                    | {"stop": len(asked), "skipped": log.in_a_row / world}, device)
+                                    | {"stop": len(asked), "skipped": log.in_a_row / world,
+                                       "writing": saver.writing()}, device)
+            with log.pause():
+                if not counts["writing"]:                       # on no rank
+                    saver.finish()
             log.check(state["step"], counts["skipped"])
             if counts["stop"]:
                 break
@@ -313,9 +318,11 @@ def train(args) -> None:
                     log.validation(done, figures)
                 due = done % (args.save_every or -(-steps // 10)) == 0 and not log.in_a_row
                 if due or done == last:
-                    save(Path(args.out), model, state, tensors, log)
-        if log.saved < state["step"]:                               # interrupted
-            save(Path(args.out), model, state, tensors, log)
+                    saver.start(state | {"since_log": log.since()})
+        saver.finish()
+        if saver.saved < state["step"]:                             # interrupted
+            saver.start(state | {"since_log": log.since()})
+            saver.finish()
     conclude(log, state, STAGES[state["recipe"]])
     if state["step"] < last:
         sys.exit(130)

@@ -20,7 +20,7 @@ from data import Writer
 from face_decoder import FaceDecoder
 from model import ExOmni
 from tiny_training import (LOSSES, SPEECH, base, change, command, data, optimizer_of, refuse, rows, same_training,
-                           write_data)
+                           step_in, write_data)
 
 ROOT = Path(__file__).parent.parent
 TRAINED = {1: {"projector"}, 2: {"generator"}, 3: {"face"}, 4: {"projector", "llm", "generator", "face"}}
@@ -217,7 +217,7 @@ def test_recomputing_activations_changes_nothing(still, data, tmp_path):
 DRIVER = """
 import json, os, ranks, signal, sys, torch, train
 torch.set_num_threads(1)
-killed_at, commands = json.loads(sys.argv[1])
+killed_at, full, commands = json.loads(sys.argv[1])
 schedule = train.schedule
 def dying(step, *rest):
     if step == killed_at and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
@@ -225,22 +225,32 @@ def dying(step, *rest):
     return schedule(step, *rest)
 train.schedule = dying
 ranks.join(torch.device("cpu"), os.getppid())
+def no_room(*_):
+    raise OSError(28, "No space left on device")
 for argv in commands:
     train.main(argv)
+for argv in full:
+    if os.environ["RANK"] == "1":
+        torch.distributed.checkpoint.filesystem._write_item = no_room
+    try:
+        train.main(argv)
+    except SystemExit as stop:
+        print("ended with", stop.code)
 torch.distributed.destroy_process_group()
 """
 
 
-def torchrun(tmp_path, commands, *options, killed_at=-1):
-    """train.py on two processes, with these arguments one after the other; what it printed."""
+def torchrun(tmp_path, commands, *options, killed_at=-1, full=()):
+    """train.py on two processes, with these arguments one after the other, at last those for which the second's disk is
+    full; what it printed."""
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options,
-                           str(driver), json.dumps([killed_at, commands])], capture_output=True, text=True, timeout=300,
-                          env=environment)
+                           str(driver), json.dumps([killed_at, full, commands])], capture_output=True, text=True,
+                          timeout=300, env=environment)
     assert done.returncode == 0, done.stderr[-6000:]
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_two_processes_are_one(stages, still, v2, data, tmp_path):
@@ -285,12 +295,17 @@ def test_two_processes_are_one(stages, still, v2, data, tmp_path):
 
 def test_a_killed_process_is_restarted_and_the_end_is_the_same(stages, data, tmp_path):
     """torchrun --max-restarts with --resume auto. More than one, as gloo itself aborts a new process now and then ("terminate
-    called without an active exception")."""
-    commands = [command(data, stages[1], tmp_path / name, 2, "--steps", 5, "--save-every", 2, "--resume", "auto")
-                for name in ("killed", "whole")]
-    printed = torchrun(tmp_path, commands, "--max-restarts=3", killed_at=3)
-    assert "goes on after step 2" in printed
+    called without an active exception"). Then one process cannot write: both end, with the checkpoint before."""
+    killed, whole, full = [command(data, stages[1], tmp_path / name, 2, "--steps", 5, "--save-every", 1, "--resume",
+                                   "auto") for name in ("killed", "whole", "full")]
+    printed = torchrun(tmp_path, [killed, whole, [*full, "--stop-at", "2"]], "--max-restarts=3", killed_at=3,
+                       full=[full])
+    assert re.search("goes on after step [23]", printed), "the save of step 3 may have been under way"
     same_training(tmp_path / "killed", tmp_path / "whole")
+    assert printed.count("ended with 2") == 2
+    assert printed.count("rank 1: step 3 could not be saved in") == printed.count("could not be saved") == 1
+    out = tmp_path / "full"
+    assert (step_in(out), step_in(out / "previous")) == (2, 1) and not (out / ".saving").exists()
 
 
 def test_a_trained_part_that_no_gradient_reaches_is_noticed(stages, data, tmp_path, monkeypatch, capsys):
