@@ -56,6 +56,7 @@ def write(directory, answers, task="qa"):
         out.add({"id": "asked", "task": "asr", "messages": [{"role": "user", "content": [{"type": "speech"}]}],
                  "answer": "not to be spoken"}, audio=np.full(8000, 0.5))
         out.add({"id": "typed", "task": "chat", "messages": SAY, "answer": "Nor this."})
+        out.add({"id": "without an answer", "task": "qa", "messages": SAY})
         out.finish(corpus="ours")
     return directory
 
@@ -134,7 +135,7 @@ def test_a_command_that_cannot_speak_is_one_line(tmp_path, command, expected):
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         run(speak, data, "--tts", command)
     assert expected in str(error.value) and "\n" not in str(error.value)
-    assert not samples_of(Split(data))
+    assert not samples_of(Split(data)) and not list(data.glob(".adding*"))
 
 
 # ---- your voice, your language ------------------------------------------------------------------------------------
