@@ -109,7 +109,7 @@ def read_json(path) -> dict:
     """The object in a json file. Raises FileNotFoundError, or ValueError where it is not a json object."""
     data = read_bytes(path, f"a json file {Path(path).name}")
     try:
-        value = json.loads(data, object_pairs_hook=_once)               # UTF-8 or UTF-16, with or without a mark
+        value = json.loads(data, object_pairs_hook=once)               # UTF-8 or UTF-16, with or without a mark
     except ValueError as error:
         raise ValueError(f"{path} is not valid json ({error}): fetch or write it again") from None
     except RecursionError:
@@ -119,7 +119,7 @@ def read_json(path) -> dict:
     return value
 
 
-def _once(pairs: list) -> dict:
+def once(pairs: list) -> dict:
     """The pairs of a json object. Raises ValueError for a key that is there twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
@@ -217,7 +217,8 @@ def replacing(path):
     path = Path(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.parent / f".new.{os.urandom(6).hex()}"         # short: `path` may be very long
+        name = f".new.{os.getpid()}@{socket.gethostname()[:40]}.{os.urandom(6).hex()}"      # `path` may be very long
+        temporary = path.parent / name
         open(temporary, "xb").close()
         try:
             yield temporary
@@ -268,6 +269,10 @@ def locked(directory):
         with writing(lock):
             file.truncate(0)
             os.write(file.fileno(), f"{os.getpid()} on {socket.gethostname()}".encode())    # not once more at the end
+        for left in directory.glob(".new.*@*.*"):                       # of `replacing`, in a process that was killed
+            pid, _, host = left.name[5:].rpartition(".")[0].partition("@")
+            if not _runs(f"{pid} on {host}"):
+                left.unlink(missing_ok=True)
         try:
             yield
         finally:

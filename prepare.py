@@ -16,7 +16,6 @@
 make what `train.py` reads (data.py), the last three add to it. Each command is a pair of functions: one adds its
 arguments, one does the work.
 """
-import os
 import shutil
 import signal
 from contextlib import contextmanager
@@ -131,8 +130,6 @@ def building(out: Path, overwrite: bool):
         with disk.locked(out):
             finished = (out / ".saved").is_dir()
             saving.recover(out)
-            for path in filter(os.path.lexists, (new, out / ".saved")):
-                raise ValueError(f"{path} is in the way, and nothing that this program wrote: move it elsewhere")
             if finished and is_checkpoint(out) and not trained(out):
                 remove_previous(out)
                 if not overwrite:

@@ -80,11 +80,14 @@ def put_in_place(out: Path) -> None:
 
 
 def recover(out: Path) -> None:
-    """Finish or undo a save that was killed. Raises OSError."""
-    if (out / ".saved").is_dir():
+    """Finish or undo a save that was killed. Raises OSError, ValueError where something else is in the place of one."""
+    new, done = out / ".saving", out / ".saved"
+    if done.is_dir():
         put_in_place(out)
-    if (out / ".saving").is_dir():
-        shutil.rmtree(out / ".saving")
+    if new.is_dir() and not new.is_symlink():
+        shutil.rmtree(new)
+    for path in filter(os.path.lexists, (new, done)):
+        raise ValueError(f"{path} is in the way, and nothing that this program wrote: move it elsewhere")
 
 
 def holds_training(out: Path) -> bool:

@@ -1,6 +1,9 @@
 """disk.py: values of json files are checked by a dataclass; what is written is valid and whole."""
 import json
 import os
+import socket
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -160,6 +163,17 @@ def test_a_lock_that_is_none_is_named(tmp_path, make, says):
     make(tmp_path / ".lock")
     with pytest.raises((ValueError, OSError), match=f".lock {says}"), disk.locked(tmp_path):
         pass
+
+
+def test_a_lock_removes_what_killed_processes_left_and_nothing_else(tmp_path):
+    killed = subprocess.Popen([sys.executable, "-c", ""])
+    killed.wait()
+    host = socket.gethostname()[:40]
+    for name in (f".new.{killed.pid}@{host}.12", f".new.{os.getppid()}@{host}.12", ".new.1@another.12", ".new.mine"):
+        (tmp_path / name).touch()
+    with disk.locked(tmp_path):
+        left = sorted(path.name for path in tmp_path.glob(".new.*"))
+    assert left == sorted([f".new.{os.getppid()}@{host}.12", ".new.1@another.12", ".new.mine"])
 
 
 def test_a_torn_lock_is_nobodys(tmp_path):
