@@ -38,7 +38,7 @@ from tiny_training import change, command, optimizer_of, rows, step_in, write_da
 
 ENDS, TOLERANCE = 30, 1e-5
 WHOM = ("torchrun", "rank 0", "rank 1", "all")
-SAVES = 2                               # a kill falls into the first step or into one up to so many saves later
+SAVES = 2                               # a kill falls into the second step or into one up to so many saves later
 
 
 def start(argv: list, log: Path) -> subprocess.Popen:
@@ -79,7 +79,7 @@ def saved_step(out: Path) -> int:
 
 
 def started(out: Path) -> int:
-    """Which start of the training its log is of: each writes the file anew; 0 where there is none."""
+    """Which start of the training its log is of: each writes the file anew, after a step; 0 where there is none."""
     return (out / "log.jsonl").stat().st_ino if (out / "log.jsonl").exists() else 0
 
 
@@ -91,8 +91,8 @@ def phase(out: Path, began: int) -> str:
 
 
 def wait_at_random(torchrun: subprocess.Popen, out: Path, began: int, draw: random.Random, cycle: float) -> float:
-    """Wait until the training has begun, for 0 to SAVES saves, then for a part of the time from one to the next: that
-    time is returned. Ends early where torchrun does. began: `started` before it; cycle: the time before."""
+    """Wait until the training has done a step, for 0 to SAVES saves, then for a part of the time from one to the next:
+    that time is returned. Ends early where torchrun does. began: `started` before it; cycle: the time before."""
     saves, wait = draw.randint(0, SAVES), lambda until: torchrun.poll() is None and not until() and not time.sleep(0.01)
     while wait(lambda: started(out) != began):
         pass
