@@ -11,10 +11,10 @@
 Everything happens inside OUT, which may be a mount point or a symbolic link. Renaming .saving to .saved decides: before
 it the old checkpoint counts, after it the new one.
 
-The training stands still only while each rank copies its part to CPU memory (`Saver.start`). A thread of each rank then
-writes that copy to .saving and flushes it, while the steps go on. When all ranks' threads are done, which the ranks say
-to each other in the next step, or at the next save or the end, which wait for them, rank 0 renames (`Saver.finish`).
-What went wrong in a thread is raised there.
+The training stands still only while each rank copies its part to CPU memory (`Saver.start`): its shard of what the
+optimizer has, rank 0 also all weights. A thread of each rank then writes that copy to .saving and flushes it, while the
+steps go on. With every step the ranks say to each other whether a thread is still at work. When none is, rank 0 renames
+(`Saver.finish`); the next save and the end wait for that. What went wrong in a thread is raised there.
 """
 import io
 import os
