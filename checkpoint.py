@@ -93,7 +93,8 @@ def generation_fields(directory, values: dict, vocab_size: int) -> dict:
     ignored = [name for name, plain in SAMPLING.items() if given.get(name) not in (None, *plain)]
     if ignored:
         warnings.warn(f"{path}: {', '.join(ignored)} not used here: text is sampled by temperature and top_p alone")
-    found["past_turns"] = disk.typed(given, "past_turns", Annotated[int, 0, PAST_TURNS], path, PAST_TURNS)
+    if "past_turns" in given:
+        found["past_turns"] = disk.typed(given, "past_turns", Annotated[int, 0, PAST_TURNS], path)
     top_p = disk.typed(given, "top_p", Share | None, path, None)
     return found | {"top_p": 1.0 if top_p is None else max(top_p, 1e-6)}        # 0: the likeliest alone
 
@@ -297,7 +298,7 @@ def write_checkpoint(directory, config: ExOmniConfig, tensors: dict, read=lambda
     ours = {"unit_do_sample": False} if config.greedy_units else {}
     ours |= {"past_turns": config.past_turns} if config.past_turns != PAST_TURNS else {}
     disk.write_json(directory / "generation_config.json",
-                       {"eos_token_id": list(config.stop_ids), "top_p": config.top_p} | ours)
+                    {"eos_token_id": list(config.stop_ids), "top_p": config.top_p} | ours)
     for path in set(directory.glob("model*.safetensors")) - {directory / name for name in names}:
         path.unlink()
 

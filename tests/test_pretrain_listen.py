@@ -223,6 +223,7 @@ def test_the_parts_make_a_checkpoint_that_sample_answers_from(parts, checkpoint,
         shutil.copytree(checkpoint / name, parts / name, dirs_exist_ok=True)
     listen.compose(parts, tmp_path / "base")
     model = ExOmni.from_pretrained(tmp_path / "base")
+    assert (model.config.past_turns, model.config.greedy_units) == (preset("mini").past_turns, True), "as the preset says"
     encoder = WhisperEncoder(TINY.speech_encoder)
     encoder.load_state_dict({name.removeprefix("model.encoder."): tensor
                              for name, tensor in load_file(parts / "encoder/model.safetensors").items()})
