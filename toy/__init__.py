@@ -1,22 +1,20 @@
-"""The mini model's world: what it is asked and answers, in which voices, with which face; and its making from scratch.
+"""The mini model's world: its questions and answers, its synthetic voices, its face, and its training from scratch.
 
-`python -m toy` is the front door (__main__.py).
+Start with `python -m toy` (__main__.py). In the order of the work:
 
-    domain.py      the questions and answers, as text          plan.py          what is said by whom and typed, by split
-      facts.py     what is known, as tables                    demo.py          all of it as prepared data
-      forms.py     how one asks for it                         answers.py       the answers' units, and as a small file
-      outside.py   questions without an answer                 teacher.py       the face that belongs to a sentence
-    talks.py       conversations                               augment.py       a log-mel as another voice would make it
-    keyboard.py    how people type                             microbatches.py  samples of like length together
-    voices.py      the synthesizers that speak them            muon.py          an optimizer that needs fewer steps
-      neural.py, held_voices.py   more of them                 marking.py       asks a model, and marks its answers
-      said.py      what they give: a clip                      speaking.py      how a model says its answers
-    rooms.py       rooms, telephones, noise around a voice
+    1. text: domain.py (all questions and answers), from facts.py (tables), forms.py (wordings), outside.py (questions
+       without an answer); talks.py (conversations); casual.py, keyboard.py (how people type)
+    2. plan.py: which sample is in which split, asked by which voice
+    3. sound: voices.py (espeak-ng, flite), neural.py, held_voices.py (for tests alone); said.py (the Clip that they
+       return); rooms.py (reverberation, noise, telephones); teacher.py (phones -> face)
+    4. demo.py: writes 1 to 3 as prepared data; answers.py: adds speech units, and packs all answers into one file
+    5. pretrain.py: trains what larger presets download, with the loop of fit.py: pretrain_listen.py (vocabulary,
+       language model, encoder) and pretrain_speak.py (speech tokenizer, flow, vocoder; with clips.py, codebook.py)
+    6. train.py at the top level trains the four stages; for the toy with muon.py (optimizer), augment.py (log-mels in
+       other voices) and microbatches.py (samples of similar length together)
+    7. make.py: runs 4 to 6 and writes mini/, the checkpoint that comes with the code
 
-    strangers.jsonl   160 typed questions by somebody who had seen neither this code nor its phrasings, written before
-                      the model was trained: to mark with, never to train or tune with (marking.py)
-
-    make.py        everything in order, and what is shipped
-    pretrain.py    the parts that larger presets download: pretrain_listen.py (vocabulary, language model, encoder) and
-                   pretrain_speak.py (speech tokenizer, flow, vocoder; with clips.py, codebook.py), trained by fit.py
+evaluate.py measures the result with marking.py (are the answers right?) and speaking.py (how well are they spoken?).
+strangers.jsonl: 160 typed questions by a person who had seen neither this code nor its wordings, written before the
+model was trained. They are for marking only, never for training or tuning.
 """

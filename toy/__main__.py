@@ -1,14 +1,14 @@
 """Makes the mini model.
 
     python -m toy                           # everything from scratch: data, pretrained parts, four stages (toy/make.py)
-    python -m toy --from mini               # data and the four stages, from what mini/ ships
+    python -m toy --from mini               # data and the four stages, with the pretrained parts of mini/
     python -m toy pretrain llm encoder      # some of the parts that larger presets download (toy/pretrain.py)
 
-From the repository's root. `--help` after either says more.
+Run it in the repository's root; `--help` lists the options of each command.
 """
 import sys
 
-import cli      # noqa: F401   before torch, which takes seconds: it says what an interrupt then is
+import cli      # noqa: F401   first: an interrupt while torch is imported, which takes seconds, then gives one line
 from toy import make, pretrain
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""What the answer voice says, apart from its sound: its units into a demo set, and all of it as one small file.
+"""The spoken answers without their sound: adds their units to a demo set, and packs units, phones and faces in a file.
 
-    units = units_of("data/demo/voice", encode)         # text -> units, by a speech tokenizer
+    units = units_of("data/demo/voice", encode)         # {text: units}, by a speech tokenizer
     add_units("data/demo/train", units, 1024, name)     # into a finished split
     ship_answers("data/demo", "mini/data")              # units, phones and faces -> mini/data/answers.xz
     about, answers = read_answers("mini/data")          # and back: `prepare.py demo --answers mini/data`
@@ -19,16 +19,16 @@ from data import Split, checksum
 from face_decoder import frames_for_units
 
 ANSWERS = "answers.xz"
-MOST_BYTES = 256 << 20          # of that file, unpacked: 1.7 h are 10 MB
-UNITS_OF = ("unit_vocab", "speech_tokenizer")       # what a manifest says of its units
+MOST_BYTES = 256 << 20          # limit of the unpacked file; 1.7 h of speech are 10 MB
+UNITS_OF = ("unit_vocab", "speech_tokenizer")       # fields of a manifest that describe its units
 
 
 # ---- units into a demo set ----------------------------------------------------------------------------------------
 
 def units_of(voice, encode) -> dict:
-    """{text: units (U,)} of all that is said in the split `voice` (its directory).
+    """{text: units (U,)} of all clips of the split in the directory `voice`.
 
-    encode: waveform (1280 U,) float32 at 16 kHz -> units (U,). Raises ValueError where the split has no sound."""
+    encode: waveform (1280 U,) float32 at 16 kHz -> units (U,). Raises ValueError if the split has no sound."""
     split = Split(voice)
     if not len(split.arrays["audio"]):
         raise ValueError(f"{voice} has no sound, it was made from --answers with the units of their speech tokenizer: "
@@ -38,13 +38,13 @@ def units_of(voice, encode) -> dict:
 
 
 def add_units(directory, units: dict, unit_vocab: int, speech_tokenizer: str) -> int:
-    """Give a finished split the units of its answers, or replace them. Returns how many samples have units.
+    """Add the units of the answers to a finished split, or replace them. Returns the number of samples with units.
 
-    units: {answer: (U,) ids}, shared by all samples of an answer. unit_vocab: how many ids there are; speech_tokenizer:
-    the fingerprint of what made them; both are written into the manifest. Raises ValueError where an answer has no
-    units, or a number of them that does not match the frames of its face."""
+    units: {answer: (U,) ids}, shared by all samples of an answer. The manifest gets unit_vocab, the number of ids, and
+    speech_tokenizer, the fingerprint of the tokenizer that made them. Raises ValueError for an answer without units, or
+    with a number of units that does not match the frames of its face."""
     directory, split = Path(directory), Split(directory)
-    where, arrays, start, rows = {}, [], 0, []          # where: answer -> [first, count] in the file of all units
+    where, arrays, start, rows = {}, [], 0, []          # where: answer -> [first, count] in units.u16
     for row in split.rows:
         if "face" not in row:
             rows.append(row)
@@ -63,11 +63,11 @@ def add_units(directory, units: dict, unit_vocab: int, speech_tokenizer: str) ->
             start += len(ids)
         rows.append(row | {"units": where[answer]})
     manifest = split.manifest | {"unit_vocab": unit_vocab, "speech_tokenizer": speech_tokenizer}
-    (directory / "manifest.json").unlink()              # unfinished until both files are whole
+    (directory / "manifest.json").unlink()              # the split is unfinished until both files are complete
     def lines(rows) -> bytes:
         return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
-    # Killed in between, no row points into units that are not its own.
+    # First rows without units: if the process is killed in between, no row points at wrong units.
     bare = lines({key: value for key, value in row.items() if key != "units"} for row in rows)
     for name, content in (("samples.jsonl", bare),
                           ("units.u16", np.concatenate([*arrays, np.zeros(0)]).astype("<u2").tobytes()),
@@ -82,14 +82,14 @@ def add_units(directory, units: dict, unit_vocab: int, speech_tokenizer: str) ->
 # ---- answers as a file --------------------------------------------------------------------------------------------
 
 def ship_answers(data, folder) -> Path:
-    """Write all that the four stages need of the answer voice to folder/answers.xz: 1 MB for 1.7 h. data: a demo set
-    with units. Returns the file. Raises ValueError or FileNotFoundError where `data` is not such a set.
+    """Write units, phones and faces of all answers, which the four stages need, to folder/answers.xz: 1 MB for 1.7 h.
+    data: a demo set with units. Returns the file's path. Raises ValueError or FileNotFoundError for another `data`.
 
-    The file is one xz stream, which has a checksum of its own. It holds, one after the other:
+    The file is one xz stream, which includes a checksum. Its content, in order:
     - a json line {"format": 1, "answers": their number, seed, size, unit_vocab, speech_tokenizer};
-    - a json line per answer {"text", "units": how many, "phones": [[name, milliseconds], ...] from 0 without gaps};
+    - a json line per answer {"text", "units": their number, "phones": [[name, milliseconds], ...] from 0 without gaps};
     - the units of all answers, 16 bits each, little endian;
-    - the blendshape weights of all frames, 8 bits each: round(255 w) less that of the frame before, modulo 256; first
+    - the blendshape weights of all frames, 8 bits each: the difference of round(255 w) to the frame before, modulo 256;
       all frames of the first of the K weights, then of the second, and so on.
     An answer of U units has frames_for_units(U) frames."""
     voice = Split(Path(data) / "voice", verify=True)
@@ -111,9 +111,9 @@ def ship_answers(data, folder) -> Path:
 
 
 def read_answers(folder) -> tuple:
-    """What `ship_answers` wrote -> (its first line, {text: answer}). An answer is {"phones": [[name, start, end], ...]
-    in seconds, "units": (U,), "face": (T, K) float32 within 1/510 of what it was}. Raises FileNotFoundError, or
-    ValueError where the file is damaged."""
+    """Read the file of `ship_answers` -> (its first line, {text: answer}). An answer is {"phones": [[name, start, end],
+    ...] in seconds, "units": (U,), "face": (T, K) float32, rounded by at most 1/510}. Raises FileNotFoundError, or
+    ValueError if the file is damaged."""
     path = disk.regular(Path(folder) / ANSWERS, "shipped answers, such as those in mini/data")
     try:
         reader = lzma.LZMADecompressor(memlimit=MOST_BYTES)
@@ -126,7 +126,7 @@ def read_answers(folder) -> tuple:
 
 
 def unpacked(content: bytes) -> tuple:
-    """The content of the file -> as `read_answers`. Raises ValueError, LookupError or TypeError where it is another."""
+    """The unpacked file -> as `read_answers`. Raises ValueError, LookupError or TypeError for other content."""
     first, rest = content.split(b"\n", 1)
     about = json.loads(first)
     if about["format"] != 1 or not {"seed", "size", *UNITS_OF} <= about.keys():

@@ -1,9 +1,9 @@
-"""Log-mels as other voices, microphones and rooms would have made them: for a model that hears few voices in training.
+"""Augmentation of log-mels: other voices, microphones and rooms, for a model whose training data has few voices.
 
-    mel, labels = augment(mel, labels, width, generator)    # a batch, with what is said when (pretrain_listen.py)
-    mel = other_voice(mel, seed)                            # one clip, as widely as it goes (the four stages of `mini`)
+    mel, labels = augment(mel, labels, width, generator)    # a batch with frame labels (pretrain_listen.py)
+    mel = other_voice(mel, seed)                            # one clip, at full strength (the four stages of `mini`)
 
-Shapes: B batch, M mel bins, L mel frames (100 per second), C kinds of labels.
+Shapes: B batch, M mel bins, L mel frames (100 per second), C kinds of labels (phones, words).
 """
 import math
 
@@ -15,7 +15,7 @@ from whisper import SAMPLE_RATE, mel_filters
 
 
 def uniform(generator, batch: int, low: float, high: float) -> torch.Tensor:
-    """(B, 1, 1) random numbers between low and high."""
+    """(B, 1, 1) random numbers, uniform between low and high."""
     return low + (high - low) * torch.rand(batch, 1, 1, generator=generator)
 
 
@@ -26,12 +26,12 @@ def mel_centres(n_mels: int) -> torch.Tensor:
 
 
 def augment(mel, labels, width: float, generator) -> tuple:
-    """mel (B, M, L), labels (C, B, L), L even -> the same as others might say it; labels (C, B, L / 2), one for each
-    encoder state. width: 0 lightly, 1 as widely as it goes.
+    """mel (B, M, L), labels (C, B, L), L even -> mel (B, M, L) changed at random, and labels (C, B, L / 2), one per
+    encoder state. width: strength, from 0 (weak) to 1.
 
-    Time is stretched by up to 10 %, and the labels with it. Frequencies are multiplied by 0.96 ... 1.05, at width 1 by
-    0.84 ... 1.2: a longer or shorter vocal tract. Then gain (+-12 dB), for half of them a hiss at least 20 dB, at
-    width 1 6 dB, below the voice, and one band and one moment left out."""
+    Time is stretched by up to 10 %, labels included. Frequencies are scaled by 0.96 ... 1.05 at width 0, 0.84 ... 1.2
+    at width 1: a longer or shorter vocal tract. Then gain (+-12 dB); in half of the clips hiss, at least 20 dB (width
+    0) or 6 dB (width 1) below the voice; and one frequency band and one time span are masked (SpecAugment)."""
     B, M, L = mel.shape
     centres = mel_centres(M).numpy()
     pace = uniform(generator, B, 0.9, 1.1)
@@ -44,7 +44,7 @@ def augment(mel, labels, width: float, generator) -> tuple:
     mel = F.grid_sample(mel[:, None], grid, padding_mode="border", align_corners=True)[:, 0]
     labels = labels.gather(2, moments[:, 0, ::2].round().long().expand(len(labels), -1, -1))
 
-    mel = mel + uniform(generator, B, -0.3, 0.3)                    # 0.25 is 10 dB
+    mel = mel + uniform(generator, B, -0.3, 0.3)                    # Whisper's scale: 0.25 is 10 dB
     power = 10 ** (4 * mel - 4)
     level = power.mean((1, 2), keepdim=True).log10() - uniform(generator, B, 2 - 1.4 * width, 4)
     tilt = uniform(generator, B, -1.5, 0.5) * torch.linspace(0, 1, M)[:, None]
@@ -58,6 +58,6 @@ def augment(mel, labels, width: float, generator) -> tuple:
 
 
 def other_voice(mel, seed: int) -> torch.Tensor:
-    """mel (M, L), L even -> the same, augmented as widely as it goes; the same for the same seed."""
+    """mel (M, L), L even -> (M, L), augmented at full strength; the same for the same seed."""
     no_labels = torch.zeros(0, 1, mel.shape[1], dtype=torch.long)
     return augment(mel[None], no_labels, 1, torch.Generator().manual_seed(seed))[0][0]

@@ -1,7 +1,7 @@
-"""How people who type ask in the mini model's world: short of words, out of order, politely, in a foreigner's English.
+"""Casual typed questions: clipped, in odd word order, overly polite, in the English of a foreigner.
 
-`questions` fills the same forms with what the world knows and with what it does not, so that the answer follows from
-what is asked about, never from how. Text only; phrasings that a test holds out are left out (plan.typed_questions).
+`questions` fills the same forms with known and unknown things, so that a model cannot guess from the wording alone
+whether there is an answer. Text only; phrasings that a test holds out are removed later (plan.casual_questions).
 """
 import numpy as np
 
@@ -14,7 +14,7 @@ AROUND = """\
 {}, mini|{}, my friend|dear mini, {}|{}, I forgot|I forgot, {}|not sure, {}|quick one: {}|question: {}|
 for my homework, {}|my son asks, {}|help me, {}|{}, do you know|do you know, {}|oh, {}|wait, {}|hi, {}|{}, quickly|
 {} again|{} really|I have to know, {}|can you help, {}|and {}|one more, {}""".replace("\n", "").split("|")
-# What follows another turn, where the tests hold out "so", "and", "now" and "please" (talks.py).
+# The same for later turns, where "so", "and", "now" and "please" are held out for the tests (talks.py).
 AROUND_TURN = "um, {}|hmm, {}|wait, {}|oh, {}|{}, mini|{}, do you know|mini, {}|ah, {}|{}, quickly".split("|")
 THING = """\
 {}|{}|what is {}|what's {}|{} is what|{} is what again|{} would be|{}, what is it|{}... what is it|I need {}|
@@ -23,7 +23,7 @@ I can't remember {}|remind me what {} is|my teacher wants {}|help me with {}|say
 tell {}|you know {}|what would {} be|what do you call {}|how is {} called|I am looking for {}|name {}|may I ask {}|
 it is about {}|please answer, {}|who knows {}|let me hear {}|what could be {}""".replace("\n", "").split("|")
 
-# Forms of each kind as THING carries them, and as they stand; {side} is "after" or "before".
+# Kind -> (noun phrases for a carrier in THING, whole questions); {side} is "after" or "before".
 FORMS = {
     "capital": (["{x} capital", "capital of {x}", "capital of {x}", "capital {x}", "capital city of {x}",
                  "capital city {x}", "capital from {x}", "capital in {x}", "{x}'s capital city", "the capital for {x}",
@@ -84,7 +84,7 @@ LEFT = {"day": {"after": ["if today is {x}, what is tomorrow", "{x} is over, wha
         "month": {"after": ["{x} is over, what month comes next", "{x} and then", "if it is {x}, what is next month"],
                   "before": ["if it is {x}, what was last month"]},
         "season": {"after": ["{x} is over, what comes next", "{x} and then"], "before": []}}
-# What the world lacks next to these kinds, as THING carries it.
+# Unknown things that resemble these kinds, for a carrier in THING.
 LACKS = """\
 {small} times {small}|{small} times {small}|{value} times {small}|{small} multiplied by {small}|
 {small} divided by {small}|{value} divided by {small}|divide {small} by {small}|multiply {small} by {small}|
@@ -137,13 +137,13 @@ TALK = {
 
 
 def without_articles(text: str, random: np.random.Generator) -> str:
-    """Most of the articles left out."""
+    """The text with most of its articles left out."""
     return " ".join(word for word in text.split() if word not in ("the", "a", "an") or random.random() < 0.3)
 
 
 def form(kind: str, values: dict, random: np.random.Generator, odd: bool = False) -> str:
-    """A kind's form, filled. odd: only such as name what is asked for: "after spring" has an answer, "the day after
-    spring" has none."""
+    """A question of a kind, its slots filled with `values`. odd: only forms that name the kind, for values without an
+    answer: "the day after spring" has none, but "after spring" alone would."""
     things, others = FORMS["order" if kind in LEFT else kind]
     if kind in LEFT:
         others = [one for one in others if "{unit}" in one] if odd else [*others, *LEFT[kind][values["side"]]]
@@ -153,7 +153,7 @@ def form(kind: str, values: dict, random: np.random.Generator, odd: bool = False
 
 
 def odd_values(kind: str, random: np.random.Generator) -> dict:
-    """What fills a kind's forms and has no answer."""
+    """Values for the slots of a kind's forms such that the question has no answer."""
     if kind not in ("plus", "minus"):
         return {"x": outside.odd(kind, random), "unit": kind, "side": pick(["after", "before"], random)}
     small, value = pick(facts.NUMBERS[:11], random), outside.filler("value", random, "")
@@ -164,12 +164,12 @@ def odd_values(kind: str, random: np.random.Generator) -> dict:
 
 
 def bare(text: str) -> str:
-    """What can be heard of a text but for its articles."""
+    """`domain.spoken` without articles."""
     return " ".join(word for word in domain.spoken(text).split() if word not in ("the", "a", "an"))
 
 
 def lacks(answered: set, random: np.random.Generator) -> str:
-    """One of LACKS or a topic that the world lacks, carried by THING. answered: the `bare` cores with an answer."""
+    """A question from LACKS, or about an unknown topic. answered: the `bare` cores that do have an answer."""
     if random.random() < 0.15:
         return pick(THING, random).format(outside.odd("topic", random))
     unit = pick(list(LEFT), random)
@@ -182,7 +182,7 @@ def lacks(answered: set, random: np.random.Generator) -> str:
 
 
 def questions(count: int, random: np.random.Generator):
-    """Yield `count` of (text, answer, kind)."""
+    """Yield `count` tuples (text, answer, kind): known and unknown things, facts, topics, small talk."""
     known, items = domain.known(), domain.items()
     kinds = [*(kind for kind in FORMS if kind != "order"), "capital", "plus", "opposite", *LEFT]
     told = [(answer, kind, forms) for kind, answer, forms, _ in items if kind in ("fact", "topic")]

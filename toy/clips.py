@@ -1,4 +1,4 @@
-"""The answer voice's recordings as pretrain_speak.py learns from them: whole units, batches, phones and pitch.
+"""Training data for pretrain_speak.py from the answer voice's clips: whole units, batches, phone labels and pitch.
 
 Shapes: B batch, U units (12.5 per second), L mel frames (86.13 per second), M mel bins. A waveform is (samples,).
 """
@@ -14,19 +14,19 @@ PHONES_PER_UNIT = 4             # one per 20 ms
 
 
 def whole_units(waveform, stride: int) -> torch.Tensor:
-    """(samples,) -> the same with silence up to whole units of `stride` samples."""
+    """(samples,) -> padded with silence to a multiple of `stride`, the samples of a unit."""
     waveform = torch.as_tensor(waveform)
     return F.pad(waveform, (0, -len(waveform) % stride))
 
 
 def at_output_rate(waveform) -> torch.Tensor:
-    """(samples,) at 16 kHz -> the same sound at 22050 Hz."""
+    """(samples,) at 16 kHz -> resampled to 22050 Hz."""
     return torch.from_numpy(soxr.resample(waveform.numpy(), SAMPLE_RATE, OUTPUT_RATE))
 
 
 def waveforms(voice: Split, stride: int) -> list:
-    """[(row, waveform)] of a split in whole units, the shortest first, without the rows marked `held`, on which it is
-    measured. Raises ValueError where there is none."""
+    """[(row, waveform)] of a split, padded to whole units, shortest first, without the rows marked `held`, which are
+    for evaluation. Raises ValueError if there are none."""
     rows = [(row, whole_units(row["audio"], stride)) for row in map(voice.__getitem__, range(len(voice)))
             if row["audio"] is not None and not row.get("held")]
     if not rows:
@@ -35,7 +35,7 @@ def waveforms(voice: Split, stride: int) -> list:
 
 
 def batches(lengths: list, total: int) -> list:
-    """Lengths in units, in rising order -> slices of about `total` units each, of nearly one length (within 10 %)."""
+    """Lengths in units, ascending -> slices of about `total` units each, whose lengths differ by at most 10 %."""
     groups, first = [], 0
     for i, length in enumerate(lengths):
         if i > first and ((i + 1 - first) * lengths[first] > total or length > 1.1 * lengths[first]):
@@ -45,19 +45,19 @@ def batches(lengths: list, total: int) -> list:
 
 
 def group_at(step: int, groups: list) -> slice:
-    """The group of a step: each once per epoch, in another order."""
+    """The group of a step: each group once per epoch, in random order."""
     epoch, n = divmod(step, len(groups))
     return groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(epoch))[n]]
 
 
 def stack(arrays: list) -> torch.Tensor:
-    """Arrays (..., time) -> (B, ..., time), cut to the shortest: no padding, no masks."""
+    """Arrays (..., time) -> (B, ..., time), cut to the shortest, so that no padding or mask is needed."""
     shortest = min(array.shape[-1] for array in arrays)
     return torch.stack([array[..., :shortest] for array in arrays])
 
 
 def phone_ids(spans: list, names: list, count: int) -> torch.Tensor:
-    """[[name, start, end], ...] in seconds -> (count,) ids, one per 20 ms: the phone in its middle, else the last."""
+    """[[name, start, end], ...] in seconds -> (count,) phone ids, one per 20 ms: at its middle; then the last."""
     ends = torch.tensor([end for _, _, end in spans])
     middles = (torch.arange(count) + 0.5) / (12.5 * PHONES_PER_UNIT)
     return torch.tensor([names.index(name) for name, _, _ in spans])[
@@ -65,10 +65,10 @@ def phone_ids(spans: list, names: list, count: int) -> torch.Tensor:
 
 
 def pitch(waveform, low=60.0, high=300.0) -> torch.Tensor:
-    """(samples,) at 22050 Hz -> pitch (L,) in Hz, L = samples // 256, 0 where unvoiced: the autocorrelation's first
-    high peak."""
+    """(samples,) at 22050 Hz -> pitch (L,) in Hz, L = samples // 256, 0 where unvoiced: by the first high peak of the
+    autocorrelation."""
     window, margin = torch.hann_window(1024), (1024 - OUTPUT_HOP) // 2
-    frames = F.pad(waveform, (margin, margin)).unfold(0, 1024, OUTPUT_HOP) * window             # those of speech_mel
+    frames = F.pad(waveform, (margin, margin)).unfold(0, 1024, OUTPUT_HOP) * window             # as in speech_mel
 
     def correlation(x):
         return torch.fft.irfft(torch.fft.rfft(x, 2048).abs().square())[..., :1024]
@@ -80,7 +80,7 @@ def pitch(waveform, low=60.0, high=300.0) -> torch.Tensor:
     r = r[:, first - 1:last + 2]
     r, before, after = r[:, 1:-1], r[:, :-2], r[:, 2:]
     best = r.max(1, keepdim=True).values
-    peak = (r >= 0.9 * best) & (r >= before) & (r >= after)     # a later one is a multiple of the period
+    peak = (r >= 0.9 * best) & (r >= before) & (r >= after)     # later peaks are multiples of the period
     f0 = OUTPUT_RATE / (first + peak.int().argmax(1))
     f0 = f0 * (best[:, 0] > 0.5) * (power > 1e-4 * power.max())
     return F.pad(f0[None], (2, 2), mode="replicate")[0].unfold(0, 5, 1).median(1).values

@@ -1,6 +1,6 @@
-"""How the mini model's speech units are learned: the tokenizer with its codebook, and heads that only training needs.
+"""The mini model's speech units: a tokenizer with a VQ codebook, and heads that are needed in training only.
 
-`Quantised` is trained by pretrain_speak.py; what remains of it are the speech tokenizer and the flow's unit encoder.
+pretrain_speak.py trains `Quantised` and keeps two parts of it: the speech tokenizer and the flow's unit encoder.
 
 Shapes: B batch, U units (12.5 per second), L mel frames (86.13 per second), M mel bins, D width of units, V codes.
 """
@@ -12,11 +12,11 @@ from flow import Flow, FlowConfig
 from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 from toy.clips import PHONES_PER_UNIT
 
-DECAY = 0.99                    # of the codebook's moving averages
+DECAY = 0.99                    # of the moving averages of the codebook
 
 
 class Detail(nn.Module):
-    """What the unit encoder knows (B, U, D) -> mel (B, M, L), 7 slots a unit: a shorter way for gradients than mu."""
+    """Unit encoder output (B, U, D) -> mel (B, M, L), 7 slots per unit: a shorter path for gradients than mu."""
 
     def __init__(self, dim: int, n_mels: int, slots=7, channels=96):
         super().__init__()
@@ -30,23 +30,23 @@ class Detail(nn.Module):
 
 
 class Quantised(nn.Module):
-    """Speech tokenizer -> code vectors -> the flow's unit encoder, and what only their training needs.
+    """Speech tokenizer -> code vectors -> the flow's unit encoder, with two heads for training: mel and phones.
 
-    The codebook follows the hidden states by moving averages; the flow's table of units is a linear map of it, computed
-    at the end (`table`), so that both files have the published form.
+    The codebook is learned by exponential moving averages of the hidden states (VQ-VAE). The flow's unit embedding is a
+    linear map of it, computed at the end (`table`), so that both parts have the published format.
     """
 
     def __init__(self, config: SpeechTokenizerConfig, flow: FlowConfig, phones: int):
         super().__init__()
         D, V = config.d_model, config.quantize_vocab_size
         self.tokenizer, self.flow = SpeechTokenizer(config), Flow(flow)
-        self.tokenizer.init_weights(0.1)        # larger ones would be most of what the codebook sees
+        self.tokenizer.init_weights(0.1)        # larger ones would dominate the states that are quantised
         self.tokenizer.codebook.weight.requires_grad_(False)
         self.embed = nn.Linear(D, flow.input_size)
         self.phones = nn.Linear(D, PHONES_PER_UNIT * phones)
         self.detail = Detail(flow.encoder.output_size, flow.output_size)
-        self.register_buffer("count", torch.zeros(V))           # moving average of how often a batch uses a code,
-        self.register_buffer("total", torch.zeros(V, D))        # and of the sum of the states there
+        self.register_buffer("count", torch.zeros(V))           # moving averages: the uses of a code per batch,
+        self.register_buffer("total", torch.zeros(V, D))        # and the sum of the states assigned to it
 
     def forward(self, codes, frames: int):
         """Code vectors (B, U, D) -> mu and the detail head's mel, (B, M, L) each, and phone logits (B, 4 U, phones)."""
@@ -55,8 +55,8 @@ class Quantised(nn.Module):
         return mu, self.detail(h, frames), self.phones(codes).unflatten(2, (PHONES_PER_UNIT, -1)).flatten(1, 2)
 
     def quantise(self, states) -> tuple:
-        """Hidden states (B, U, D) -> code vectors (B, U, D), through which gradients pass to the states, and the
-        commitment loss. The codebook then follows these states."""
+        """Hidden states (B, U, D) -> code vectors (B, U, D), with straight-through gradients to the states, and the
+        commitment loss. Updates the codebook."""
         ids = self.tokenizer.quantise(states.detach())
         codes = self.tokenizer.codebook(ids)
         commitment = F.mse_loss(states, codes)
@@ -65,25 +65,25 @@ class Quantised(nn.Module):
 
     @torch.no_grad()
     def follow(self, states, ids) -> None:
-        """Moving averages of one batch: states (B U, D) and their codes (B U,)."""
+        """Update the codebook with one batch: states (B U, D) and their codes (B U,)."""
         self.count.mul_(DECAY).index_add_(0, ids, torch.ones(len(ids)), alpha=1 - DECAY)
         self.total.mul_(DECAY).index_add_(0, ids, states, alpha=1 - DECAY)
         self.tokenizer.codebook.weight.copy_(self.total / self.count.clamp(min=1e-9)[:, None])
 
     @torch.no_grad()
     def set_codes(self, codes, at, count) -> None:
-        """Make `codes` (n, D) the entries `at` of the codebook, as if each were used `count` times a batch."""
+        """Set the entries `at` of the codebook to `codes` (n, D), as if each were used `count` times per batch."""
         self.tokenizer.codebook.weight[at], self.count[at] = codes, count
         self.total[at] = codes * self.count[at, None]
 
     def start(self, states, units: int, generator) -> None:
-        """The first codebook: the centres of states (n, D) by k-means. units: how many a batch has."""
+        """Initialise the codebook with the k-means centres of states (n, D). units: their number per batch."""
         centres, sizes = k_means(states, len(self.count), generator)
         self.set_codes(centres, slice(None), sizes / sizes.sum() * units)
 
     @torch.no_grad()
     def restart(self, states, generator, least=0.05) -> int:
-        """Codes used less than `least` times a batch become states (B U, D) of this batch. Returns how many."""
+        """Replace codes used less than `least` times per batch by some of the states (B U, D). Returns their number."""
         dead = (self.count < least).nonzero()[:, 0][:len(states)]
         if len(dead):
             chosen = torch.randperm(len(states), generator=generator)[:len(dead)]
@@ -91,17 +91,17 @@ class Quantised(nn.Module):
         return len(dead)
 
     def perplexity(self) -> float:
-        """How many codes are in use, were all used alike; 0 before there is a codebook."""
+        """exp of the entropy of the code frequencies, the effective number of codes; 0 before there is a codebook."""
         share = self.count / self.count.sum().clamp(min=1e-9)
         return torch.special.entr(share).sum().exp().item() if self.count.any() else 0.0
 
     def table(self) -> torch.Tensor:
-        """(V, input_size): what the flow's unit encoder reads for each unit."""
+        """(V, input_size): the flow's embedding of each unit."""
         return self.embed(self.tokenizer.codebook.weight).detach()
 
 
 def k_means(states, count: int, generator, rounds=12):
-    """States (n, D) -> centres (count, D) and how many states each has (count,)."""
+    """States (n, D) -> centres (count, D) and the number of states of each (count,)."""
     centres = states[torch.randperm(len(states), generator=generator)[:count]]
     for _ in range(rounds):
         nearest = (centres.square().sum(1) - 2 * states @ centres.T).argmin(1)
