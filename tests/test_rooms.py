@@ -34,8 +34,8 @@ def power(audio, low, high) -> float:
 
 
 def test_on_the_way_a_voice_keeps_its_length_and_its_place_and_follows_the_generator():
-    changed = [rooms.on_the_way(CLIP, np.random.default_rng(n), OTHERS) for n in range(120)]
-    np.testing.assert_array_equal(changed[7], rooms.on_the_way(CLIP, np.random.default_rng(7), OTHERS))
+    changed = [rooms.degraded(CLIP, np.random.default_rng(n), OTHERS) for n in range(120)]
+    np.testing.assert_array_equal(changed[7], rooms.degraded(CLIP, np.random.default_rng(7), OTHERS))
     for audio in changed:
         assert audio.shape == CLIP.shape and audio.dtype == np.float32 and 0 < np.abs(audio).max() <= 1
         assert abs(lag(audio, CLIP)) <= 2                       # a codec may move it by a sample
@@ -46,7 +46,7 @@ def test_on_the_way_a_voice_keeps_its_length_and_its_place_and_follows_the_gener
 
 
 def test_without_others_nobody_babbles():
-    assert rooms.on_the_way(CLIP, np.random.default_rng(0)).shape == CLIP.shape
+    assert rooms.degraded(CLIP, np.random.default_rng(0)).shape == CLIP.shape
 
 
 def test_each_condition_is_what_its_name_says():

@@ -1,28 +1,28 @@
-"""`python prepare.py demo`: the closed spoken domain as prepared data (`data.py`), made offline from a seed.
+"""`python prepare.py demo`: writes the mini model's world as prepared data (data.py), offline, from a seed.
 
     data/demo/train             qa (spoken and typed), asr, chat, tts and face: the training voices and phrasings
-    data/demo/val               the same voices and phrasings, other clips; tts and face of sentences that train lacks
-    data/demo/test-voices       espeak-ng variants and accents that training never hears, phrasings of training
+    data/demo/val               the same voices and phrasings, other clips; tts and face of held-out sentences
+    data/demo/test-voices       espeak-ng variants and accents not in training, phrasings of training
     data/demo/test-recombined   training voices, carrier-core pairs held out
     data/demo/test-wording      training voices, wordings held out
     data/demo/test-both         voices of test-voices, phrasings held out
-    data/demo/test-natural      four natural voices that training never hears (voices.HELD_FAMILIES); all phrasings
+    data/demo/test-natural      four natural voices not in training (voices.HELD_FAMILIES); all phrasings
     data/demo/test-turns        second and third turns, spoken and typed; their forms are held out
     data/demo/test-outside      questions without an answer and noise without a question
-    data/demo/test-typed        questions as they may be typed: case, digits, spaces, one typo
-    data/demo/voice             what the answer voice says, its audio: to train the speech tokenizer and decoder with
+    data/demo/test-typed        questions as people type them: case, digits, spaces, one typo
+    data/demo/voice             the answer voice's own clips: to train the speech tokenizer and decoder with
 
-    python prepare.py demo --answers mini/data        # without flite: the four stages need no more than pip packages
+    python prepare.py demo --answers mini/data        # without flite, pip packages only: enough for the four stages
 
-What is said by whom is in plan.py. Rows carry text (what is asked), kind, phrasing (`domain.phrasings`), voice, family.
-Every clip of a user has an `asr` row with words and phones ([name, start, end] in seconds, none of held families; its
-audio is shared with the `qa` row); `voice` too. A clip of noise has a `qa` row alone. A clip of a user lasts at most
-WINDOW seconds. Training clips come through rooms.on_the_way, those of slow families in several versions; all others are
-clean. Answers' audio is padded to whole units, their faces have frames_for_units(units) frames. Units come later, with
-the speech tokenizer that `python -m toy pretrain` makes: answers.py.
+plan.py decides who says what. A row has text (the question), kind, phrasing (`domain.phrasings`), voice and family.
+A clip of a user lasts at most WINDOW seconds. A question has two rows, `qa` and `asr`, that share its audio; noise has
+only `qa`, random words only `asr`. Rows of `asr` and `voice` have words and phones, [name, start, end] in
+seconds; held families have none. Training clips go through rooms.degraded, those of slow families in several versions;
+all others are clean. Audio of the answers is padded to whole units, their faces have frames_for_units(units) frames.
+Units are added later, by the speech tokenizer that `python -m toy pretrain` makes (answers.py).
 
-Clips of families of voices that are not installed are left out. --answers takes what the answer voice says from a file
-(answers.py): then all splits have units at once, and rows of `voice` have no audio and no words.
+Clips of voice families that are not installed are left out. --answers reads the answers from a file (answers.py): then
+all splits have units at once, and rows of `voice` have neither audio nor words.
 """
 import functools
 import json
@@ -50,19 +50,19 @@ from toy.teacher import face_track
 
 WINDOW = 5.12                                       # seconds: 512 frames of the mini encoder's log-mel
 UNIT_SAMPLES = round(voices.RATE / UNIT_RATE)       # 1280
-SHIPPED = Path(__file__).parent.parent / "mini" / "data"   # where `--answers` are when flite is not installed
+SHIPPED = Path(__file__).parent.parent / "mini" / "data"   # the default of --answers when flite is not installed
 REPLY = ("units", "face")                           # arrays that all samples of an answer share
-SPEAKING = 3        # every third clip of a question has them in training: they cost most, and are always the same
-# How often a training clip of the slow families, of which there are few, is stored, each time changed otherwise.
+SPEAKING = 3        # in training every third clip of a question has a REPLY: it costs most, and is always the same
+# Versions of each training clip of the slow families, of which there are few, each changed differently.
 VERSIONS = {"kokoro": 3, "hibari": 3}
-CROWD = 16          # clips to babble behind others, per process
+CROWD = 16          # clips for babble in the background, per process
 
 
 # ---- sound --------------------------------------------------------------------------------------------------------
 
 def say(job: tuple) -> list:
-    """(clip of the plan, split, seed) -> its sound, once or in as many versions as VERSIONS says, spoken faster until
-    it fits into WINDOW. Runs in worker processes."""
+    """(clip of the plan, split, seed) -> its voices.Clip in all `versions_of` it, spoken faster until it fits into
+    WINDOW. Runs in worker processes."""
     clip, split, seed = job
     how, random = dict(clip["how"]), rng(seed, clip["id"] + " sound")
     if how["family"] == "noise":
@@ -76,7 +76,7 @@ def say(job: tuple) -> list:
             how |= {pace: round(how[pace] * factor, 3 if pace != "wpm" else None)} if pace in how else {}
         said = voices.speak(clip["text"], **how)
     versions = versions_of(clip, split)
-    return [on_the_way(said if len(versions) == 1 else resampled(said, random), split, seed, random) for _ in versions]
+    return [recorded(said if len(versions) == 1 else resampled(said, random), split, seed, random) for _ in versions]
 
 
 def versions_of(clip: dict, split: str) -> list:
@@ -86,21 +86,21 @@ def versions_of(clip: dict, split: str) -> list:
 
 
 def resampled(said: voices.Clip, random) -> voices.Clip:
-    """The clip up to 12 % slower and lower, or faster and higher, within WINDOW."""
+    """The clip up to 12 % slower and lower, or faster and higher; at most WINDOW seconds."""
     return said.faster(max(random.uniform(0.88, 1.12), len(said.audio) / (WINDOW * voices.RATE - 1)))
 
 
-def on_the_way(said: voices.Clip, split: str, seed: int, random) -> voices.Clip:
-    """The clip after up to 0.25 s of silence; one of training through rooms.on_the_way."""
+def recorded(said: voices.Clip, split: str, seed: int, random) -> voices.Clip:
+    """The clip with up to 0.25 s of silence in front; in training also degraded by rooms.py."""
     said = said.later(min(random.uniform(0, 0.25), WINDOW - len(said.audio) / voices.RATE))
     if split != "train":
         return said
-    return said._replace(audio=rooms.on_the_way(said.audio, random, crowd(seed)))
+    return said._replace(audio=rooms.degraded(said.audio, random, crowd(seed)))
 
 
 @functools.cache
 def crowd(seed: int) -> list:
-    """What the people in the background say: waveforms of plain sentences by the quick families. Once per process."""
+    """Background speech: waveforms of plain sentences by the fast families. Made once per process."""
     families = [family for family in voices.FAMILIES if family != "kokoro" and voices.available(family)]
     random = rng(seed, "crowd")
     return [voices.speak(text, **voices.sample_voice(families[n % len(families)], random)).audio
@@ -109,13 +109,13 @@ def crowd(seed: int) -> list:
 
 @contextmanager
 def parallel_map(workers: int):
-    """Yield a `map` that keeps the order and spreads its work over processes; they end with the block, whatever
-    happens. Raises OSError where one of them was ended from outside."""
+    """Yield a `map` over worker processes that keeps the order. The processes end with the block in any case. Raises
+    OSError if one of them was killed."""
     if workers == 1:
         yield map
         return
     pool = ProcessPoolExecutor(workers, get_context("spawn"))
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)       # is inherited: Ctrl-C is for this process alone
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)       # inherited: only this process handles Ctrl-C
     for _ in range(workers):
         pool.submit(int)                                        # each starts a process
     signal.signal(signal.SIGINT, before)
@@ -132,7 +132,7 @@ def parallel_map(workers: int):
 
 
 def sounds(spread, jobs: list, description: str):
-    """Yield (clip of the plan, its `say`) in order. spread: a `map`."""
+    """Yield (clip of the plan, result of `say`) in order. spread: a `map`."""
     with tqdm(total=len(jobs), desc=description, unit="clip", disable=None) as bar:     # none in a log file
         for job, said in zip(jobs, spread(say, jobs)):
             yield job[0], said
@@ -140,7 +140,7 @@ def sounds(spread, jobs: list, description: str):
 
 
 def spans_of(said: voices.Clip) -> dict:
-    """The words and phones of a clip as they are written, seconds rounded to milliseconds."""
+    """The words and phones of a clip for its row, seconds rounded to milliseconds."""
     return {key: [[name, round(start, 3), round(end, 3)] for name, start, end in spans]
             for key, spans in (("words", said.words), ("phones", said.phones))}
 
@@ -148,10 +148,10 @@ def spans_of(said: voices.Clip) -> dict:
 # ---- directories --------------------------------------------------------------------------------------------------
 
 def write_voice(out: Writer, jobs: list, spread, seed: int, answers: dict | None) -> None:
-    """Everything that the answer voice says: its audio, words, phones and face; from shipped answers units, phones and
-    face."""
+    """Write the split `voice`: audio, words, phones and face of all answers; with shipped `answers` their units, phones
+    and face."""
     def add(clip, spans, **arrays):
-        """Write one sample; spans: its words and phones, as far as they are known."""
+        """Write one sample; spans: its words and phones, if known."""
         out.add({"id": clip["id"], "task": "tts", "messages": [user(domain.READ_ALOUD, clip["text"])],
                  "answer": clip["text"], "kind": clip["kind"], "held": clip["held"], "voice": clip["how"]["voice"],
                  "family": clip["how"]["family"]} | spans, **arrays)
@@ -169,19 +169,19 @@ def write_voice(out: Writer, jobs: list, spread, seed: int, answers: dict | None
 
 
 def write_split(out: Writer, split: str, jobs: list, voice: Split, more, spread, seed: int) -> None:
-    """Everything else: what is read aloud, what is asked aloud, and `more`, what `plan.written` yields. One face, and
-    the units if `voice` has them, for all samples of an answer; none for most clips of training. Samples whose answer
-    `voice` lacks are left out."""
+    """Write another split: sentences to read aloud, spoken questions, and `more`, the samples of `plan.written`. All
+    samples of an answer share one face, and units if `voice` has them; most training clips have none. Samples whose
+    answer is not in `voice` are left out."""
     def where(row) -> dict:
-        """Where the units and the face of a sample are in the split's files."""
+        """The positions of a sample's units and face in the split's files."""
         return {name: row[name] for name in REPLY if name in row}
 
     index = {row["answer"]: n for n, row in enumerate(voice.rows)}
     replies = {row["answer"]: where(row) for row in out.rows.values() if "face" in row}
 
     def add(row, speaking=False, **arrays):
-        """Write one sample, unless an interrupted `make` did. speaking: with its answer's units and face, which the
-        first sample of an answer brings along and all others point to. Returns the row as written."""
+        """Write one sample, unless an interrupted `make` did already. speaking: with its answer's units and face, which
+        are stored with the first sample of an answer; later ones point to them. Returns the row as written."""
         answer = row["answer"]
         if row["id"] in out:
             return out.rows[row["id"]]
@@ -222,12 +222,11 @@ def write_split(out: Writer, split: str, jobs: list, voice: Split, more, spread,
 
 
 def make(out, seed: int = 0, size="full", workers: int | None = None, answers=None) -> bool:
-    """Write the demo set below `out`; what an interrupted one left is used. Returns False where all was there already.
-    Prints what is left out: clips of families that are not installed, and what shipped answers lack.
+    """Write the demo set to `out`, or complete an interrupted one. Returns False if it was complete. Prints what is
+    left out: clips of families that are not installed, and texts that shipped answers lack.
 
-    size: a name in SIZES, or such a dict. answers: a directory with shipped answers, in place of flite. Raises
-    ValueError where `out` holds another demo set or none of the answers is shipped, OSError without the
-    synthesizers."""
+    size: a name in SIZES, or a dict like theirs. answers: a directory with shipped answers, used instead of flite.
+    Raises ValueError if `out` holds another demo set or no answer is shipped, OSError without the synthesizers."""
     out, workers, name = Path(out), workers or os.cpu_count() or 1, size
     size, shipped, units = SIZES[size] if isinstance(size, str) else size, None, {}
     clips, families = plan(seed, size), [*filter(voices.available, (*voices.FAMILIES, *voices.HELD_FAMILIES))]
@@ -255,8 +254,8 @@ def make(out, seed: int = 0, size="full", workers: int | None = None, answers=No
 
 
 def possible(clips: dict, families: list, shipped: dict | None) -> tuple:
-    """(the clips whose family is installed and whose answer is among the shipped ones, if they are given; a line for
-    each reason to leave clips out). Raises ValueError where no answer is shipped."""
+    """(the clips whose family is installed and, with `shipped`, whose answer is shipped; a line for each reason why
+    clips are left out). Raises ValueError if no answer is shipped."""
     voice, left_out = clips["voice"], []
     if shipped is not None:
         voice = [clip for clip in voice if clip["text"] in shipped]
@@ -277,8 +276,8 @@ def possible(clips: dict, families: list, shipped: dict | None) -> tuple:
 
 
 def begin(out: Path, about: dict) -> None:
-    """Write out/demo.json, which says what demo set this is, or check the one that is there. Raises ValueError where it
-    is another set, OSError where a synthesizer that is needed is missing; then nothing is begun."""
+    """Write out/demo.json, which identifies the demo set, or compare it with the existing one. Raises ValueError if
+    they differ, OSError if a synthesizer is missing; then nothing is written."""
     if (out / "demo.json").exists():
         before = disk.read_json(out / "demo.json")
         if before == about:
@@ -314,7 +313,7 @@ def summary(out) -> str:
 # ---- the command --------------------------------------------------------------------------------------------------
 
 def command(args) -> None:
-    """`prepare.py demo`. Raises ValueError or OSError; what was made until then is kept, and used the next time."""
+    """`prepare.py demo`. Raises ValueError or OSError; the next call continues from what was made until then."""
     if args.list:
         for row in domain.phrasings(args.seed):
             print(json.dumps({key: row[key] for key in ("text", "answer", "kind", "split")}))
@@ -322,7 +321,7 @@ def command(args) -> None:
     cli.check_directory(args.out)
     answers, record = args.answers, Path(args.out) / "demo.json"
     if answers is None and voices.shutil.which("flite") is None and SHIPPED.exists():
-        if not record.exists() or "answers" in disk.read_json(record):       # one made with flite stays as it is
+        if not record.exists() or "answers" in disk.read_json(record):       # a set made with flite stays as it is
             print("flite is not installed")
             answers = SHIPPED
     if answers is not None:

@@ -1,22 +1,21 @@
-"""The mini model's world: some 700 answers, many ways to ask for each, and what it does not know. Text only.
+"""The mini model's world: some 700 answers, many questions for each, and questions without an answer. Text only.
 
     python prepare.py demo --list        # every phrasing, its answer, its kind and its split, as jsonl
 
 A phrasing is carrier x core: "could you tell me {}, please?" x "the capital of France" (forms.py, facts.py). Every
 phrasing has one split:
 
-    train        spoken and written in training
-    recombined   held out, but its carrier is trained with other cores and its core with other carriers
-    wording      its carrier, or the form of its core, is trained with nothing; each word of it is trained elsewhere
+    train        in the training data, spoken and typed
+    recombined   held out; its carrier is trained with other cores, its core with other carriers
+    wording      held out; its carrier, or the form of its core, is never trained, but each of its words is
 
-Questions without an answer (outside.py), of the kinds "far" and "near", are answered with UNKNOWN; in `recombined` some
-word of them, in `wording` the template is trained with nothing. What holds no question is answered with SILENCE.
+Questions without an answer (outside.py), of the kinds "far" and "near", are answered with UNKNOWN; in `recombined` one
+of their words, in `wording` their template is never trained. Clips without a question are answered with SILENCE.
 
-What the tokenizer sees: ASCII; questions and answers as one writes them (capital at the start, names with capitals,
-full stop or question mark at the end), numbers in words, so that text and speech say the same. A transcript is what can
-be heard: lower-case words and apostrophes, nothing else (`spoken`). How people type: keyboard.py. The user's turn of
-the other tasks: transcription is the speech and TRANSCRIBE, reading aloud is READ_ALOUD and the text. Everything
-follows from the seed.
+Texts are ASCII: questions and answers with capitals and punctuation, numbers in words, so that text and speech agree. A
+transcript has lower-case words and apostrophes only (`spoken`). How people type: keyboard.py. The user's turn of the
+other tasks: for transcription the speech and TRANSCRIBE, for reading aloud READ_ALOUD and the text. Everything follows
+from the seed.
 """
 import re
 from collections import Counter
@@ -31,17 +30,18 @@ from toy.forms import CARRIERS, FORMS, HELD_CARRIERS, HELD_FORMS
 TRANSCRIBE, READ_ALOUD = "Write down what you hear.", "Read aloud: "
 UNKNOWN = "I do not know that. Ask me for a capital, a sum or an opposite."
 SILENCE = "I did not hear a question."
-TRAINED, RECOMBINED = 48, 3                     # phrasings of an answer that are trained, at most, and held out
-REFUSED = {"train": (9000, ""), "recombined": (600, "words"), "wording": (600, "forms")}   # how many, what is held
+TRAINED, RECOMBINED = 48, 3                     # most phrasings of an answer in `train` and in `recombined`
+REFUSED = {"train": (9000, ""), "recombined": (600, "words"), "wording": (600, "forms")}   # count, `held`
 
 
 def spoken(text: str) -> str:
-    """What can be heard of a text: its words in lower case, with apostrophes, between single spaces."""
+    """A text as a transcript: lower-case words with apostrophes, separated by single spaces."""
     return " ".join(re.sub(r"[^a-z' ]", " ", text.lower()).split())
 
 
 def known() -> dict:
-    """Kind of FORMS -> [(what fills the forms, answer), ...]. A filling whose value is None lacks that form."""
+    """Kind of FORMS -> [(values for the slots of its forms, answer), ...]. Forms with a slot whose value is None are
+    not used."""
     found = {kind: [] for kind in FORMS}
 
     def add(kind, answer, **values):
@@ -71,14 +71,14 @@ def known() -> dict:
 
 
 def fill(forms: list, values: dict) -> list:
-    """The forms that the values fill."""
+    """The forms, filled with the values; without those that need a value that is None."""
     return [form.format(**values) for form in forms
             if all(value is not None or f"{{{name}}}" not in form for name, value in values.items())]
 
 
 def items() -> list:
-    """(kind, answer, {what carries it: [cores]}, held form of a core as (what carries it, core) or None) of every
-    answer that is known."""
+    """(kind, answer, {type of carrier: [cores]}, held-out core as (type of carrier, core) or None) of every known
+    answer. Types of carriers: the keys of CARRIERS."""
     found = []
     for kind, several in known().items():
         carried, form = HELD_FORMS[kind]
@@ -96,16 +96,16 @@ def items() -> list:
 
 
 def opposites() -> dict:
-    """Word -> its opposite, both ways but for those that are not the first thought of their opposite."""
+    """Word -> its opposite, in both directions except for the words in ONE_WAY."""
     return OPPOSITES | {other: word for word, other in OPPOSITES.items() if word not in ONE_WAY}
 
 
 def phrasings(seed: int = 0) -> list:
     """Every phrasing as {"text", "answer", "kind", "split", "carrier", "core"}. Of each answer's carrier-core pairs
-    RECOMBINED are held out and TRAINED trained, chosen by the seed, of each core as many; a core keeps at least two
-    carriers."""
-    random, known = np.random.default_rng(seed), items()
-    rows = {}                                               # `spoken` text -> its row; what two pairs spell counts once
+    RECOMBINED are held out and at most TRAINED trained, chosen at random, evenly over the cores. Each core keeps at
+    least two carriers for training."""
+    random, known_items = np.random.default_rng(seed), items()
+    rows = {}                                               # `spoken` text -> its row; equal texts count once
 
     def add(kind, answer, carrier, core, split):
         text = sentence(carrier.format(core))
@@ -114,7 +114,7 @@ def phrasings(seed: int = 0) -> list:
             other = rows[spoken(text)]["answer"]
             raise ValueError(f"{text!r} asks for {other!r} and for {answer!r}: expected one answer")
 
-    for kind, answer, forms, held in known:
+    for kind, answer, forms, held in known_items:
         pairs = [(carrier, core) for carried, cores in forms.items() for core in cores for carrier in CARRIERS[carried]]
         pairs = list({spoken(carrier.format(core)): (carrier, core) for carrier, core in pairs}.values())
         left, before, out, order = Counter(core for _, core in pairs), Counter(), [], []
@@ -135,7 +135,7 @@ def phrasings(seed: int = 0) -> list:
         if held is not None:
             carried, core = held
             add(kind, answer, CARRIERS[carried][0], core, "wording")
-    cores = {spoken(core) for _, _, forms, _ in known for several in forms.values() for core in several}
+    cores = {spoken(core) for _, _, forms, _ in known_items for several in forms.values() for core in several}
     for split, (count, held) in REFUSED.items():
         for kind, carrier, core in outside.questions(count, random, held):
             text = spoken(carrier.format(core))
@@ -145,13 +145,13 @@ def phrasings(seed: int = 0) -> list:
 
 
 def vocabulary(texts) -> list:
-    """The words of some texts, lower-case, in order of the alphabet."""
+    """The words of some texts, lower-case, sorted."""
     return sorted({word for text in texts for word in spoken(text).split()})
 
 
 def random_strings(count: int, words: list, random: np.random.Generator, least: int = 3, most: int = 10) -> list:
-    """`count` strings of `least` to `most` words, 60 % of them out of `words`, the rest common ones: what sentence
-    patterns cannot guess."""
+    """`count` strings of `least` to `most` random words, 60 % of them out of `words`, the rest common ones: no sentence
+    pattern predicts them."""
     def word():
         source = words if random.random() < 0.6 else COMMON
         return source[int(random.integers(len(source)))]

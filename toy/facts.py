@@ -1,4 +1,4 @@
-"""The tables of the mini model's world: what is known, and words to say it in. Text only; domain.py asks for it."""
+"""The tables of the mini model's world: known facts, and words for other texts. domain.py makes questions of them."""
 import numpy as np
 
 NUMBERS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
@@ -13,7 +13,7 @@ def table(text: str) -> dict:
     return dict(pair.split(": ") for pair in text.replace("\n", " ").split(", "))
 
 
-# Countries whose names and capitals are ASCII and whose capital is one city. Small islands are left out, to be refused.
+# Countries with ASCII names and one capital. Small islands are left out: they serve as unknown (outside.py).
 CAPITALS = table("""\
 France: Paris, Germany: Berlin, Italy: Rome, Spain: Madrid, Portugal: Lisbon, Greece: Athens, Austria: Vienna,
 Poland: Warsaw, Sweden: Stockholm, Norway: Oslo, Finland: Helsinki, Denmark: Copenhagen, Ireland: Dublin,
@@ -43,7 +43,7 @@ Ukraine: Kiev, Uruguay: Montevideo, Uzbekistan: Tashkent, Venezuela: Caracas, Vi
 Yemen: Sanaa, Zambia: Lusaka, Zimbabwe: Harare, the Netherlands: Amsterdam, the Philippines: Manila,
 the United States: Washington, the Bahamas: Nassau, the Vatican: Vatican City""")
 
-# Each is asked from its first word; those that are not in ONE_WAY from the second too.
+# Asked for the first word, and for the second except for first words in ONE_WAY.
 OPPOSITES = table("""\
 hot: cold, big: small, tall: short, fast: slow, happy: sad, day: night, up: down, left: right, open: closed,
 full: empty, hard: soft, wet: dry, old: young, early: late, good: bad, black: white, rich: poor, heavy: light,
@@ -76,7 +76,7 @@ PLURALS = {"a person": "people", "a fish": "fish", "a sheep": "sheep", "a mouse"
 
 
 def plural(thing: str) -> str | None:
-    """"a dog" -> "dogs"; None for what is not counted."""
+    """"a dog" -> "dogs"; None without an article "a" or "an"."""
     article, _, noun = thing.partition(" ")
     if article not in ("a", "an"):
         return None
@@ -84,7 +84,7 @@ def plural(thing: str) -> str | None:
     return PLURALS.get(thing, ending)
 
 
-# What has how many of what, besides FACTS: (a thing, how many, of what).
+# More counts besides FACTS: (thing, number, parts).
 COUNTS = (("a pentagon", "five", "sides"), ("a hexagon", "six", "sides"), ("an octagon", "eight", "sides"),
           ("a circle", "no", "corners"), ("a cube", "six", "faces"), ("a rectangle", "four", "corners"),
           ("a bicycle", "two", "wheels"), ("a tricycle", "three", "wheels"), ("a foot", "five", "toes"),
@@ -93,7 +93,7 @@ COUNTS = (("a pentagon", "five", "sides"), ("a hexagon", "six", "sides"), ("an o
           ("a year", "four", "seasons"), ("a dozen", "twelve", "pieces"), ("a football team", "eleven", "players"),
           ("the alphabet", "twenty six", "letters"), ("the sun", "eight", "planets"))
 
-# Answer: a noun phrase, a direct and an indirect question that ask for it.
+# Answer: (noun phrase, direct question, indirect question).
 FACTS = {
     "A week has seven days.": (
         "the number of days in a week", "how many days are in a week", "how many days a week has"),
@@ -254,7 +254,7 @@ TOPICS = {
         "tired. They must be bitter, he said, and he went away without looking back.",
 }
 
-# Words that make random sentences, besides the domain's own: frequent, short, and of many sounds.
+# Words for random strings, besides the domain's own: frequent, short, with many different sounds.
 COMMON = """able above across again age air arm around ask baby ball bank bath beach bed begin behind below bird
 birthday boat body book bottle box boy bread bridge bright bring brother build burn bus butter button cake call camp
 card care carry catch chair chance change cheap check child church circle city class climb close cloth coat coffee
@@ -276,7 +276,7 @@ tomorrow tooth touch towel town toy train tree trip truck try turn uncle under u
 voice wait walk wall warm wash watch water wave wear week wheel where wide wife wind window wing wish woman wonder
 wood word work world worry write yard year yesterday yet zoo""".split()
 
-# Who, does, what, where: plain sentences to read aloud that answer nothing.
+# Subject, verb, object, adverbial: plain sentences to read aloud that are no answers.
 SENTENCES = [
     "my brother|my sister|the teacher|the old man|a young woman|our neighbor|the farmer|her father|the doctor",
     "found|bought|sees|wants|lost|painted|carried|forgot|sold|liked",
@@ -291,7 +291,7 @@ def sentence(text: str) -> str:
 
 
 def plain_sentences(count: int, random: np.random.Generator) -> list:
-    """`count` different sentences that answer nothing, such as "The farmer found five fish by the river."."""
+    """`count` different sentences that are no answers, such as "The farmer found five fish by the river."."""
     parts, found = [part.split("|") for part in SENTENCES], {}
     while len(found) < count:
         found[sentence(" ".join(str(random.choice(part)) for part in parts)) + "."] = True

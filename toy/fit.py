@@ -1,8 +1,7 @@
 """One training loop for the parts of the mini preset that are trained from scratch (pretrain.py).
 
-fit(part, module, loss, steps, rate, folder): AdamW, and Muon for the matrices it is given, warm-up, cosine, a log line
-now and then, and a state file from which interrupted training goes on exactly. The four stages of Ex-Omni have their
-own loop: train.py.
+fit(part, module, loss, steps, rate, folder): AdamW, and Muon for the given matrices, warm-up, cosine decay, a log, and
+a state file from which interrupted training resumes exactly. The four stages of Ex-Omni have their own loop: train.py.
 """
 import json
 import time
@@ -22,7 +21,7 @@ LOG_STEPS = 20
 
 
 def warmup_cosine(step: int, steps: int, warmup: int) -> float:
-    """Share of the peak learning rate at a step: up in a line, down to zero along a cosine."""
+    """Share of the peak learning rate at a step: linear warm-up, then cosine decay to zero."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 + 0.5 * cos(pi * (step - warmup) / max(steps - warmup, 1))
@@ -30,13 +29,13 @@ def warmup_cosine(step: int, steps: int, warmup: int) -> float:
 
 def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, warmup: int = 100, betas=(0.9, 0.98),
         weight_decay: float = 0.01, clip: float = 1.0, seed: int = 0, matrices=()) -> None:
-    """Minimise `loss` over module's parameters: those in `matrices` (of layers and convolutions, not tables) with Muon,
-    all others with AdamW. Appends to folder/log.jsonl: means over the steps since the last line.
+    """Minimise `loss` over module's parameters: those in `matrices` (of layers and convolutions, not embeddings) with
+    Muon, all others with AdamW. Every LOG_STEPS steps, means since the last line are appended to folder/log.jsonl.
 
     loss(step, generator) -> (scalar tensor, {name: number or tensor to log}). rate: the peak learning rate.
-    All randomness of a step comes from the generator, seeded by the step, so that interrupted training goes on as if it
-    had never stopped: folder/<part>.state.safetensors holds parameters, buffers and optimizer state, and is removed at
-    the end. Raises ValueError where that file belongs to a module of another size.
+    All randomness of a step comes from the generator, seeded by the step, so that resumed training equals uninterrupted
+    training. folder/<part>.state.safetensors holds parameters, buffers and optimizer states; it is removed at the end.
+    Raises ValueError if that file belongs to a module of another size.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +86,7 @@ def fit(part: str, module: nn.Module, loss, steps: int, rate: float, folder, war
 
 
 def state_of(module, optimizer, muon) -> dict:
-    """Everything that training needs to go on, as named tensors."""
+    """The named tensors from which training can resume."""
     tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
     tensors |= {f"muon.{name}": moment for name, moment in muon.moments.items()}
     for i, state in optimizer.state_dict()["state"].items():
@@ -96,7 +95,7 @@ def state_of(module, optimizer, muon) -> dict:
 
 
 def restore(path, module, optimizer, muon) -> int:
-    """Load what `state_of` gave. Returns the step to go on from. Raises ValueError for a module of another size."""
+    """Load a saved `state_of`. Returns the step to resume at. Raises ValueError for a module of another size."""
     tensors = load_file(path)
     try:
         module.load_state_dict({name[7:]: t for name, t in tensors.items() if name.startswith("module.")})

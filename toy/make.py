@@ -1,18 +1,18 @@
 """Makes mini/, the trained model that comes with the code: from scratch, or its four stages alone.
 
-    python -m toy                             # everything, in some four hours on two cores; the data need flite
-    python -m toy --from mini                 # the four stages, from what mini/ has: pip packages only
+    python -m toy                             # everything, about four hours on two cores; the data need flite
+    python -m toy --from mini                 # the four stages, with the pretrained parts of mini/: pip packages only
 
-Each step is a command of this project, printed before it starts. A step that is done is not done again; after an
-interruption the same command goes on. Everything lies in --work: data, parts, base, stage1 to stage4, and steps.jsonl
-with the seconds of each step. At the end --out is written, by default --work/mini; `--out mini` replaces ours:
+Each step is a command of this project, printed before it starts. Finished steps are skipped, so that the same command
+resumes after an interruption. --work gets data, parts, base, stage1 to stage4, and steps.jsonl with the seconds of each
+step. At the end --out is written, by default --work/mini; `--out mini` replaces the mini model of the repository:
 
     config.json, model.safetensors, ...    the checkpoint of stage 4, weights in float16
     speech_tokenizer/, speech_decoder/     as in every checkpoint
     base/                                  the language model before the stages; the other parts are in the checkpoint
-    data/                                  units and faces of all that the answer voice says (answers.py)
-    questions/                             recordings of voices that are not in the training data, and what they say
-    log.jsonl                              what was logged on the way, each line with its part or stage
+    data/                                  units and faces of all spoken answers (answers.py)
+    questions/                             clips of voices that are not in the training data, with their texts
+    log.jsonl                              the logs of all steps, each line with its part or stage
 """
 import argparse
 import json
@@ -24,7 +24,7 @@ import sys
 import time
 from pathlib import Path
 
-import cli                                                      # before torch, which takes seconds
+import cli                                                      # before torch: see __main__.py
 
 import soundfile
 import torch
@@ -37,11 +37,11 @@ from whisper import SAMPLE_RATE
 
 ROOT = Path(__file__).parent.parent
 QUESTIONS = ("test-natural", "test-voices", "test-both")       # splits whose voices are not in the training data
-UNTIL_ALONE = "listening, one core"     # is interrupted when the other step of its dict is done; a later step goes on
+UNTIL_ALONE = "listening, one core"     # interrupted after the other step of its dict; the next step resumes it
 
 
 def plan(work: Path, shipped: str | None) -> list:
-    """[{step: arguments of python}, ...]; the steps of one dict go on at the same time."""
+    """[{step: arguments of python}, ...]; the steps of one dict run at the same time."""
     pretrain = ["-m", "toy", "pretrain", "--data", work / "data", "--work", work / "parts", "--out", work / "base"]
     data = [ROOT / "prepare.py", "demo", "--out", work / "data"]
     if shipped:
@@ -59,7 +59,7 @@ def plan(work: Path, shipped: str | None) -> list:
 
 
 def rows_of(log: Path) -> list:
-    """The rows of a log, none where it is not there. Raises ValueError that names a damaged line."""
+    """The rows of a log, none if there is no file. Raises ValueError with the number of a damaged line."""
     rows = []
     for number, line in enumerate(log.read_bytes().splitlines() if log.exists() else (), 1):
         try:
@@ -71,7 +71,7 @@ def rows_of(log: Path) -> list:
 
 
 def make(work: Path, shipped: str | None) -> None:
-    """Start the steps that are not done, in order. Where one fails: `cli.failed`."""
+    """Run the steps that are not done, in order. Calls `cli.failed` if one fails."""
     log = work / "steps.jsonl"
 
     def finished(name):
@@ -98,16 +98,16 @@ def make(work: Path, shipped: str | None) -> None:
                         cli.failed(name, code, "mend what it says, then the same command goes on")
                     finished(name)
                 if len(steps) > 1 and [*running] == [UNTIL_ALONE]:
-                    cli.stop([running.pop(UNTIL_ALONE)])                   # what it saved is gone on with
+                    cli.stop([running.pop(UNTIL_ALONE)])                   # it saves its state
                     finished(UNTIL_ALONE)
         finally:
             cli.stop(running.values())                          # interrupted: they save
 
 
-# ---- what is shipped ----------------------------------------------------------------------------------------------
+# ---- the finished mini model ---------------------------------------------------------------------------------------
 
 def ship(work: Path, out: Path) -> None:
-    """Write `out` from a finished --work; files of an earlier mini model are replaced one by one."""
+    """Write `out` from a finished `work`; files of an earlier mini model are replaced one by one."""
     final = work / "stage4"
     halve(final / "model.safetensors", out / "model.safetensors")
     for name in ("config.json", "generation_config.json", "stages.json"):
@@ -132,14 +132,14 @@ def ship(work: Path, out: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy a file; `target` is the old one or the whole new one at any time."""
+    """Copy a file; at any time `target` is the old file or the complete new one."""
     with disk.replacing(target) as temporary:
         temporary.write_bytes(source.read_bytes())
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy a directory's mini.tiktoken, and tokenizer_config.json where it has one: the first mini model, from which
-    one may have started (--from), has none and reads what users write as it stands."""
+    """Copy mini.tiktoken, and tokenizer_config.json if there is one: the first mini model, a possible start (--from),
+    has none, and does not fold what users write."""
     copy(source / "mini.tiktoken", target / "mini.tiktoken")
     if (source / "tokenizer_config.json").exists():
         copy(source / "tokenizer_config.json", target / "tokenizer_config.json")
@@ -148,13 +148,13 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def halve(source: Path, target: Path) -> None:
-    """Write a checkpoint's weights in float16. They are read as the type that config.json names."""
-    weights.write_tensors(target, {name: tensor.to(torch.float16, copy=True)        # of a mapped file: not to be kept
+    """Write a checkpoint's weights in float16. Loading converts them to the dtype in config.json."""
+    weights.write_tensors(target, {name: tensor.to(torch.float16, copy=True)        # from a mapped file
                                    for name, tensor in weights.stream(source, weights.shapes(source))})
 
 
 def questions(data: Path, out: Path, each: int = 2) -> None:
-    """Write the first questions of each split of QUESTIONS, one of a kind, and what they say in `questions.jsonl`."""
+    """Write `each` clips per split of QUESTIONS, all questions of different kinds, and questions.jsonl with their texts."""
     rows = []
     for name in QUESTIONS:
         split, kinds = Split(data / name) if (data / name).exists() else None, set()

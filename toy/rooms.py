@@ -1,6 +1,6 @@
 """What happens to a voice on its way: rooms, other people, noise, microphones, telephones, codecs.
 
-    audio = on_the_way(audio, random, others)           # a training clip, with other clips to babble behind it
+    audio = degraded(audio, random, others)           # a training clip, with other clips to babble behind it
     audio = noise("hum", 2.5, random)                   # a clip in which nobody asks anything
     audio = CONDITIONS["telephone"](audio, random)      # a test clip, changed in one known way
 
@@ -49,7 +49,7 @@ def reverb(audio, seconds: float, amount: float, random) -> np.ndarray:
     frequencies sooner. amount: the amplitude of all that over the direct sound's."""
     t = np.arange(round(seconds * RATE)) / RATE
     response = random.standard_normal(len(t)) * 10 ** (-3 * t / seconds) * (t > random.uniform(0.005, 0.02))
-    response = shaped(response, lambda f: 1 / np.sqrt(1 + (f / random.uniform(1500, 6000)) ** 2))
+    response = filtered(response, lambda f: 1 / np.sqrt(1 + (f / random.uniform(1500, 6000)) ** 2))
     early = random.integers(round(0.001 * RATE), round(0.03 * RATE), 6)
     response[early] += random.choice((-1, 1), 6) * random.uniform(0.3, 1, 6) * np.abs(response).max()
     response *= amount / np.sqrt(np.sum(response ** 2))
@@ -59,13 +59,13 @@ def reverb(audio, seconds: float, amount: float, random) -> np.ndarray:
     return wet.astype(np.float32)
 
 
-def shaped(audio, gain) -> np.ndarray:
+def filtered(audio, gain) -> np.ndarray:
     """audio with each frequency f in Hz times gain(f), without a delay."""
     spectrum = np.fft.rfft(audio)
     return np.fft.irfft(spectrum * gain(np.fft.rfftfreq(len(audio), 1 / RATE)), len(audio)).astype(np.float32)
 
 
-def passed(f, low: float, high: float) -> np.ndarray:
+def band_gain(f, low: float, high: float) -> np.ndarray:
     """The gain of a microphone that hears frequencies from low to high Hz: 24 dB per octave outside."""
     return 1 / np.sqrt((1 + (low / np.maximum(f, 1)) ** 8) * (1 + (f / high) ** 8))
 
@@ -82,14 +82,14 @@ def microphone(audio, random) -> np.ndarray:
         level = shelf / (1 + np.exp(-2 * (octaves - np.log2(edge))))
         for centre, height, width in peaks:
             level = level + height * np.exp(-((octaves - np.log2(centre)) / width) ** 2)
-        return passed(f, low, high) * 10 ** (level / 20)
-    return shaped(audio, gain)
+        return band_gain(f, low, high) * 10 ** (level / 20)
+    return filtered(audio, gain)
 
 
 def telephone(audio) -> np.ndarray:
     """300 to 3400 Hz at 8000 samples a second, in 8 bits by the mu-law (G.711)."""
     peak = max(np.abs(audio).max(), 1e-6)
-    narrow = soxr.resample(shaped(audio, lambda f: passed(f, 300, 3400)), RATE, RATE // 2, quality="LQ")
+    narrow = soxr.resample(filtered(audio, lambda f: band_gain(f, 300, 3400)), RATE, RATE // 2, quality="LQ")
     code = np.sign(narrow) * np.log1p(255 * np.minimum(np.abs(narrow) / peak, 1)) / np.log(256)
     code = np.round(code * 127) / 127
     narrow = np.sign(code) * np.expm1(np.abs(code) * np.log(256)) / 255 * peak
@@ -120,7 +120,7 @@ def overdriven(audio, level: float) -> np.ndarray:
 
 def coloured(colour: str, samples: int, random) -> np.ndarray:
     """Noise that is white, pink or brown above 20 Hz; nothing below, where nobody hears it."""
-    return shaped(random.standard_normal(samples, np.float32),
+    return filtered(random.standard_normal(samples, np.float32),
                   lambda f: (f >= 20) * (np.maximum(f, 20) / 20) ** COLOURS[colour])
 
 
@@ -182,7 +182,7 @@ def noise(kind: str, seconds: float, random, others=()) -> np.ndarray:
 
 # ---- training and test --------------------------------------------------------------------------------------------
 
-def on_the_way(audio, random, others=()) -> np.ndarray:
+def degraded(audio, random, others=()) -> np.ndarray:
     """A clip as it may arrive, as long as before. One in three is clean but for its level (-12 to 6 dB); the others may
     each be in a room, among people (if there are others) or noise, too loud for the microphone, coloured by it, on the
     telephone, and coded."""
