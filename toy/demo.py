@@ -320,7 +320,7 @@ def command(args) -> None:
         return
     cli.check_directory(args.out)
     answers, record = args.answers, Path(args.out) / "demo.json"
-    if answers is None and voices.shutil.which("flite") is None and SHIPPED.exists():
+    if answers is None and not voices.available("flite") and SHIPPED.exists():
         if not record.exists() or "answers" in disk.read_json(record):       # a set made with flite stays as it is
             print("flite is not installed")
             answers = SHIPPED

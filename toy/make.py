@@ -154,7 +154,7 @@ def halve(source: Path, target: Path) -> None:
 
 
 def questions(data: Path, out: Path, each: int = 2) -> None:
-    """Write `each` clips per split of QUESTIONS, all questions of different kinds, and questions.jsonl with their texts."""
+    """Write clips of `each` questions per split of QUESTIONS, no kind twice, and their texts in questions.jsonl."""
     rows = []
     for name in QUESTIONS:
         split, kinds = Split(data / name) if (data / name).exists() else None, set()

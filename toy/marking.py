@@ -1,7 +1,7 @@
-"""Asks a model the questions of the toy world and marks its answers: right if every letter is.
+"""Asks a model the questions of the mini model's world and marks its answers: right means an exact match.
 
 Used by evaluate.py. A sample is what data.Split returns: a dict with "messages", "answer", "audio" (samples,) float32
-at 16 kHz or None, and what toy/demo.py noted about it: family of voices, phrasing, kind.
+at 16 kHz or None, and fields of toy/demo.py: family of voices, phrasing, kind.
 """
 import json
 import re
@@ -16,28 +16,27 @@ from decode import TextSampler
 from tokenizer import with_system
 from toy import rooms
 from toy.domain import SILENCE, UNKNOWN, spoken
+from toy.facts import NUMBERS
 
 BATCH, SPEAKING_BATCH = 32, 8                                   # samples at once: text only, with speech and face
 
-# Typed questions of somebody who had not seen the phrasings: {"text", "answer", "kind": wording, far or near} each.
+# Typed questions by a person who had not seen the phrasings: {"text", "answer", "kind": wording, far or near} each.
 STRANGERS = Path(__file__).with_name("strangers.jsonl")
-CONFIDENT = 0.8                                                 # Answer.confidence from which on an answer is believed
-ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen").split()
+CONFIDENT = 0.8                                                 # answers above this Answer.confidence are confident
 TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 
 # ---------------------------------------------------------------- asking
 
 def chats(samples: list) -> tuple:
-    """(conversations, clips) as `ExOmni.generate` takes them, with the prompt of training and sample.py."""
+    """(conversations, clips) for `ExOmni.generate`, with the system prompt of training and sample.py."""
     return ([with_system(sample["messages"]) for sample in samples],
             [None if sample["audio"] is None else torch.from_numpy(sample["audio"]) for sample in samples])
 
 
 @torch.no_grad()
 def write_texts(model, samples: list, max_new_tokens: int) -> list:
-    """The model's replies as text, the likeliest, without speech: [(text, its confidence), ...]."""
+    """The model's replies as text, decoded greedily, without speech: [(text, its confidence), ...]."""
     texts = []
     for n in range(0, len(samples), BATCH):
         ids, mask, clips = model.prompts(*chats(samples[n:n + BATCH]))
@@ -48,7 +47,7 @@ def write_texts(model, samples: list, max_new_tokens: int) -> list:
 
 
 def speak(model, samples: list, max_new_tokens: int, seed: int) -> list:
-    """The model's replies with speech and face, `model.Answer`s, the text greedy; the same for the same seed."""
+    """The model's replies with speech and face, `model.Answer`s; text is greedy, units are sampled with the seed."""
     answers, short = [], len(samples) <= SPEAKING_BATCH
     for n in tqdm(range(0, len(samples), SPEAKING_BATCH), desc="speaking", unit="batch", disable=short or None):
         answers += model.generate(*chats(samples[n:n + SPEAKING_BATCH]), max_new_tokens=max_new_tokens,
@@ -59,18 +58,18 @@ def speak(model, samples: list, max_new_tokens: int, seed: int) -> list:
 # ---------------------------------------------------------------- error rates
 
 def spell(n: int) -> str:
-    """A number below 1000 in words, digit by digit from there on."""
+    """A number in words; from 1000 on digit by digit."""
     if n < 20:
-        return ONES[n]
+        return NUMBERS[n]
     if n < 100:
-        return TENS[n // 10] + (f" {ONES[n % 10]}" if n % 10 else "")
+        return TENS[n // 10] + (f" {NUMBERS[n % 10]}" if n % 10 else "")
     if n < 1000:
-        return f"{ONES[n // 100]} hundred" + (f" and {spell(n % 100)}" if n % 100 else "")
-    return " ".join(ONES[int(digit)] for digit in str(n))
+        return f"{NUMBERS[n // 100]} hundred" + (f" and {spell(n % 100)}" if n % 100 else "")
+    return " ".join(NUMBERS[int(digit)] for digit in str(n))
 
 
 def words(text: str) -> list:
-    """The words of a text as they sound: lower case, numbers spelled, no punctuation."""
+    """The words of a text as they are spoken: lower case, numbers in words, no punctuation."""
     return spoken(re.sub(r"\d+", lambda number: f" {spell(int(number[0]))} ", text)).split()
 
 
@@ -84,8 +83,8 @@ def load_jiwer():
 
 
 def error_rate(pairs) -> float:
-    """[(reference, hypothesis), ...], sequences of words or units -> insertions, deletions and substitutions of all,
-    over the length of all references (word error rate, for words)."""
+    """[(reference, hypothesis), ...], sequences of words or units -> all insertions, deletions and substitutions over
+    the total length of the references (for words: the word error rate)."""
     references, hypotheses = ([" ".join(map(str, sequence)) for sequence in side] for side in zip(*pairs))
     return float(load_jiwer().wer(references, hypotheses))
 
@@ -93,19 +92,19 @@ def error_rate(pairs) -> float:
 # ---------------------------------------------------------------- marks
 
 def share(flags) -> dict:
-    """Right answers among those asked."""
+    """Booleans, True for right -> their number, the total and the share."""
     flags = list(flags)
     return {"right": sum(flags), "asked": len(flags), "share": sum(flags) / len(flags) if flags else None}
 
 
 def by(marks: list, key: str) -> dict:
-    """`share` of the marks with each value of `key`."""
+    """{value: `share` right of the marks with this value of `key`}."""
     return {value: share(mark["right"] for mark in marks if mark[key] == value)
             for value in sorted({mark[key] for mark in marks if mark.get(key) is not None})}
 
 
 def marked(write, samples: list) -> list:
-    """Each sample's question, what was expected, what came, and whether it is right. write: samples -> [(text,
+    """A mark per sample: its question, the expected answer, the answer, whether it is right. write: samples -> [(text,
     confidence), ...]."""
     return [{"id": s["id"], "kind": s.get("kind"), "family": s.get("family"), "phrasing": s.get("phrasing"),
              "question": s.get("text"), "expected": s["answer"], "got": text, "confidence": round(confidence, 3),
@@ -114,22 +113,22 @@ def marked(write, samples: list) -> list:
 
 
 def questions(split: Split, task: str) -> list:
-    """The split's samples of a task; of `qa` only those asked aloud."""
+    """The split's samples of a task; of `qa` only spoken questions."""
     return [split[i] for i, row in enumerate(split.rows) if row["task"] == task and (task != "qa" or "audio" in row)]
 
 
 def strangers() -> list:
-    """The samples of STRANGERS: questions by one who had read the answers of the world, and nothing
-    of how they are asked here. Some come late in a talk: "before" has its turns until then."""
+    """The samples of STRANGERS: questions by a person who had read the answers of this world, but none of its wordings.
+    Some are later turns of a conversation: "before" has the earlier ones."""
     rows = [json.loads(line) for line in STRANGERS.read_text().splitlines()]
     return [row | {"id": f"stranger-{n}", "audio": None, "messages": [
-        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate([*row.get("before", []), row["text"]])]}
-            for n, row in enumerate(rows)]
+        {"role": ("user", "assistant")[i % 2], "content": text}
+        for i, text in enumerate([*row.get("before", []), row["text"]])]} for n, row in enumerate(rows)]
 
 
 def mark_split(write, split: Split, transcripts: bool) -> tuple:
-    """Shares right: asked aloud, in all and by family, phrasing and kind, and typed; then the marks of what was asked
-    aloud and of what was typed. transcripts: also exact transcriptions and their word error rate."""
+    """(shares right: of spoken questions in all, by family, phrasing and kind; of typed ones), the marks of the spoken
+    questions, the marks of the typed ones. transcripts: also exact transcriptions and their word error rate."""
     aloud, typed = (marked(write, questions(split, task)) for task in ("qa", "chat"))
     found = {"spoken": share(mark["right"] for mark in aloud),
              **{key: by(aloud, key) for key in ("family", "phrasing", "kind")},
@@ -143,8 +142,8 @@ def mark_split(write, split: Split, transcripts: bool) -> tuple:
 
 
 def refusals(marks: list) -> dict:
-    """Of what has no answer, by kind (far, near, noise): how many were refused as expected, and how many were answered
-    with confidence. Of everything else: how many were refused, and how many wrong answers were confident."""
+    """For questions without an answer by kind (far, near, noise), and for all others: the shares that were right,
+    refused, and answered wrongly with confidence."""
     found, refused = {}, (UNKNOWN, SILENCE)
     groups = {kind: [mark for mark in marks if mark["expected"] in refused and mark["kind"] == kind]
               for kind in sorted({mark["kind"] for mark in marks if mark["expected"] in refused})}
@@ -158,8 +157,8 @@ def refusals(marks: list) -> dict:
 
 
 def mark_answers(write, data, seed: int, transcripts: bool) -> dict:
-    """Exact answers on val and every test-* split of `data`, asked aloud and typed, and of strangers; then one split
-    with changed clips. write: samples -> [(text, confidence), ...]."""
+    """Exact answers on val and every test-* split of `data`, spoken and typed, and on STRANGERS; then on one split with
+    its clips changed by each of rooms.CONDITIONS. write: samples -> [(text, confidence), ...]."""
     names = ["val", *sorted(path.name for path in Path(data).glob("test-*"))]
     splits, aloud, found = {name: Split(Path(data) / name) for name in names}, {}, {"splits": {}, "wrong": {}}
     typed = {"strangers": marked(write, strangers())}
@@ -185,7 +184,7 @@ PHRASINGS = ("train", "recombined", "wording")
 
 
 def answer_tables(found: dict) -> list:
-    """What `mark_answers` found as tables: (title, header, rows) of each."""
+    """The result of `mark_answers` as tables: [(title, header, rows), ...]."""
     splits, changed = found["splits"], found["changed"]
     columns = [("family", value) for value in sorted({v for split in splits.values() for v in split["family"]})]
     columns += [("phrasing", value) for value in PHRASINGS if any(value in split["phrasing"]

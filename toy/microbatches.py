@@ -1,4 +1,4 @@
-"""Micro-batches for a world of short samples, where most of the work is padding (train.py, mini recipe)."""
+"""Micro-batches of similar length, for short samples: else most of the work is padding (train.py, mini recipe)."""
 from contextlib import contextmanager
 
 import torch
@@ -9,22 +9,22 @@ from data import by_length
 from loading import cut
 from toy.muon import local
 
-PROMPT_UNITS = 50      # a sample's prompt and question take about as long as that many units
+PROMPT_UNITS = 50      # the cost of a sample's prompt and question, expressed in units
 
 
 def like_length(split, rows, count: int) -> list:
-    """rows of a Split or a Mixture in `count` lists of like length (`loading.cut`)."""
+    """rows of a Split or a Mixture -> `count` lists of samples of similar length (`loading.cut`)."""
     rows = by_length(split, rows)
     lengths = PROMPT_UNITS + split.column("units length", rows).clip(0)
     return [rows[begin:end] for begin, end in cut(lengths[:, None], count)]
 
 
 class Float64Sums:
-    """Adds up the gradients of a step's micro-batches, and their squares for clipping, in float64 and rounds the sum
-    once: then it is the same however many processes share them. Muon makes rounding errors larger, up to 485 times
-    (toy/muon.py, `orthogonal`): without, the losses of stage I are 1.6e-4 apart after 20 steps.
+    """Sums the gradients of a step's micro-batches, and their squares for clipping, in float64 and rounds once: the
+    result does not depend on the number of processes. Muon amplifies rounding errors, up to 485 times (toy/muon.py,
+    `orthogonal`): with float32 sums the losses of stage I differ by 1.6e-4 after 20 steps.
 
-    Under FSDP2 each process sums its own until the last, and the processes' sums are added with reduce_dtype float64.
+    Under FSDP2 each process sums its own gradients; after the last micro-batch they are reduced in float64.
     """
 
     def __init__(self, model, trained: list):
@@ -42,7 +42,7 @@ class Float64Sums:
 
     @contextmanager
     def micro_batch(self, last: bool):
-        """Around each backward pass; after the last the parameters have their gradients."""
+        """Context of each backward pass; after the last one the parameters have their gradients."""
         for module in self.sharded:
             module.set_requires_gradient_sync(last, recurse=False)
         yield

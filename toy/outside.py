@@ -1,11 +1,11 @@
-"""What the mini model does not know: questions far from its world and next to it, made by a grammar from word lists.
+"""Questions without an answer, made by templates from word lists: far from the mini model's world, and near it.
 
     far     weather, news, people, food, feelings, orders, code, other languages, nonsense
-    near    the world's own forms filled with what the tables lack (the capital of a made-up country, the opposite of a
-            noun, sums of three numbers or beyond the range), and things that its countries and animals have besides
+    near    the world's own forms with unknown things (the capital of a made-up country, the opposite of a noun, sums of
+            three numbers or beyond the range), and unknown facts about its countries and animals
 
-Held out for the tests are forms (every 6th template) and words (every 5th of each list): `held` picks among "words"
-(trained templates, held words), "forms" (held templates, any words) or "" (training).
+For the tests every 6th template and every 5th word of each list are held out. `held` is "words" (trained templates,
+held-out words), "forms" (held-out templates, any words) or "" (training).
 """
 import functools
 import re
@@ -163,7 +163,7 @@ the number of {noun}s in a {noun}|the number of sides of a {noun}|the number of 
 the number of days in a {noun}|the number of strings of a {noun}|the writer of {title}|the painter of {title}|
 the inventor of {invention}"""
 
-ODD = {                                     # what fills a form of the world whose table lacks it
+ODD = {                                     # kind -> things that are not in its table
     "capital": "{made}|{made}|{made}|{place}|{place}|the {noun}|{name}|a {animal}|{known}|{month}|{words}",
     "opposite": "{noun}|{noun}|{animal}|{name}|{country}|{made}|{small}|{month}|a {noun}|{foreign}",
     "legs": "a {noun}|a {animal}|a {animal}|{name}|{country}|a {blob}|{things}",
@@ -176,12 +176,12 @@ ODD = {                                     # what fills a form of the world who
 }
 TABLES = {"capital": facts.CAPITALS, "legs": facts.LEGS, "sound": facts.SOUNDS, "color": facts.COLORS,
           "topic": facts.TOPICS, "opposite": [*facts.OPPOSITES, *facts.OPPOSITES.values()]}
-MOST_WORDS = 13                                             # as long as a spoken question may be
+MOST_WORDS = 13                                             # of a spoken question
 
 
 @functools.cache
 def templates(text: str, forms: bool) -> list:
-    """The templates of a list: every 6th, which is held out, or all others."""
+    """The templates of a list: the held-out ones (every 6th) for `forms`, else all others."""
     return [one for n, one in enumerate(text.replace("\n", "").split("|")) if (n % 6 == 5) == forms]
 
 
@@ -190,8 +190,8 @@ def letters(word: str) -> str:
 
 
 def shortened(word: str) -> set:
-    """A word, and what is left of it without one or two of its letters: two words that share none of these differ in
-    more than two."""
+    """The word, and the word without one or two of its letters. If two words share none of these, more than two typos
+    lie between them."""
     one = {word[:n] + word[n + 1:] for n in range(len(word))}
     return {word} | one | {short[:n] + short[n + 1:] for short in one for n in range(len(short))}
 
@@ -205,7 +205,7 @@ KNOWN = set().union(*(shortened(letters(word)) for word in (
 
 
 def made_up(random: np.random.Generator) -> str:
-    """A name that nothing has, such as "Trolimia": no known one with two letters mistyped."""
+    """A made-up name, such as "Trolimia", that is no known one with two typos."""
     pick = lambda several: several[int(random.integers(len(several)))]
     while True:
         name = "".join(pick(ONSETS) + pick(VOWELS) + (pick(ENDS) if random.random() < 0.3 else "")
@@ -215,7 +215,7 @@ def made_up(random: np.random.Generator) -> str:
 
 
 def filler(slot: str, random: np.random.Generator, held: str) -> str:
-    """A word for a slot of a template. held: "words" picks held ones, "forms" any, "" trained ones."""
+    """A word for a slot of a template. held: "words" for held-out words, "forms" for any, "" for trained ones."""
     def pick(several):
         several = list(several)
         if held != "forms" and len(several) >= 10:
@@ -250,7 +250,7 @@ def filled(template: str, random: np.random.Generator, held: str) -> str:
 
 
 def odd(kind: str, random: np.random.Generator, held: str = "") -> str:
-    """What fills the forms of a kind, and is not in its table."""
+    """Something to ask for in the forms of a kind that is not in its table."""
     several = ODD[kind].split("|")
     while True:
         x = filled(several[int(random.integers(len(several)))], random, held)
@@ -259,7 +259,7 @@ def odd(kind: str, random: np.random.Generator, held: str = "") -> str:
 
 
 def question(random: np.random.Generator, held: str = "") -> tuple:
-    """(kind, carrier, core) of one question that has no answer; some are answered by chance: see domain.phrasings."""
+    """(kind, carrier, core) of a question without an answer. domain.phrasings removes those that have one by chance."""
     pick = lambda several: several[int(random.integers(len(several)))]
     if random.random() < 0.6:
         core = filled(pick(templates(FAR, held == "forms")), random, held)
@@ -289,7 +289,7 @@ def questions(count: int, random: np.random.Generator, held: str = "") -> list:
 
 
 def symbols(count: int, random: np.random.Generator) -> list:
-    """`count` texts that only a keyboard makes: code, addresses, numbers, keys at random."""
+    """`count` texts that only a keyboard makes: code, addresses, numbers, random keys."""
     pick = lambda several: several[int(random.integers(len(several)))]
     keys = "abcdefghijklmnopqrstuvwxyz0123456789 ,.?!:;+-*/=()[]{}<>#@&%$_'\""
     word = lambda: pick(facts.COMMON)

@@ -1,12 +1,12 @@
-"""What is said by whom, and what is typed, in each split of the demo set; nothing spoken yet (demo.py).
+"""The contents of each split of the demo set as text: who says what, and what is typed (demo.py makes the sound).
 
-`plan`: the clips. Everything asked aloud is in `asked` shares: each answer's questions by each family of voices, then
-questions without an answer, follow-ups, noise without a question, and random words to transcribe.
-`written`: the samples without a clip of their own: typed questions and conversations, of which some use a clip's sound.
+`plan`: the clips. In training: questions for each answer by each family of voices, questions without an answer,
+follow-ups, noise without a question, and random words to transcribe.
+`written`: the samples without a clip of their own: typed questions and conversations; some use the sound of a clip.
 
-A clip is {"id", "text", "answer", "kind", "phrasing", "how"[, "before"]}: `how` is for voices.speak, `before` are the
-turns before it. Noise has the text "" and how = {"family": "noise", "voice": one of rooms.NOISES, "seconds"}, for
-rooms.noise. Random words have no answer. Everything follows from the seed.
+A clip is {"id", "text", "answer", "kind", "phrasing", "how"[, "before"]}: `how` has the arguments of voices.speak,
+`before` the previous turns. Noise has the text "" and how = {"family": "noise", "voice": one of rooms.NOISES,
+"seconds"}, for rooms.noise. Random words have no answer. Everything follows from the seed.
 """
 import zlib
 from collections import Counter, defaultdict
@@ -17,9 +17,9 @@ from toy import casual, domain, facts, keyboard, outside, talks, voices
 from toy.keyboard import pick
 from toy.rooms import NOISES
 
-# Clips of training by what they are and their family ("once more": for each count in ALIKE); random strings and plain sentences to read aloud, of which `held`
-# each are kept from training; questions that are typed casually, conversations that are typed, and that use the sound of
-# a clip; tests ask every n-th answer.
+# Numbers of training clips by family of voices ("once more": factors of ALIKE); of random strings and plain sentences
+# to read aloud, and how many of each are held out; of casual questions, of typed conversations, and of conversations
+# with a clip's sound. The tests ask for "every" n-th answer; test-turns and test-outside have "tests" spoken samples.
 SIZES = {
     "full": {"asked": {"espeak": 2900, "flite": 2900, "kokoro": 570, "hibari": 720},
              "once more": {"espeak": 3, "flite": 3, "kokoro": 1, "hibari": 1},
@@ -35,36 +35,37 @@ SIZES = {
 TESTS = ("test-voices", "test-recombined", "test-wording", "test-both", "test-natural")
 MORE_TESTS = ("test-turns", "test-outside", "test-typed")
 SPLITS = ("voice", "train", "val", *TESTS, *MORE_TESTS)
-# Questions that differ in one short word, and are asked more often: how many times SIZES' "once more", by their kind.
+# Kinds whose questions differ in one short word only. Each family asks such a question this number times SIZES' "once
+# more" additional times.
 ALIKE = {"day": 4, "month": 4, "season": 4, "opposite": 1, "sound": 1, "color": 1}
-ASK_AGAIN = 7               # of so many typed conversations of training one ends with "Say that again."
-READ_AS_QUESTION = 14       # of so many typed questions of training one is answered aloud too, which costs most
+ASK_AGAIN = 7               # every 7th typed conversation of training ends with a request to repeat (talks.AGAIN)
+READ_AS_QUESTION = 14       # every 14th typed question of training also has a spoken answer, which costs most
 
 
 def rng(seed: int, name: str) -> np.random.Generator:
-    """Random numbers of their own for everything that has a name: what is made does not depend on what was made
-    before."""
+    """A generator of its own for everything that has a name: results do not depend on the order of the work."""
     return np.random.default_rng([seed, zlib.crc32(name.encode())])
 
 
 def asked(phrasings: list) -> dict:
-    """domain.phrasings -> answer -> split -> their rows."""
+    """domain.phrasings -> {answer: {split: rows}}."""
     found = {}
     for row in phrasings:
         found.setdefault(row["answer"], {}).setdefault(row["split"], []).append(row)
     return found
 
 
-# ---- what is said ---------------------------------------------------------------------------------------------------
+# ---- spoken clips ---------------------------------------------------------------------------------------------------
 
 def plan(seed: int, size: dict) -> dict:
-    """Split -> its clips."""
+    """{split: its clips}."""
     phrasings = domain.phrasings(seed)
     rows = asked(phrasings)
     answers, answered = [*rows, domain.SILENCE], [answer for answer in rows if answer != domain.UNKNOWN]
     words = domain.vocabulary(row["text"] for row in phrasings if row["kind"] not in ("far", "near"))
     clips = {"voice": to_read_aloud(seed, size, answers)}
-    clips["train"] = [*questions(seed, size["asked"], size["once more"], answered, rows), *refused(seed, size["unknown"], rows),
+    clips["train"] = [*questions(seed, size["asked"], size["once more"], answered, rows),
+                      *refused(seed, size["unknown"], rows),
                       *follow_ups(seed, phrasings, "train", size["follow-up"]), *noise(seed, "train", size["noise"]),
                       *(random_words(seed, family, n, words) for family, count in size["random"].items()
                         for n in range(count))]
@@ -92,12 +93,12 @@ def plan(seed: int, size: dict) -> dict:
 
 
 def held(split: str) -> bool:
-    """Whether the voices of a split are not trained."""
+    """Whether the voices of a split are held out from training."""
     return split in ("test-voices", "test-both", "test-natural")
 
 
 def to_read_aloud(seed: int, size: dict, answers: list) -> list:
-    """What the answer voice says: all answers, random strings of their words, plain sentences."""
+    """The clips of the answer voice: all answers, random strings of their words, plain sentences."""
     texts = domain.random_strings(size["strings"], domain.vocabulary(answers), rng(seed, "strings"))
     plain = facts.plain_sentences(size["sentences"], rng(seed, "sentences"))
     said = [(text, "answer", False) for text in answers]
@@ -109,15 +110,14 @@ def to_read_aloud(seed: int, size: dict, answers: list) -> list:
 
 
 def clip(seed: int, name: str, row: dict, family: str, held: bool = False) -> dict:
-    """The clip of a phrasing (domain.phrasings), said by one of the family's voices."""
+    """The clip of a phrasing (domain.phrasings), spoken by a random voice of the family."""
     return {"id": name, "text": row["text"], "answer": row["answer"], "kind": row["kind"], "phrasing": row["split"],
             "how": voices.sample_voice(family, rng(seed, name), held)}
 
 
 def questions(seed: int, counts: dict, more: dict, answers: list, rows: dict) -> list:
-    """Training's questions that have an answer. The families ask for each answer in turn, for those of ALIKE some times
-    more; each takes the next of its phrasings, which change their core from one to the next, so that each form is
-    heard."""
+    """Training questions with an answer. Each family asks for the answers in turn, and more often for those of ALIKE.
+    The phrasings of an answer are used in turn, ordered such that the cores alternate: every form is spoken."""
     order, taken, asked_by, found = {}, Counter(), Counter(), []
     for n, answer in enumerate(answers):
         trained, seen, ranked = rows[answer]["train"], Counter(), []
@@ -141,7 +141,7 @@ def questions(seed: int, counts: dict, more: dict, answers: list, rows: dict) ->
 
 
 def refused(seed: int, counts: dict, rows: dict) -> list:
-    """Training's questions without an answer."""
+    """Training questions without an answer."""
     trained = rows[domain.UNKNOWN]["train"]
     order = rng(seed, "refused").permutation(len(trained))
     found = [(family, number) for family, count in counts.items() for number in range(count)]
@@ -150,15 +150,15 @@ def refused(seed: int, counts: dict, rows: dict) -> list:
 
 
 def follow_ups(seed: int, phrasings: list, split: str, counts: dict) -> list:
-    """Spoken turns after typed ones: follow-ups, and questions of their own once in five. In the tests their forms are
-    held out, the voices are trained."""
+    """Spoken turns after typed ones, of the kinds of talks.turns. In the tests their forms are held out, the voices are
+    those of training."""
     test, found = split != "train", []
     talk = Talks(phrasings, test)
     for family, count in counts.items():
         for number in range(count):
             name = f"{split}-turn-{family}-{number}"
             random = rng(seed, name)
-            before, (text, answer, kind) = talk.of(random, 2 + int(random.random() < 0.3))
+            before, (text, answer, kind) = talk.conversation(random, 2 + int(random.random() < 0.3))
             found.append({"id": name, "text": text, "answer": answer, "kind": kind,
                           "phrasing": turn_of(before, kind),
                           "before": typed_turns(before, rng(seed, f"{name} typed")),
@@ -178,7 +178,7 @@ def noise(seed: int, split: str, count: int) -> list:
 
 
 def random_words(seed: int, family: str, n: int, words: list) -> dict:
-    """A clip of three to eight random words: an encoder that knows the sentence patterns cannot guess them."""
+    """A clip of three to eight random words, which an encoder cannot guess from sentence patterns."""
     name = f"hear-{family}-{n:04d}"
     random = rng(seed, name)
     return {"id": name, "text": domain.random_strings(1, words, random, 3, 8)[0], "kind": "random",
@@ -188,57 +188,57 @@ def random_words(seed: int, family: str, n: int, words: list) -> dict:
 # ---- conversations --------------------------------------------------------------------------------------------------
 
 class Talks:
-    """Conversations out of the world's questions: trained phrasings, in the tests those that are held out."""
+    """Makes conversations from the world's questions: trained phrasings, or the held-out ones for a test."""
 
     def __init__(self, phrasings: list, test: bool):
         self.test, self.known = test, domain.known()
-        self.where, self.rows = talks.index(self.known), defaultdict(list)
+        self.by_answer, self.rows = talks.index(self.known), defaultdict(list)
         for row in phrasings:
             if (row["split"] == "train") != test:
                 kind = "unknown" if row["answer"] == domain.UNKNOWN else row["kind"]
                 self.rows[kind].append(row)
 
     def ask(self, random) -> tuple:
-        """A question and its answer: one in six has none; the kinds with a table more often than the others."""
+        """(question, answer). Kinds with large tables, and questions without an answer, are more frequent."""
         kinds = list(self.rows)
         likely = np.array([{"unknown": 3.0, "capital": 3.0, "plus": 2.0, "opposite": 2.0}.get(kind, 1.0)
                            for kind in kinds])
         row = pick(self.rows[kinds[int(random.choice(len(kinds), p=likely / likely.sum()))]], random)
         return row["text"], row["answer"]
 
-    def of(self, random, count: int, follows: bool = True) -> tuple:
-        """(turns before, the last turn) of a conversation of `count` turns."""
-        *before, last = talks.turns(lambda: self.ask(random), self.known, self.where, count, random, self.test)
+    def conversation(self, random, count: int) -> tuple:
+        """(previous turns, last turn) of a conversation of `count` turns."""
+        *before, last = talks.turns(lambda: self.ask(random), self.known, self.by_answer, count, random, self.test)
         return before, last
 
 
 def turn_of(before: list, kind: str) -> str:
-    """What the tables of the figures call a turn."""
+    """The name of a turn in the tables of evaluate.py."""
     if kind in ("follow-up", "near"):
         return "follow-up"
     return kind if kind == "again" else {1: "second turn", 2: "third turn"}[len(before)]
 
 
 def user(*parts) -> dict:
-    """A user's turn: a str is text, None is speech."""
+    """A user's message; a part is text or, for None, speech."""
     return {"role": "user", "content": [{"type": "speech"} if part is None else {"type": "text", "text": part}
                                         for part in parts] if None in parts else "".join(parts)}
 
 
 def typed_turns(turns: list, random, typed=keyboard.typed) -> list:
-    """The messages of some turns, typed; one in five was spoken, and is now past speech."""
+    """The messages of some turns: typed, but one in five is past speech."""
     return [message for text, answer, _ in turns for message in (
         user("[Speech input]" if random.random() < 0.2 else typed(text, random)),
         {"role": "assistant", "content": answer})]
 
 
-# ---- what has no clip of its own ----------------------------------------------------------------------------------
+# ---- samples without their own clip ------------------------------------------------------------------------------
 
 def written(split: str, clips: list, seed: int, size: dict):
-    """Yield (row, speaking, id of the clip whose sound it uses or None) of the samples that are not said for
-    themselves; speaking: whether it has units and a face. clips: the split's."""
+    """Yield (row, speaking, id of the clip whose sound it uses or None) of the samples without their own clip.
+    speaking: whether it has units and a face. clips: the split's."""
     random = rng(seed, f"{split} written")
-    for clip in clips if split != "train" else ():                  # what text alone would score
+    for clip in clips if split != "train" else ():                  # the spoken questions as text, to compare
         if clip["text"]:
             yield chat(f"{clip['id']}-text", [*clip.get("before", ()), user(clip["text"])], clip, clip["phrasing"])
     phrasings = domain.phrasings(seed) if split in ("train", *MORE_TESTS) else []
@@ -260,13 +260,13 @@ def written(split: str, clips: list, seed: int, size: dict):
 
 
 def chat(name: str, messages: list, row: dict, phrasing: str, speaking=False, clip: str | None = None) -> tuple:
-    """One that `written` yields."""
+    """A sample as `written` yields it."""
     return {"id": name, "task": "qa" if speaking else "chat", "messages": messages, "answer": row["answer"],
             "text": row["text"], "kind": row["kind"], "phrasing": phrasing}, speaking, clip
 
 
 def typed_questions(phrasings: list, random):
-    """Training's phrasings as people type them, and some as they are written."""
+    """Training phrasings as people type them, and some unchanged."""
     rows = [row for row in phrasings if row["split"] == "train"]
     for n, row in enumerate(rows):
         if n % READ_AS_QUESTION == 0:
@@ -279,7 +279,7 @@ def typed_questions(phrasings: list, random):
 
 
 def casual_questions(phrasings: list, count: int, random):
-    """casual.questions as people type them, but for what the tests hold out."""
+    """casual.questions as people type them, without those that the tests hold out."""
     held = {domain.spoken(row["text"]) for row in phrasings if row["split"] != "train"}
     for n, (text, answer, kind) in enumerate(casual.questions(count, random)):
         if domain.spoken(text) not in held:
@@ -288,12 +288,11 @@ def casual_questions(phrasings: list, count: int, random):
 
 
 def typed_talks(phrasings: list, split: str, count: int, random):
-    """Conversations of two and three turns, all typed, the last one to be answered; in the tests as they are written.
-    """
+    """Typed conversations of two and three turns, whose last one is to be answered; in the tests without typos."""
     train = split == "train"
     talk, typed = Talks(phrasings, not train), turn_as_typed if train else lambda text, _: text
     for n in range(count):
-        before, (text, answer, kind) = talk.of(random, 2 + int(random.random() < 0.4))
+        before, (text, answer, kind) = talk.conversation(random, 2 + int(random.random() < 0.4))
         if train and n % ASK_AGAIN == 0:
             before[-1] = (text, answer, kind)
             text, kind = facts.sentence(pick(talks.AGAIN, random)), "again"
@@ -303,33 +302,33 @@ def typed_talks(phrasings: list, split: str, count: int, random):
 
 
 def turn_as_typed(text: str, random) -> str:
-    """A turn as people type it, at times with casual.AROUND_TURN."""
+    """A turn as people type it, sometimes with casual.AROUND_TURN."""
     if random.random() < 0.25:
         text = facts.sentence(pick(casual.AROUND_TURN, random).format(text.rstrip(".?!")))
     return keyboard.typed(text, random)
 
 
 def spoken_talks(phrasings: list, clips: list, count: int, random):
-    """Conversations with the sound of a clip: as the last turn, or as the one before a typed one."""
+    """Conversations with the sound of a clip: as the last turn, or as the first turn of two."""
     talk = Talks(phrasings, False)
     for n in range(count):
         said = pick(clips, random)
         if n % 2:
-            before, last = talk.of(random, 2)
+            before, last = talk.conversation(random, 2)
             messages = [*typed_turns([*before, last][:1 + n // 2 % 2], random), user(None)]
             row = {"answer": said["answer"], "text": said["text"], "kind": said["kind"]}
             yield chat(f"train-heard-{n:05d}", messages, row, "second turn", clip=said["id"])
             continue
         question, (text, answer, kind) = talks.turns(iter([(said["text"], said["answer"]), talk.ask(random)]).__next__,
-                                                     talk.known, talk.where, 2, random)
+                                                     talk.known, talk.by_answer, 2, random)
         messages = [user(None), {"role": "assistant", "content": said["answer"]}, user(keyboard.typed(text, random))]
         yield chat(f"train-heard-{n:05d}", messages, {"answer": answer, "text": text, "kind": kind},
                    turn_of([question], kind), clip=said["id"])
 
 
 def typed_variants(phrasings: list, each: int, random):
-    """Each of keyboard.CHANGES alone, of trained and recombined phrasings: `each` that it changes, fewer where it
-    changes hardly any (digits, where no sum is asked)."""
+    """For each of keyboard.CHANGES, `each` trained or recombined phrasings with this change alone; fewer if it rarely
+    applies ("digits" needs numbers)."""
     rows = [row for row in phrasings if row["split"] != "wording" and row["answer"] != domain.UNKNOWN]
     for name, change in keyboard.CHANGES.items():
         found = 0

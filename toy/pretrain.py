@@ -1,29 +1,29 @@
-"""Trains from scratch what the mini preset needs where the paper downloads weights: the same classes, only smaller.
+"""Trains from scratch the parts for which the paper downloads weights: the same classes, at the mini preset's size.
 
     python prepare.py demo --out data/demo
-    python -m toy pretrain                                # all parts that are not there yet, in order, then runs/base
-    python -m toy pretrain vocabulary llm encoder         # some of them: two such commands can use two cores
-    python -m toy pretrain --from mini                    # no training: the parts that mini/ ships, then runs/base
-    python -m toy pretrain encoder --from mini            # the encoder, trained on from the one that mini/ ships
+    python -m toy pretrain                                # all missing parts in order, then runs/base and the units
+    python -m toy pretrain vocabulary llm encoder         # some parts; run two such commands to use two cores
+    python -m toy pretrain --from mini                    # no training: the parts of mini/, then runs/base
+    python -m toy pretrain encoder --from mini            # the encoder, trained further from that of mini/
 
 | part | what | where |
 |---|---|---|
 | vocabulary | byte-level BPE | pretrain_listen.py |
 | llm | Qwen3 on the domain's text | pretrain_listen.py |
 | encoder | Whisper's encoder | pretrain_listen.py |
-| tokenizer | GLM-4-Voice's speech tokenizer, with the unit encoder that reads its units back | pretrain_speak.py |
+| tokenizer | GLM-4-Voice's speech tokenizer, with the unit encoder of its decoder | pretrain_speak.py |
 | flow, hift | GLM-4-Voice's speech decoder | pretrain_speak.py |
-| base | the checkpoint that stage 1 starts from: all of it, and a random projector, generator and face decoder | |
+| base | the checkpoint that stage 1 starts from: these parts, random projector, generator and face decoder | |
 | units | the units of all answers by its speech tokenizer, written into the prepared data | answers.py |
 
-Parts are written to --work, with a log.jsonl; a part that is there is left alone, an interrupted one goes on.
+Parts are written to --work, with a log.jsonl. Finished parts are skipped, interrupted ones are resumed.
 """
 import argparse
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-import cli                                                      # before torch, which takes seconds
+import cli                                                      # before torch: see __main__.py
 
 import torch
 
@@ -38,7 +38,7 @@ from toy import pretrain_speak as speak
 
 
 def vocabulary(data: Path, parts: Path, more: dict) -> None:
-    """The byte-level BPE of all that is asked and answered in training, said or typed."""
+    """The byte-level BPE of all training questions and answers, spoken or typed."""
     rows = Split(data / "train").rows
     turns = [message for row in rows for message in row["messages"] if isinstance(message["content"], str)]
     texts = [folded(turn["content"]) if turn["role"] == "user" else turn["content"] for turn in turns]
@@ -55,20 +55,22 @@ def units(data: Path, base: Path) -> None:
         print(f"{data / split}: {answers.add_units(data / split, of_answers, count, name)} samples with units")
 
 
-# The encoder's rounds: directory below the parts', steps, peak rate. All but the first begin at the widest augmentation.
+# Rounds of training the encoder: (directory below --work, steps, peak learning rate). All but the first begin with the
+# strongest augmentation.
 ROUNDS = (("first", 5500, 2e-3), ("second", 10500, 2e-3), ("", 5500, 1e-3))
 
 
 def encoder(data: Path, parts: Path, more: dict) -> None:
-    """Each round goes on from the encoder of the one before; from a start, the last round alone."""
+    """Each round starts from the encoder of the previous one. With a given start only the last round runs."""
     split, config, more = Split(data / "train"), preset("mini"), dict(more)
     start = more.pop("start", None)
     for seed, (folder, steps, rate) in [*enumerate(ROUNDS)][-1 if start else 0:]:
-        listen.train_encoder(split, config, parts / folder, **{"steps": steps} | more, rate=rate, seed=seed, start=start)
+        listen.train_encoder(split, config, parts / folder, **{"steps": steps} | more, rate=rate, seed=seed,
+                             start=start)
         start = parts / folder / "encoder"
 
 
-# Part -> the file that says it is there, and what makes it: (data, parts, {"steps": N} where it is given).
+# Part -> (the file that exists when it is done, function that makes it of data, parts and {"steps": N} or {}).
 PARTS = {
     "vocabulary": ("llm/mini.tiktoken", vocabulary),
     "llm": ("llm/model.safetensors",
@@ -85,8 +87,8 @@ LAST = ("base", "units")
 
 
 def unpack(mini, parts) -> None:
-    """Write to `parts` what a shipped mini model's stages began with, in 16 bit: its language model before them, and
-    what no stage trains. Raises ValueError or OSError."""
+    """Write to `parts` the pretrained parts of a shipped mini model, in 16 bit: its language model before the stages,
+    and the parts that no stage trains. Raises ValueError or OSError."""
     mini, parts, config = Path(mini), Path(parts), ExOmniConfig.from_dir(mini)
     prefix = PREFIXES["speech_encoder."]
     names = [name for name in weights.shapes(mini / "model.safetensors") if name.startswith(prefix)]
@@ -112,11 +114,11 @@ def parse(argv=None) -> argparse.Namespace:
     p.add_argument("--steps", type=cli.positive, help="of each part, in place of its own number: to try it out")
     p.add_argument("--threads", type=cli.threads, default=1,
                    help="of one part; two commands side by side use two cores best")
-    return p.parse_intermixed_args(argv)                        # parts may stand anywhere
+    return p.parse_intermixed_args(argv)                        # parts may come between options
 
 
 def pretrain(args) -> None:
-    """Make the parts that are asked for, in order, then the checkpoint and the units. Raises ValueError or OSError."""
+    """Make the parts of the command line, in order, the checkpoint and the units. Raises ValueError or OSError."""
     unknown = [part for part in args.parts if part not in (*PARTS, *LAST)]
     if unknown:
         raise ValueError(f"part {', '.join(unknown)}: expected some of {', '.join([*PARTS, *LAST])}")

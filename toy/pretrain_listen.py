@@ -1,16 +1,16 @@
-"""Trains the mini preset's language model and speech encoder from scratch: in place of what larger presets download.
+"""Trains the mini preset's language model and speech encoder from scratch; larger presets download theirs.
 
     make_vocabulary(texts, "parts/llm")                 a byte-level BPE
     train_llm(split, config, "parts")                   Qwen3's architecture     -> parts/llm
     train_encoder(split, config, "parts")               Whisper's architecture   -> parts/encoder
     compose("parts", "runs/base")                       all parts, a random projector, generator and face decoder
 
-Each part is a directory as Hugging Face has it, with the tensor names of Qwen3 and Whisper, so that `compose` is the
-command that makes every other checkpoint: `prepare.py weights --preset mini --llm parts/llm ...`. By then there must be
-parts/speech_tokenizer and parts/speech_decoder too (pretrain_speak.py). A part that is there is left alone.
+Each part is a directory in the format of Hugging Face, with the tensor names of Qwen3 and Whisper. So `compose` uses
+the same command as for every other checkpoint: `prepare.py weights --preset mini --llm parts/llm ...`. It also needs
+parts/speech_tokenizer and parts/speech_decoder (pretrain_speak.py). Existing parts are not trained again.
 
-split: prepared data (data.py) in which a row of each clip also says what sounds when: "words" and "phones", [[name,
-start, end], ...] in seconds, and the "family" of the voice, in whose names the phones are.
+split: prepared data (data.py); a row of each clip also has "words" and "phones", [[name, start, end], ...] in seconds,
+and the "family" of the voice, which decides how phones are named.
 
 Shapes: B batch, N tokens, S speech rows after the projector, M mel bins, L mel frames (100 per second), D width.
 """
@@ -45,25 +45,25 @@ MEL_RATE = SAMPLE_RATE // HOP          # mel frames per second
 # ---------------------------------------------------------------- the vocabulary
 
 def make_vocabulary(texts, folder, merges: int = 1277) -> Tokenizer:
-    """Byte-level BPE with at most `merges` merges, written as folder/mini.tiktoken; the control tokens' ids follow. The
-    tokenizer folds what users write (tokenizer.py): give their texts folded.
+    """Byte-level BPE with at most `merges` merges, written as folder/mini.tiktoken; the ids of control tokens follow.
+    texts: those of users folded (tokenizer.py), as the tokenizer will fold them.
 
-    Ties are broken by the bytes, so that the same texts give the same file. The words around every chat (roles, system
-    prompt) count as often as there are texts: a prompt costs few tokens.
+    Ties are broken by the bytes, so that the same texts give the same file. The roles and the system prompt count as
+    often as there are texts, so that they take few tokens.
     """
     texts = list(texts)
     counts = Counter(piece for text in texts for piece in regex.findall(QWEN_PATTERN, text))
     for piece in regex.findall(QWEN_PATTERN, f"system\n{SYSTEM_PROMPT}\nuser\nassistant\n"):
         counts[piece] += len(texts)
     pieces = [(tuple(bytes([b]) for b in piece.encode()), count) for piece, count in counts.items()]
-    tokens, pairs, places = [bytes([b]) for b in range(256)], Counter(), defaultdict(set)
+    tokens, pairs, pieces_with = [bytes([b]) for b in range(256)], Counter(), defaultdict(set)
 
     def tally(n, sign):
-        """Add or take away the pairs of neighbours of the n-th piece."""
+        """Add (sign 1) or subtract (-1) the neighbouring pairs of the n-th piece."""
         piece, count = pieces[n]
         for pair in zip(piece, piece[1:]):
             pairs[pair] += sign * count
-            places[pair].add(n)
+            pieces_with[pair].add(n)
 
     for n in range(len(pieces)):
         tally(n, 1)
@@ -72,7 +72,7 @@ def make_vocabulary(texts, folder, merges: int = 1277) -> Tokenizer:
         if best is None or not pairs[best]:
             break
         tokens.append(best[0] + best[1])
-        for n in places.pop(best):
+        for n in pieces_with.pop(best):
             tally(n, -1)
             pieces[n] = merged(pieces[n][0], best), pieces[n][1]
             tally(n, 1)
@@ -85,7 +85,7 @@ def make_vocabulary(texts, folder, merges: int = 1277) -> Tokenizer:
 
 
 def merged(piece: tuple, pair: tuple) -> tuple:
-    """piece with each occurrence of the pair of neighbours made one, from the left."""
+    """piece with each occurrence of the pair merged into one token, from the left."""
     if pair not in zip(piece, piece[1:]):
         return piece
     tokens, n = [], 0
@@ -99,12 +99,12 @@ def merged(piece: tuple, pair: tuple) -> tuple:
 # ---------------------------------------------------------------- the language model
 
 def spoken_tokens(words: list, tokenizer: Tokenizer, most: int, silence: int, rate: float, generator) -> list:
-    """Token ids (S,), S <= most, in place of speech rows (`rate` per second): what a perfect encoder and projector
-    would give.
+    """Token ids (S,), S <= most, that stand for speech rows (`rate` per second): the output of a perfect encoder and
+    projector.
 
-    words: [[word, start, end], ...] in seconds. A word's tokens share the rows that it lasts, at least one each; in
-    between, and for some time at the end, is the token `silence`. All is 0.8 to 1.3 times as long, begins up to half a
-    second later, and one row in ten is lost."""
+    words: [[word, start, end], ...] in seconds. The tokens of a word share the rows of its duration, at least one each;
+    in between, and for a random time at the end, is the token `silence`. At random the duration is scaled by 0.8 to
+    1.3, the start delayed by up to half a second, and one row in ten replaced by `silence`."""
     pace, late, rest, *lost = torch.rand(3 + most, generator=generator).tolist()
     ids, free = [silence] * most, 0
     for word, start, end in words:
@@ -119,10 +119,10 @@ def spoken_tokens(words: list, tokenizer: Tokenizer, most: int, silence: int, ra
 
 
 def conversation(row: dict, words: list, tokenizer: Tokenizer, most: int, rate: float, generator) -> tuple:
-    """A sample as text alone -> (ids, labels, noisy), all (N,); noisy is True for tokens in place of its sound.
+    """A sample as text alone -> (ids, labels, noisy), all (N,); noisy is True for tokens that stand for its sound.
 
-    Its sound, in which the words are said, becomes `spoken_tokens`, or once in four the bare words. One conversation in
-    four begins with the system prompt, as all do in use: it costs more than the rest. Labels are the reply's."""
+    The sound, with the given words, becomes `spoken_tokens`, or in one of four samples the plain words. One in four
+    also begins with the system prompt; in use all do, but it is longer than the rest. Only the reply has labels."""
     bare, prompted = (torch.rand(2, generator=generator) < 0.25).tolist()
     prompted = prompted and row["messages"][0]["role"] != "system"
     messages = [{"role": "system", "content": SYSTEM_PROMPT}] * prompted + row["messages"]
@@ -141,30 +141,30 @@ def conversation(row: dict, words: list, tokenizer: Tokenizer, most: int, rate: 
 
 
 def reply_loss(llm: Qwen3, chats: list, generator: torch.Generator) -> tuple:
-    """The replies of some `conversation`s -> (their summed cross-entropy, how many of their tokens are the likeliest,
-    how many there are).
+    """Several `conversation`s -> (summed cross-entropy of the reply tokens, number predicted right, number of all).
 
-    Tokens in place of sound get noise, up to half the spread of the embeddings, which are the output matrix too."""
+    Embeddings of tokens that stand for sound get noise, up to half the standard deviation of the embedding matrix,
+    which is the output matrix too."""
     ids, labels, noisy = (pad_sequence(column, batch_first=True, padding_value=value)
                           for column, value in zip(zip(*chats), (-1, IGNORE, False)))
     embeds = llm.embed_tokens(ids.clamp(min=0))
     level = 0.5 * torch.rand(len(chats), 1, 1, generator=generator) * embeds.detach().std()
     embeds = embeds + level * noisy[..., None] * torch.randn(embeds.shape, generator=generator)
-    states = llm(embeds=embeds)                 # rows are padded on the right, where a causal model cannot look
+    states = llm(embeds=embeds)                 # right padding needs no mask: the model is causal
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
     supervised = targets != IGNORE
     logits, targets = F.linear(states[supervised], llm.embed_tokens.weight), targets[supervised]
     return F.cross_entropy(logits, targets, reduction="sum"), (logits.argmax(-1) == targets).sum(), len(targets)
 
 
-INIT = 0.06            # spread of the untrained weights: with Qwen3's 0.02 so narrow a model starts to learn later
-# How often a sample is of each task. Reading aloud and the face are other parts' work, but their prompts are read here.
+INIT = 0.06            # std of the initial weights: with Qwen3's 0.02 so narrow a model starts to learn later
+# Shares of the tasks in training. Reading aloud is a task of other parts, but the language model reads its prompts.
 TASK_SHARES = {"chat": 0.5, "qa": 0.27, "asr": 0.18, "tts": 0.05}
 
 
 def shares(kinds: list, wanted: dict) -> np.ndarray:
-    """The probability of each sample, given its kind, such that the kinds that are there have their wanted shares.
-    Raises ValueError where no sample is of a wanted kind."""
+    """The probability of each sample, given its kind, such that the kinds have their wanted shares, relative to each
+    other if some are missing. Raises ValueError if no sample is of a wanted kind."""
     counts = Counter(kinds)
     likely = np.array([wanted.get(kind, 0) / counts[kind] for kind in kinds])
     if not likely.sum():
@@ -175,10 +175,10 @@ def shares(kinds: list, wanted: dict) -> np.ndarray:
 
 def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 2300, batch: int = 48, rate: float = 4e-3,
               seed: int = 0) -> None:
-    """Teach the language model the domain's text, in folder/llm's vocabulary: to answer, and to repeat what it reads.
+    """Train the language model on the domain's text, with folder/llm's vocabulary: to answer, and to repeat its input.
 
-    Where a sample has sound, the model reads what a perfect encoder and projector would give (`spoken_tokens`): stage I
-    can then teach that to the projector with the language model frozen. Also writes folder/generator."""
+    For a sample with sound its input is that of a perfect encoder and projector (`spoken_tokens`), so that stage I can
+    train the projector to it with the language model frozen. Also writes folder/generator."""
     out = Path(folder) / "llm"
     if (out / "model.safetensors").exists():
         return
@@ -194,7 +194,7 @@ def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 2300, bat
         rows = [split.rows[i] for i in picked]
         chats = [conversation(row, words.get(tuple(row.get("audio", ()))), tokenizer, most, speech_rate, generator)
                  for row in rows]
-        chats.sort(key=lambda chat: len(chat[0]))                   # the short half is not padded to the long one
+        chats.sort(key=lambda chat: len(chat[0]))                   # two halves, to save padding
         halves = [reply_loss(llm, half, generator) for half in (chats[:batch // 2], chats[batch // 2:])]
         total, right, count = (sum(column) for column in zip(*halves))
         return total / count, {"accuracy": right / count}
@@ -204,11 +204,11 @@ def train_llm(split: Split, config: ExOmniConfig, folder, steps: int = 2300, bat
     write_part(out, asdict(llm.config) | {"eos_token_id": list(tokenizer.stop_ids)}, "model", llm)
 
 
-def untrained(config: Qwen3Config, spread: float, seed: int) -> Qwen3:
-    """A Qwen3 with random weights of standard deviation `spread`."""
+def untrained(config: Qwen3Config, std: float, seed: int) -> Qwen3:
+    """A Qwen3 with random weights of standard deviation `std`."""
     torch.manual_seed(seed)
     model = Qwen3(config)
-    model.init_weights(spread)
+    model.init_weights(std)
     return model
 
 
@@ -219,7 +219,7 @@ def write_generator(config: ExOmniConfig, folder, seed: int = 0) -> None:
 
 
 def write_part(folder: Path, config: dict, prefix: str, module: nn.Module) -> None:
-    """A part as Hugging Face has it. The tensors come last: the file says that the part is done."""
+    """Write a part in the format of Hugging Face. The tensors come last: with their file the part is done."""
     disk.write_json(folder / "config.json", config)
     weights.write_tensors(folder / "model.safetensors", {f"{prefix}.{n}": t for n, t in module.state_dict().items()})
 
@@ -227,15 +227,15 @@ def write_part(folder: Path, config: dict, prefix: str, module: nn.Module) -> No
 # ---------------------------------------------------------------- the encoder
 
 class EncoderWithHeads(nn.Module):
-    """The encoder and the two heads that teach it: mel (B, M, L) -> (B, L / 2, phones), (B, L / 2, words) logits.
+    """The encoder with two heads for training: mel (B, M, L) -> logits (B, L / 2, phones), (B, L / 2, words).
 
-    L is at most the encoder's window: in training short clips are not padded to it, which would double the work."""
+    L is at most the encoder's window. Short clips are not padded to it in training, which halves the work."""
 
     def __init__(self, config: WhisperConfig, phones: int, words: int):
         super().__init__()
         self.encoder = WhisperEncoder(config)
         self.encoder.init_weights()
-        with torch.no_grad():                   # else the sound is 20 times fainter than the positions it is added to
+        with torch.no_grad():                   # else the positions are 20 times larger than the sound
             self.encoder.conv1.weight.mul_(3)
             self.encoder.conv2.weight.mul_(4)
         look_around(self.encoder)
@@ -251,20 +251,20 @@ class EncoderWithHeads(nn.Module):
         return self.phones(x), self.words(x)
 
 
-NEAR = (2, 1, 3)       # how many states away half of a layer's heads look, layers in turn; the others 3 times as far
+NEAR = (2, 1, 3)       # distance, in states, at which half of a layer's heads attend, cycling over layers; others: * 3
 
 
 @torch.no_grad()
 def look_around(encoder: WhisperEncoder, sharpness: float = 2.0) -> None:
-    """Make untrained heads look at a fixed distance, each at its own, half of them back: attention then need not learn
-    from scratch what sinusoids are good for. The rest of the query and key weights is made fainter.
+    """Initialise the attention heads such that each attends at a fixed distance, half of them backwards: they need not
+    learn from scratch how to use the sinusoidal positions. The random query and key weights are scaled down.
 
-    A sinusoid's (sine, cosine), turned by its angle times a distance, is that sinusoid the distance away. So the key of
-    each pair is the query's, turned."""
+    A position's (sine, cosine) pair, rotated by frequency times distance, is the pair of the position at that distance.
+    So the key weights of each pair are the query's, rotated."""
     D, heads = encoder.config.d_model, encoder.config.encoder_attention_heads
     dim = D // heads
     frequencies = torch.exp(-math.log(10_000) * torch.arange(D // 2) / (D // 2 - 1))       # of `whisper.sinusoids`
-    usable = (frequencies > 0.02).nonzero()[:, 0]                  # slower ones are as good as constant over a word
+    usable = (frequencies > 0.02).nonzero()[:, 0]                  # slower ones hardly change within a word
     sines = usable[torch.arange(dim // 2) * len(usable) // (dim // 2)]
     for n, layer in enumerate(encoder.layers):
         q, k = layer.self_attn.q_proj.weight.mul_(0.3), layer.self_attn.k_proj.weight.mul_(0.3)
@@ -281,22 +281,22 @@ def look_around(encoder: WhisperEncoder, sharpness: float = 2.0) -> None:
 
 
 def layer_matrices(module: nn.Module) -> list:
-    """The weights of all linear layers in its transformer layers: what Muon is for."""
+    """The matrices of the transformer layers, which Muon trains."""
     return [p for name, p in module.named_parameters() if p.ndim == 2 and "layers." in name]
 
 
-# Families that name their phones alike, and say when within 10 ms alike (tests/test_voices.py), share classes.
+# Families whose phones have the same names and, within 10 ms, the same timing (tests/test_voices.py) share classes.
 SAME_PHONES = {"kokoro": "flite", "hibari": "flite"}
 
 
 def phone_names(row: dict) -> list:
-    """[((family, phone), start, end), ...] of a row's phones but for the pauses. espeak-ng names other ones alike."""
+    """[((family, phone), start, end), ...] of a row without pauses. espeak-ng gives the same names to other phones."""
     family = SAME_PHONES.get(row["family"], row["family"])
     return [((family, name), start, end) for name, start, end in row["phones"] if name != "pau"]
 
 
 def classes(split: Split, spoken: list) -> tuple:
-    """The classes of the two heads: {(family, phone): class}, {word: class}, from 1 on; 0 is silence in both."""
+    """The classes of the two heads: {(family, phone): class}, {word: class}, from 1; 0 is silence in both."""
     rows = [split.rows[i] for i in spoken]
     phones = sorted({phone for row in rows for phone, _, _ in phone_names(row)})
     words = sorted({word for row in rows for word, _, _ in row["words"]})
@@ -304,7 +304,7 @@ def classes(split: Split, spoken: list) -> tuple:
 
 
 def frame_labels(spans: list, frames: int) -> torch.Tensor:
-    """[(class, start, end)] in seconds -> (L,) class of each mel frame, 0 where there is none. frames: L."""
+    """[(class, start, end)] in seconds -> (L,) class of each mel frame, 0 outside all spans. frames: L."""
     labels = torch.zeros(frames, dtype=torch.long)
     for n, start, end in spans:
         labels[round(start * MEL_RATE):round(end * MEL_RATE)] = n
@@ -312,25 +312,24 @@ def frame_labels(spans: list, frames: int) -> torch.Tensor:
 
 
 def spliced(a: tuple, b: tuple, cuts: tuple) -> tuple:
-    """The first part of one clip and the last of another, (mel, phones, words) each, cut at mel frames between words:
-    an order of words that no sentence pattern predicts. As long as the longer one at most."""
+    """The first part of clip a and the last part of clip b, (mel, phones, words) each, cut at mel frames between words:
+    a sequence of words that no sentence pattern predicts. At most as long as the longer clip."""
     return tuple(torch.cat([x[..., :cuts[0]], y[..., cuts[1]:]], -1)[..., :max(x.shape[-1], y.shape[-1])]
                  for x, y in zip(a, b))
 
 
-# How often a clip is of each family; noise has no words: all its labels are 0.
+# Shares of the families in training. Noise has no words: all its labels are 0.
 FAMILY_SHARES = {"espeak": 0.28, "flite": 0.24, "kokoro": 0.29, "hibari": 0.15, "noise": 0.04}
-POOL = 32              # batches whose clips are sampled together, sorted by length and dealt out
+POOL = 32              # batches whose clips are sampled together and sorted by length, to save padding
 
 
 def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int, batch: int = 16, rate: float = 2e-3,
                   seed: int = 0, start: Path | None = None) -> None:
-    """Teach the encoder to hear which phone and which word sounds at each moment; the heads are thrown away. start: a
-    directory with an encoder of this size to go on from, in place of random weights.
+    """Train the encoder to classify the phone and the word of each frame; the heads are then discarded. start: a
+    directory with an encoder of this size to start from, instead of random weights.
 
-    The augmentation starts lightly and is at its widest after the first 40 % of the steps, from a start at once; then
-    half of the clips go on as another one from some word on. Log-mels are computed once and kept in memory, 0.6 GB for
-    10 hours."""
+    The augmentation grows to full strength over the first 40 % of the steps; with `start` it is full at once. At full
+    strength half of the clips are `spliced`. Log-mels are computed once and kept in memory, 0.6 GB for 10 hours."""
     out = Path(folder) / "encoder"
     if (out / "model.safetensors").exists():
         return
@@ -387,11 +386,11 @@ def train_encoder(split: Split, config: ExOmniConfig, folder, steps: int, batch:
     write_part(out, asdict(encoder), "model.encoder", model.encoder)
 
 
-# ---------------------------------------------------------------- together
+# ---------------------------------------------------------------- the checkpoint
 
 def compose(folder, out, seed: int = 0) -> None:
     """folder/{llm, encoder, generator, speech_tokenizer, speech_decoder} -> the checkpoint that the stages start from.
-    Raises ValueError or OSError for a part that is missing or does not fit; then nothing is written."""
+    Raises ValueError or OSError, before anything is written, for a part that is missing or does not fit."""
     sources = {"--llm": "llm", "--speech-encoder": "encoder", "--speech-generator": "generator",
                "--speech-tokenizer": "speech_tokenizer", "--speech-decoder": "speech_decoder"}
     given = [text for flag, part in sources.items() for text in (flag, str(Path(folder) / part))]

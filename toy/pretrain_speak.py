@@ -1,13 +1,13 @@
-"""Trains the mini preset's speech tokenizer and speech decoder from scratch, on one synthetic voice (for pretrain.py).
+"""Trains the mini preset's speech tokenizer and speech decoder from scratch on one synthetic voice (pretrain.py).
 
-    train_tokenizer(voice, folder)      # waveform -> units, together with the unit encoder that must read them back
+    train_tokenizer(voice, folder)      # waveform -> units, together with the unit encoder of the flow
     train_flow(voice, folder)           # units -> mel
     train_hift(voice, folder)           # mel -> waveform
-    encode = unit_encoder(folder)       # waveform at 16 kHz -> units, to prepare the answers with
+    encode = unit_encoder(folder)       # waveform at 16 kHz -> units, for the prepared answers
 
-voice is a data.Split whose rows have audio (the answer voice, all of one loudness) and "phones": [[name, start, end],
-...] in seconds. The folder becomes a checkpoint's: speech_tokenizer/{config.json, model.safetensors} and
-speech_decoder/{config.json, flow.safetensors, hift.safetensors}, 16-bit. Same classes as at full size, smaller sizes.
+voice is a data.Split whose rows have audio (the answer voice, at constant loudness) and "phones": [[name, start, end],
+...] in seconds. The files are those of a checkpoint, in 16 bit: speech_tokenizer/{config.json, model.safetensors} and
+speech_decoder/{config.json, flow.safetensors, hift.safetensors}. The classes are those of the full size.
 
 Shapes: B batch, U units (12.5 per second), L mel frames (86.13 per second), M mel bins, D width of units, C channels. A
 waveform is (samples,).
@@ -46,26 +46,26 @@ DECODER = SpeechDecoderConfig(
     hift=HiFTConfig(
         base_channels=96, resblock_kernel_sizes=[3, 7], resblock_dilation_sizes=[[1, 3]] * 2,
         source_resblock_kernel_sizes=[7, 7], source_resblock_dilation_sizes=[[1]] * 2, f0_predictor=F0Config(64)),
-    # One step from no noise: with a flow of this size the sound is clearer than with the published settings.
+    # One step without noise: with a flow of this size it sounds clearer than the published settings.
     sampling=SamplingConfig(steps=1, temperature=0.0, guidance=0.0))
 
-WITHOUT_CODES = 0.25            # share of the steps before there is a codebook
-LAST_RESTART = 0.85             # share of the steps after which dead codes stay dead
-REGRESSION = 0.4                # share of the flow's steps before flow matching joins
-TRUE_MEL = 0.75                 # share of the vocoder's steps on true mels; then on those that the flow makes
-# Not for Muon, which trains all other matrices and convolutions: tables, last layers, what begins as a copy of mu.
+WITHOUT_CODES = 0.25            # share of the steps before the states are quantised
+LAST_RESTART = 0.85             # share of the steps after which unused codes are no longer replaced
+REGRESSION = 0.4                # share of the flow's steps with the regression loss alone, before flow matching
+TRUE_MEL = 0.75                 # share of the vocoder's steps on true mels; then it gets those of the flow
+# Muon trains all matrices and convolutions except these: embeddings, last layers, those that begin as a copy of mu.
 NO_MUON = {"flow": ("input_embedding", "spk_embed", "pos_bias", "final_block", "final_proj", "res_conv"),
            "hift": ("conv_post", "f0_predictor.classifier")}
-SEGMENT = 32                    # mel frames the vocoder learns from at once
+SEGMENT = 32                    # mel frames of a training segment of the vocoder
 
 
 # ---- speech tokenizer -------------------------------------------------------------------------------------------
 
 def train_tokenizer(voice: Split, folder, steps=1200, config=TOKENIZER, decoder=DECODER, total=540) -> None:
-    """Tokenizer and unit encoder: L1 of two mels, phones, commitment. total: units per batch.
+    """Train tokenizer and unit encoder with four losses: L1 of two mels, cross-entropy of phones, commitment.
 
-    Writes speech_tokenizer/ and begins speech_decoder/: its flow has a trained unit encoder. Raises ValueError for data
-    without phones or with fewer units than codes.
+    total: units per batch. Writes speech_tokenizer/, and speech_decoder/ with a flow whose unit encoder is trained.
+    Raises ValueError for data without phones or with fewer units than codes.
     """
     rows = checked(voice, config)
     lengths = [len(waveform) // config.samples_per_unit for _, waveform in rows]
@@ -79,7 +79,7 @@ def train_tokenizer(voice: Split, folder, steps=1200, config=TOKENIZER, decoder=
     model = Quantised(config, decoder.flow, len(names))
     average = torch.cat(mels, dim=1).mean(1)
     with torch.no_grad():
-        model.tokenizer.embed_positions2.weight.zero_()         # of the published decoder to text, which is not here
+        model.tokenizer.embed_positions2.weight.zero_()         # an input of the published text decoder, unused here
         model.flow.length_regulator.model[-1].bias.copy_(average)
         model.detail.model[-1].bias.copy_(average)
 
@@ -112,8 +112,7 @@ def train_tokenizer(voice: Split, folder, steps=1200, config=TOKENIZER, decoder=
 
 
 def checked(voice: Split, config: SpeechTokenizerConfig) -> list:
-    """`waveforms` of a split that can train a tokenizer. Raises ValueError for one without phones, or with fewer units
-    than codes."""
+    """`waveforms` of a split. Raises ValueError if a row has no phones, or if there are fewer units than codes."""
     rows = waveforms(voice, config.samples_per_unit)
     lacking = [f"sample {row['id']} has no phones" for row, _ in rows if not row.get("phones")]
     units = sum(len(waveform) // config.samples_per_unit for _, waveform in rows)
@@ -125,12 +124,12 @@ def checked(voice: Split, config: SpeechTokenizerConfig) -> list:
 
 
 def write_half(path, module: nn.Module) -> None:
-    """A module's tensors in float16, as shipped: weights this small lose less in it than in bfloat16."""
+    """Write a module's tensors in float16, which is more precise than bfloat16 for small weights."""
     weights.write_tensors(path, {name: tensor.half() for name, tensor in module.state_dict().items()})
 
 
 def for_muon(part: str, module: nn.Module) -> list:
-    """The parameters of a part of the decoder that Muon trains."""
+    """The parameters that Muon trains. part: a key of NO_MUON."""
     return [p for name, p in module.named_parameters() if p.ndim > 1 and not any(no in name for no in NO_MUON[part])]
 
 
@@ -143,10 +142,10 @@ def unit_encoder(folder):
 # ---- flow ---------------------------------------------------------------------------------------------------------
 
 def train_flow(voice: Split, folder, steps=1800, decoder=DECODER, total=270) -> None:
-    """The whole flow on the units of the trained tokenizer; rewrites speech_decoder/flow.safetensors.
+    """Train the whole flow on the units of the trained tokenizer; rewrites speech_decoder/flow.safetensors.
 
-    First as a regression: one step from no noise shall land on the mel. Then flow matching joins. mu stays near it.
-    total: units per batch.
+    First with a regression loss: one step without noise must give the mel. Then flow matching is added. An L1 loss
+    keeps mu near the mel. total: units per batch.
     """
     encode = unit_encoder(folder)
     inputs = [waveform for _, waveform in waveforms(voice, TOKENIZER.samples_per_unit)]
@@ -162,11 +161,11 @@ def train_flow(voice: Split, folder, steps=1800, decoder=DECODER, total=270) -> 
     def loss(step, generator):
         group = group_at(step, groups)
         mel, ids = stack(mels[group]), stack(units[group])
-        if torch.rand((), generator=generator) < 0.3:           # a beginning, as streaming decodes it
+        if torch.rand((), generator=generator) < 0.3:           # a prefix, as in streaming
             n = int(torch.randint(min(10, ids.shape[1]), ids.shape[1] + 1, (), generator=generator))
             mel, ids = mel[:, :, :mel_frames(n)], ids[:, :n]
         B, frames = len(mel), mel.shape[2]
-        n = B if step < REGRESSION * steps else -(-B * 5 // 8)  # rows from no noise at time 0; others match the flow
+        n = B if step < REGRESSION * steps else -(-B * 5 // 8)  # rows without noise, at time 0; others: flow matching
         matching = torch.arange(B) >= n
 
         def chance(share):
@@ -189,11 +188,11 @@ def train_flow(voice: Split, folder, steps=1800, decoder=DECODER, total=270) -> 
 
 @torch.no_grad()
 def begin_as_copy(estimator, average) -> None:
-    """Set a new U-Net such that it begins as a copy of mu: from random weights it stays worse than mu for long.
+    """Initialise a U-Net such that it returns mu: from random weights it stays worse than mu for long.
 
-    No path leads around its normalisations (8 groups of channels, over time), and they take each clip's loudness away.
-    So each group of the last one gets, besides its mel bins relative to their average (M,), a large constant minus
-    their sum, and minus the constant: its mean is 0, its spread hardly moves. Branches off the copy start at 0.
+    Every path leads through group norms (8 groups of channels, over time), which remove the loudness of a clip. So each
+    group of the last one gets its mel bins relative to their average (M,), a large constant minus their sum, and minus
+    the constant: its mean is 0, its variance almost constant. All residual branches start at 0.
     """
     M, C = len(average), estimator.final_proj.in_channels
     conv, norm, _ = estimator.final_block.block
@@ -213,7 +212,7 @@ def begin_as_copy(estimator, average) -> None:
     nn.init.dirac_(last[2].weight)
     nn.init.zeros_(last[2].bias)
 
-    constant, shrink, shift = 100.0, 4.0, 5.0                   # mish is a line, but for 1 in 1000, from 3.5 on
+    constant, shrink, shift = 100.0, 4.0, 5.0                   # from 3.5 on mish is linear, within 1 in 1000
     group = copied // bins
     channel = group * channels + copied % bins                  # of each bin
     for tensor in (conv.weight, conv.bias, estimator.final_proj.weight):
@@ -232,9 +231,9 @@ def begin_as_copy(estimator, average) -> None:
 # ---- vocoder ------------------------------------------------------------------------------------------------------
 
 def train_hift(voice: Split, folder, steps=3000, decoder=DECODER, rows=8) -> None:
-    """The vocoder, on true mels, then on those that the trained tokenizer and flow make. rows: segments per batch.
+    """Train the vocoder on true mels, then on those of the trained tokenizer and flow. rows: segments per batch.
 
-    The waveform is made with the true pitch; the predictor learns it at the same time. Writes
+    The waveform is made with the true pitch, while the pitch predictor is trained. Writes
     speech_decoder/hift.safetensors.
     """
     encode, flow = unit_encoder(folder), Flow(decoder.flow).eval()
@@ -247,7 +246,7 @@ def train_hift(voice: Split, folder, steps=3000, decoder=DECODER, rows=8) -> Non
 
     @cache
     def made(i: int):
-        """The mel that the flow makes of clip i (M, L)."""
+        """The flow's mel of clip i (M, L)."""
         with torch.no_grad():
             mu = flow.mu(encode(inputs[i])[None])
             zero, sampling = torch.zeros_like(mu), decoder.sampling
@@ -269,7 +268,7 @@ def train_hift(voice: Split, folder, steps=3000, decoder=DECODER, rows=8) -> Non
             mel.append(source[:, first:first + SEGMENT])
             sound.append(targets[i][OUTPUT_HOP * first:OUTPUT_HOP * (first + SEGMENT)])
             hertz.append(f0[i][first:first + SEGMENT])
-        lines = LINES | {64: LINES[64] * (1 + 4 * step / steps)}     # learnt late; from the start it would rule all
+        lines = LINES | {64: LINES[64] * (1 + 4 * step / steps)}     # late: from the start it would dominate
         parts = hift_losses(hift, torch.stack(mel), torch.stack(sound), torch.stack(hertz), generator, lines)
         return parts["energy"] + parts["f0"] / 50, parts
 
@@ -281,8 +280,8 @@ def train_hift(voice: Split, folder, steps=3000, decoder=DECODER, rows=8) -> Non
 
 @torch.no_grad()
 def begin_smooth(hift: HiFT) -> None:
-    """Set a new vocoder's upsampling to interpolation by a Hann window, as large as it was: random taps would make each
-    constant a tune."""
+    """Initialise a vocoder's upsampling as interpolation with a Hann window, at the same scale. Random taps would turn
+    a constant into a tone."""
     for up in hift.ups:
         window = torch.hann_window(up.kernel_size[0])
         scale = up.weight.std() / window.square().mean().sqrt()
@@ -292,9 +291,8 @@ def begin_smooth(hift: HiFT) -> None:
 
 @torch.no_grad()
 def even_phases(hift: HiFT) -> None:
-    """Shift the taps of the upsampling, (in, out, kernel), such that those that meet in an output sum up to the same in
-    each of the `stride` outputs of an input. So a constant stays a constant; else it has lines at multiples of the
-    input's rate, which training removes slowly.
+    """Shift the taps of the upsampling, (in, out, kernel), such that their sums are equal for all `stride` phases. Then
+    a constant stays a constant; else it gets lines at multiples of the input rate, which training removes slowly.
     """
     for up in hift.ups:
         taps = up.weight.unflatten(2, (-1, up.stride[0]))                               # (in, out, taps, stride)

@@ -1,11 +1,11 @@
-"""What happens to a voice on its way: rooms, other people, noise, microphones, telephones, codecs.
+"""Degrades clips as on the way to a listener: rooms, other people, noise, microphones, telephones, codecs.
 
-    audio = degraded(audio, random, others)           # a training clip, with other clips to babble behind it
-    audio = noise("hum", 2.5, random)                   # a clip in which nobody asks anything
-    audio = CONDITIONS["telephone"](audio, random)      # a test clip, changed in one known way
+    audio = degraded(audio, random, others)           # a training clip; others: clips for babble
+    audio = noise("hum", 2.5, random)                   # a clip without a question
+    audio = CONDITIONS["telephone"](audio, random)      # a test clip with one known change
 
-A waveform has shape (samples,) and is float32 at 16 kHz; random is a numpy Generator, others a list of waveforms. A
-voice stays where it was in time, so that the spans of its words still hold.
+A waveform has shape (samples,) and is float32 at 16 kHz; random is a numpy Generator, others a list of waveforms.
+Training changes do not shift the voice in time, so that the spans of its words stay valid.
 """
 import io
 
@@ -19,8 +19,8 @@ from toy.said import RATE
 CODECS = [("MP3", "MPEG_LAYER_III", {"bitrate_mode": "CONSTANT", "compression_level": level})
           for level in (0.85, 0.9, 0.95)]
 CODECS += [("OGG", "VORBIS", {"compression_level": 1.0}), ("OGG", "OPUS", {"compression_level": 0.95})]
-MP3_DELAY = 1105                                        # samples by which low rates come back late, and longer
-COLOURS = {"white": 0.0, "pink": -0.5, "brown": -1.0}   # exponent of the amplitude over the frequency
+MP3_DELAY = 1105                                        # samples of delay at low bit rates, where MP3 adds padding
+COLOURS = {"white": 0.0, "pink": -0.5, "brown": -1.0}   # amplitude ~ frequency ** exponent
 NOISES = ("silence", *COLOURS, "hum", "clicks", "babble", "music")
 
 
@@ -38,15 +38,15 @@ def limited(audio) -> np.ndarray:
 
 
 def added(audio, sound, below: float) -> np.ndarray:
-    """audio with a sound as long, `below` decibels quieter than it."""
+    """audio plus a sound of the same length, scaled to be `below` decibels quieter."""
     return audio + sound * (loudness(audio) * decibels(-below) / loudness(sound))
 
 
 # ---- rooms and microphones ----------------------------------------------------------------------------------------
 
 def reverb(audio, seconds: float, amount: float, random) -> np.ndarray:
-    """A room: after the direct sound some early reflections, then noise that dies away by 60 dB in `seconds`, its high
-    frequencies sooner. amount: the amplitude of all that over the direct sound's."""
+    """A room: after the direct sound early reflections, and noise that decays by 60 dB in `seconds`, with its high
+    frequencies damped. amount: amplitude of the reverberation relative to the direct sound."""
     t = np.arange(round(seconds * RATE)) / RATE
     response = random.standard_normal(len(t)) * 10 ** (-3 * t / seconds) * (t > random.uniform(0.005, 0.02))
     response = filtered(response, lambda f: 1 / np.sqrt(1 + (f / random.uniform(1500, 6000)) ** 2))
@@ -60,18 +60,18 @@ def reverb(audio, seconds: float, amount: float, random) -> np.ndarray:
 
 
 def filtered(audio, gain) -> np.ndarray:
-    """audio with each frequency f in Hz times gain(f), without a delay."""
+    """audio with each frequency f in Hz scaled by gain(f), zero-phase."""
     spectrum = np.fft.rfft(audio)
     return np.fft.irfft(spectrum * gain(np.fft.rfftfreq(len(audio), 1 / RATE)), len(audio)).astype(np.float32)
 
 
 def band_gain(f, low: float, high: float) -> np.ndarray:
-    """The gain of a microphone that hears frequencies from low to high Hz: 24 dB per octave outside."""
+    """Gain of a band-pass from low to high Hz at frequencies f: falls by 24 dB per octave outside."""
     return 1 / np.sqrt((1 + (low / np.maximum(f, 1)) ** 8) * (1 + (f / high) ** 8))
 
 
 def microphone(audio, random) -> np.ndarray:
-    """Cut below and above somewhere, with a shelf of up to 9 dB and three peaks or dips."""
+    """A random frequency response: a band-pass, a shelf of up to 9 dB, three peaks or dips."""
     low, high = random.uniform(20, 300), random.uniform(3400, 8000)
     edge, shelf = random.uniform(300, 3000), random.uniform(-9, 9)
     peaks = [(np.exp(random.uniform(np.log(100), np.log(7000))), random.uniform(-9, 9), random.uniform(0.2, 0.7))
@@ -87,7 +87,7 @@ def microphone(audio, random) -> np.ndarray:
 
 
 def telephone(audio) -> np.ndarray:
-    """300 to 3400 Hz at 8000 samples a second, in 8 bits by the mu-law (G.711)."""
+    """300 to 3400 Hz, 8000 samples per second, 8-bit mu-law (G.711)."""
     peak = max(np.abs(audio).max(), 1e-6)
     narrow = soxr.resample(filtered(audio, lambda f: band_gain(f, 300, 3400)), RATE, RATE // 2, quality="LQ")
     code = np.sign(narrow) * np.log1p(255 * np.minimum(np.abs(narrow) / peak, 1)) / np.log(256)
@@ -97,7 +97,7 @@ def telephone(audio) -> np.ndarray:
 
 
 def coded(audio, number: int) -> np.ndarray:
-    """audio written and read as the codec of that number in CODECS."""
+    """audio encoded and decoded with CODECS[number]."""
     format, subtype, options = CODECS[number]
     file = io.BytesIO()
     soundfile.write(file, limited(audio), RATE, format=format, subtype=subtype, **options)
@@ -107,32 +107,32 @@ def coded(audio, number: int) -> np.ndarray:
 
 
 def fitted(audio, samples: int) -> np.ndarray:
-    """audio cut, or with silence after it, to so many samples."""
+    """audio cut or padded with silence to this number of samples."""
     return np.pad(audio[:samples], (0, max(0, samples - len(audio)))).astype(np.float32)
 
 
 def overdriven(audio, level: float) -> np.ndarray:
-    """Cut off `level` decibels below the peak, and as loud as that makes it: a gain set too high."""
+    """Amplified until the peak is `level` decibels above full scale, and clipped."""
     return limited(audio * (decibels(level) / max(np.abs(audio).max(), 1e-6)))
 
 
 # ---- noise --------------------------------------------------------------------------------------------------------
 
 def coloured(colour: str, samples: int, random) -> np.ndarray:
-    """Noise that is white, pink or brown above 20 Hz; nothing below, where nobody hears it."""
+    """White, pink or brown noise above 20 Hz; lower frequencies are inaudible and left out."""
     return filtered(random.standard_normal(samples, np.float32),
                   lambda f: (f >= 20) * (np.maximum(f, 20) / 20) ** COLOURS[colour])
 
 
 def hum(samples: int, random) -> np.ndarray:
-    """The mains: 50 or 60 Hz with its multiples, a little hiss over it."""
+    """Mains hum: 50 or 60 Hz with harmonics, and a little hiss."""
     t, base = np.arange(samples) / RATE, random.choice((50, 60))
     tones = sum(random.uniform(0.1, 1) / n * np.sin(2 * np.pi * (base * n * t + random.random())) for n in range(1, 7))
     return (tones + 0.1 * random.uniform(0, 1) * coloured("white", samples, random)).astype(np.float32)
 
 
 def babble(samples: int, random, others) -> np.ndarray:
-    """One to four other people talking, each from somewhere in what they say."""
+    """One to four other people talking, each clip from a random position."""
     sound = np.zeros(samples, np.float32)
     for _ in range(random.integers(1, 5)):
         other = others[random.integers(len(others))]
@@ -141,7 +141,7 @@ def babble(samples: int, random, others) -> np.ndarray:
 
 
 def clicks(samples: int, random) -> np.ndarray:
-    """Knocks and clicks, one to six a second: noise that dies away within 1 to 20 ms."""
+    """One to six knocks and clicks per second: noise that decays with a time constant of 1 to 20 ms."""
     sound = np.zeros(samples, np.float32)
     for start in random.integers(0, max(samples - 800, 1), max(1, round(samples / RATE * random.uniform(1, 6)))):
         length = min(800, samples - start)
@@ -166,7 +166,7 @@ def music(samples: int, random) -> np.ndarray:
 
 def noise(kind: str, seconds: float, random, others=()) -> np.ndarray:
     """A clip without a question, 60 to 15 dB below full scale; "babble", which needs others, 55 to 35. kind: in NOISES;
-    "silence" is a microphone's own hiss at most."""
+    "silence" has only the faint hiss of a microphone."""
     samples = round(seconds * RATE)
     if kind == "silence":
         return (coloured("white", samples, random) * decibels(random.uniform(-100, -70))).astype(np.float32)
@@ -183,9 +183,9 @@ def noise(kind: str, seconds: float, random, others=()) -> np.ndarray:
 # ---- training and test --------------------------------------------------------------------------------------------
 
 def degraded(audio, random, others=()) -> np.ndarray:
-    """A clip as it may arrive, as long as before. One in three is clean but for its level (-12 to 6 dB); the others may
-    each be in a room, among people (if there are others) or noise, too loud for the microphone, coloured by it, on the
-    telephone, and coded."""
+    """A training clip, degraded at random, at the same length. One in three only changes its level (-12 to 6 dB). Each
+    of the others may get reverberation, babble (if there are others), noise, clipping, a microphone, a telephone, a
+    codec."""
     audio = np.asarray(audio, np.float32)
     samples = len(audio)
     if random.random() < 2 / 3:
@@ -212,7 +212,7 @@ def silence(seconds: float) -> np.ndarray:
     return np.zeros(round(seconds * RATE), np.float32)
 
 
-# What the figures ask a model through: name -> (audio, random, others) -> audio. Only babble needs others.
+# Changes of test clips, measured one by one: name -> (audio, random, others) -> audio. Only babble needs others.
 CONDITIONS = {
     "half gain": lambda audio, random, others=(): limited(audio / 2),
     "double gain": lambda audio, random, others=(): limited(audio * 2),

@@ -1,4 +1,4 @@
-"""What a synthesizer gives: sound, and what is said when. Each one of voices.py, neural.py and held_voices.py does."""
+"""The result of a synthesizer (voices.py, neural.py, held_voices.py): a clip with the times of its words and phones."""
 from typing import NamedTuple
 
 import numpy as np
@@ -13,19 +13,19 @@ class Clip(NamedTuple):
     phones: list            # [(name, start, end), ...] seconds, without gaps
 
     def later(self, seconds: float):
-        """The same after that much silence."""
+        """The clip with this much silence in front."""
         first = round(seconds * RATE)
         moved = ([(name, start + seconds, end + seconds) for name, start, end in spans] for spans in self[1:])
         return Clip(np.concatenate([np.zeros(first, np.float32), self.audio]), *moved)
 
     def faster(self, factor: float):
-        """The same as a tape that runs faster plays it: higher by as much."""
+        """The clip played `factor` times faster, with its pitch raised as much."""
         moved = ([(name, start / factor, end / factor) for name, start, end in spans] for spans in self[1:])
         return Clip(soxr.resample(self.audio, RATE * factor, RATE), *moved)
 
 
 def spans(names, starts, seconds: float) -> list:
-    """Names and when they start -> [(name, start, end)], each until the next; nothing of no length."""
+    """Names and their starts -> [(name, start, end)], each until the next; empty spans are left out."""
     ends = [*starts[1:], seconds]
     return [(name, start, end) for name, start, end in zip(names, starts, ends) if end > start]
 
@@ -34,8 +34,8 @@ VOWELS = "aeiou"
 
 
 def word_spans(words: list, expected: list, phones: list) -> list:
-    """[(word, start, end)] from the phones each word has alone and those that were said, by the cheapest alignment: the
-    program does not print words, and in a sentence they sound a little otherwise ("the", "a", linked sounds)."""
+    """[(word, start, end)] for a synthesizer that only reports phones. Aligns the phones of each word spoken alone,
+    `expected`, with those of the sentence by minimum edit distance: in a sentence some differ ("the", "a", liaison)."""
     said = [phone for phone in phones if phone[0] != "pau"]
     owner = [n for n, names in enumerate(expected) for _ in names]
     alone = [name for names in expected for name in names]

@@ -1,7 +1,7 @@
-"""How a model says the answers of the toy world, compared with the answer voice's own recordings (split `voice`).
+"""Measures how a model speaks the answers of the mini model's world, against the answer voice's clips (split `voice`).
 
-Used by evaluate.py. said: [(sample, model.Answer, sample of split `voice` with the same text), ...]; kept: those of
-them whose text is right.
+Used by evaluate.py. said: [(sample, model.Answer, sample of split `voice` with the same text), ...]; kept: those whose
+text is right.
 """
 import json
 import math
@@ -24,13 +24,13 @@ from toy.clips import at_output_rate
 from toy.marking import BATCH, error_rate, questions, share, speak, words
 from whisper import SAMPLE_RATE
 
-DURATIONS = (0, 5, 10, 15, 20, 40, 60)                          # s, limits of the ranges of Table 9 and Figures 5 and 6
+DURATIONS = (0, 5, 10, 15, 20, 40, 60)                          # seconds: the ranges of Table 9 and Figures 5, 6
 
 
 # ---------------------------------------------------------------- asking
 
 def choose(samples: list, count: int) -> list:
-    """`count` samples of different answers, evenly over the list, among them all answers of several sentences."""
+    """`count` samples with different answers, evenly over the list, including all of several sentences."""
     distinct = list({sample["answer"]: sample for sample in samples}.values())
     long = [n for n, sample in enumerate(distinct) if re.search(r"[.!?]\s", sample["answer"])]
     rest = [n for n in range(len(distinct)) if n not in long]
@@ -39,8 +39,8 @@ def choose(samples: list, count: int) -> list:
 
 
 def converse(model, data, count: int, max_new_tokens: int, seed: int) -> list:
-    """`count` questions, asked; short answers first. Raises ValueError where `data` lacks questions or the voice's
-    units."""
+    """Ask `count` questions -> said, shortest answers first. Raises ValueError if `data` lacks spoken questions or
+    units of the voice."""
     data = Path(data)
     split = Split(data / ("test-recombined" if (data / "test-recombined").exists() else "val"))
     asked = choose(questions(split, "qa"), count)
@@ -53,12 +53,12 @@ def converse(model, data, count: int, max_new_tokens: int, seed: int) -> list:
 
 
 def right_ones(said: list) -> list:
-    """Those with the right text, and speech."""
+    """said -> kept: those with the right text, and with speech."""
     return [(s, answer, voice) for s, answer, voice in said if answer.text == s["answer"] and len(answer.units)]
 
 
 def write_question(split: Split, path: Path, seconds: float = 3.0) -> Path:
-    """The question whose answer lasts about so long, written as a wav. Raises ValueError where none is asked aloud."""
+    """Write the question whose answer is closest to `seconds` as a wav. Raises ValueError if none is spoken."""
     rows = [i for i, row in enumerate(split.rows) if row["task"] == "qa" and {"audio", "face"} <= row.keys()]
     if not rows:
         raise ValueError(f"{split.directory} has no question asked aloud: give --audio FILE")
@@ -69,12 +69,12 @@ def write_question(split: Split, path: Path, seconds: float = 3.0) -> Path:
 # ---------------------------------------------------------------- speech
 
 def lines(sounds: list, hertz: float = OUTPUT_RATE / OUTPUT_HOP, between=(300, 7500), size: int = 4096) -> dict:
-    """Of sounds (samples,) at 22,050 Hz: how far the multiples of `hertz` stand out of what lies around them, in dB:
-    mean, p90, max. White noise has about 0; a vocoder can leave lines at its frame rate, and at 64 times this, its
-    output's hop. between, in Hz: above the pitch, whose own line counts otherwise, and where speech has sound.
+    """Spectral lines in sounds (samples,) at 22,050 Hz: levels at multiples of `hertz` above their surroundings, in dB:
+    mean, p90, max. White noise has about 0. A vocoder can leave lines at its frame rate, and at 64 times this, the hop
+    of its output. between: range in Hz, above the pitch, which is a line itself, and where speech has energy.
 
-    Frames within 20 dB of their sound's loudest count, by the mean of their levels. The surroundings are the median of
-    the bins (5.4 Hz each) nearer than half of `hertz`, without the two next to it.
+    Levels are averaged over frames within 20 dB of the loudest of their sound. The surroundings are the median of the
+    bins (5.4 Hz each) nearer than half of `hertz`, without the two on each side.
     """
     levels = []
     for sound in sounds:
@@ -92,7 +92,7 @@ def lines(sounds: list, hertz: float = OUTPUT_RATE / OUTPUT_HOP, between=(300, 7
 
 
 def compare_speech(kept: list) -> dict:
-    """Lengths, units and lines in the sound against the voice's own."""
+    """Lengths, units and spectral lines, compared with the voice."""
     lengths = [{"text": s["answer"], "seconds": len(answer.units) / UNIT_RATE,
                 "voice_seconds": len(voice["units"]) / UNIT_RATE, "ended": len(answer.unit_states) > len(answer.units)}
                for s, answer, voice in kept]
@@ -112,7 +112,7 @@ def compare_speech(kept: list) -> dict:
 
 
 def by_duration(seconds: list, pairs: dict) -> dict:
-    """v1 Table 9, Figures 5 and 6: range of the duration -> how many answers, and the word error rate of each side.
+    """v1 Table 9, Figures 5 and 6: range of durations -> number of answers, and word error rate of each side.
     seconds: of each answer; pairs: side -> [(words of the text, words transcribed), ...], empty without an ASR."""
     found = {}
     for low, high in zip(DURATIONS, DURATIONS[1:]):
@@ -129,8 +129,8 @@ def write_wav(path: Path, sound, rate: int) -> None:
 
 
 def write_sounds(kept: list, out: Path) -> dict:
-    """NNN.wav in generated/ and, where there are recordings, voice/ below `out`, with a list of each for any ASR
-    ({"audio", "text"} in every line of SIDE.jsonl). Returns side -> [(path, text), ...]."""
+    """Write NNN.wav to out/generated and, if the voice has audio, out/voice, with a list of each for any ASR ({"audio",
+    "text"} in every line of SIDE.jsonl). Returns side -> [(path, text), ...]."""
     files, sides = {}, {"generated": OUTPUT_RATE}
     if all(voice["audio"] is not None for _, _, voice in kept):
         sides["voice"] = SAMPLE_RATE
@@ -155,7 +155,7 @@ def transcriber(name: str):
         raise OSError("--asr needs faster-whisper: `pip install faster-whisper`") from None
     try:
         asr = WhisperModel(name, device="cpu", compute_type="int8", cpu_threads=torch.get_num_threads())
-    except Exception as error:                                  # of the package, of a download, of a damaged model
+    except Exception as error:                                  # of the package, the download, the model file
         raise OSError(f"--asr {name} cannot be loaded: {error}") from None
 
     def transcribe(path) -> str:
@@ -165,8 +165,8 @@ def transcriber(name: str):
 
 
 def word_errors(kept: list, files: dict, transcribe) -> dict:
-    """Word error rate of each side's files against their text, the sentences that were transcribed otherwise, and the
-    rates by duration. transcribe: path -> text; None: nothing is transcribed."""
+    """Word error rate of each side's files, the texts with errors and their transcripts, and the rates by duration.
+    transcribe: path -> text; None: nothing is transcribed."""
     texts = {side: [(text, transcribe(path)) for path, text in tqdm(several, desc=side, unit="clip", disable=None)]
              for side, several in files.items() if transcribe}
     pairs = {side: [(words(text), words(got)) for text, got in several] for side, several in texts.items()}
@@ -179,8 +179,8 @@ def word_errors(kept: list, files: dict, transcribe) -> dict:
 
 @torch.no_grad()
 def generator_figures(model, data, count: int, max_new_tokens: int, seed: int) -> dict:
-    """Of the sentences of val: loss and accuracy of the units, teacher-forced, and the error rate of the units that are
-    generated for those, of `count`, that are read aloud with the right text."""
+    """For the sentences of val: loss and accuracy of the units with teacher forcing; for `count` of them that the model
+    reads aloud, the error rate of its units where the text is right."""
     split = Split(Path(data) / "val")
     rows, sums = rows_of(split, ("tts",)), dict.fromkeys(("units", "units_accuracy"), 0.0)
     if not len(rows):
@@ -189,7 +189,7 @@ def generator_figures(model, data, count: int, max_new_tokens: int, seed: int) -
         batch = collate([split[i] for i in chunk], model, ("units",), model.llm.norm.weight.device)
         for name, value in model(batch, dict.fromkeys(sums, 1)).items():
             sums[name] += value.item()
-    targets = sum(split.rows[i]["units"][1] + 1 for i in rows)      # with the end
+    targets = sum(split.rows[i]["units"][1] + 1 for i in rows)      # with the end unit
     model.speech_decoder = None                                     # no sound is needed
     asked = sorted(choose(questions(split, "tts"), count), key=lambda s: len(s["answer"]))
     said = list(zip(asked, speak(model, asked, max_new_tokens, seed), asked))
@@ -200,7 +200,7 @@ def generator_figures(model, data, count: int, max_new_tokens: int, seed: int) -
 
 
 def lip_lags(kept: list, head) -> dict:
-    """How late the generated lips follow the generated sound, and the teacher's the voice."""
+    """Lag of the generated lips behind the generated sound, and of the teacher's behind the voice."""
     lags = [(sound_lag(answer.face.float().clamp(0, 1).numpy(), answer.waveform.float().numpy(), OUTPUT_RATE, head),
              sound_lag(voice["face"], voice["audio"], SAMPLE_RATE, head)) for _, answer, voice in kept]
     longer = [len(answer.face) / FPS - len(answer.waveform) / OUTPUT_RATE for _, answer, _ in kept]

@@ -1,9 +1,9 @@
-"""Conversations of two and three turns: questions of their own, and follow-ups that need the answer before them.
+"""Conversations of two and three turns: independent questions, and follow-ups that depend on the previous answer.
 
-A follow-up asks the same of something else ("And of Germany?" after a capital), goes on ("And after that?" after a day)
-or asks for the answer once more ("Say that again."). Filled with what the table lacks, or without anything to follow,
-it is answered with UNKNOWN. All that it needs stands in the answer before it, so that the question may have been
-spoken: past speech is in the prompt as speech, or as `[Speech input]` (tokenizer.past_turn).
+A follow-up asks the same about something else ("And of Germany?" after a capital), continues ("And after that?" after a
+day) or asks for a repetition ("Say that again."). About unknown things, or as a first turn, it is answered with
+UNKNOWN. It depends on the previous answer only, because the previous question may have been spoken: past speech is in
+the prompt as speech, or as `[Speech input]` (tokenizer.past_turn).
 """
 import numpy as np
 
@@ -15,7 +15,7 @@ OF_X = ["and {x}?", "what about {x}?", "how about {x}?", "and what about {x}?", 
         "okay, and {x}?", "what is it for {x}?", "the same for {x}, please.", "{x}, please."]
 SIDES = ["and {side} {x}?", "what about {side} {x}?", "and what comes {side} {x}?", "{side} {x}?",
          "how about {side} {x}?", "and the {unit} {side} {x}?"]
-# Kind of the answer before -> what may follow.
+# Kind of the previous answer -> follow-ups.
 FOLLOW_UPS = {
     "capital": [*OF_X, "and of {x}?", "and the one of {x}?", "what about the capital of {x}?"],
     "opposite": [*OF_X, "and of {x}?", "and the opposite of {x}?", "what is that of {x}?"],
@@ -41,20 +41,16 @@ AGAIN = ["say that again.", "please say that again.", "again, please.", "can you
 HELD_AGAIN = ["please repeat that.", "can you say it again?"]
 
 
-def again(held: bool) -> list:
-    return HELD_AGAIN if held else AGAIN
-
-
 def index(known: dict) -> dict:
-    """Answer -> (its kind, what fills its forms). known: domain.known()."""
+    """Answer -> (its kind, values for the slots of its forms). known: domain.known()."""
     return {answer: (kind, values) for kind, several in known.items() for values, answer in several}
 
 
-def follow_up(answer: str, known: dict, where: dict, random: np.random.Generator, held: bool) -> tuple | None:
-    """(text, answer, kind) of what may follow an answer, None where only saying it again could. where: `index`."""
-    if answer not in where:
+def follow_up(answer: str, known: dict, by_answer: dict, random: np.random.Generator, held: bool) -> tuple | None:
+    """(text, answer, kind) of a follow-up to an answer; None if only a repetition is possible. by_answer: `index`."""
+    if answer not in by_answer:
         return None
-    kind, values = where[answer]
+    kind, values = by_answer[answer]
     if kind in ("day", "month", "season") and random.random() < 0.25:
         side = values["side"]
         said = answer.split(" comes ")[0].lower()
@@ -68,7 +64,7 @@ def follow_up(answer: str, known: dict, where: dict, random: np.random.Generator
 
 
 def odd_follow_up(kind: str, random: np.random.Generator, held: bool) -> tuple:
-    """(text, UNKNOWN, kind): a follow-up with what the table of the kind lacks."""
+    """(text, UNKNOWN, kind): a follow-up about something that is not in the table of the kind."""
     if kind in outside.ODD:
         x, side = outside.odd(kind, random, "words" if held else ""), pick(["after", "before"], random)
         forms = domain.fill(FOLLOW_UPS[kind], {"x": x, "xs": None, "side": side, "unit": kind})
@@ -77,24 +73,24 @@ def odd_follow_up(kind: str, random: np.random.Generator, held: bool) -> tuple:
     return f"and {number()} {sign} {number()}?", domain.UNKNOWN, "near"
 
 
-def turns(ask, known: dict, where: dict, count: int, random: np.random.Generator, held: bool = False) -> list:
+def turns(ask, known: dict, by_answer: dict, count: int, random: np.random.Generator, held: bool = False) -> list:
     """[(text, answer, kind of the turn), ...]: `count` turns, the first a question; kinds are "question", "follow-up",
-    "again" and "near". ask: () -> (text, answer) of a question that needs no other."""
+    "again" and "near". ask: () -> (text, answer) of an independent question."""
     found = [(*ask(), "question")]
     while len(found) < count:
         kind, before = random.random(), found[-1][1]
-        following = follow_up(before, known, where, random, held) if kind < 0.45 else None
+        following = follow_up(before, known, by_answer, random, held) if kind < 0.45 else None
         if following:
             found.append(following)
         elif kind > 0.9:
-            found.append((pick(again(held), random), before, "again"))
+            found.append((pick(HELD_AGAIN if held else AGAIN, random), before, "again"))
         else:
             found.append((*ask(), "question"))
     return [(sentence(text), answer, kind) for text, answer, kind in found]
 
 
 def alone(count: int, known: dict, random: np.random.Generator) -> list:
-    """`count` texts that follow nothing and so are not understood."""
+    """`count` follow-ups as first turns: they cannot be answered."""
     found = []
     while len(found) < count:
         kind = pick(list(FOLLOW_UPS), random)

@@ -1,14 +1,14 @@
-"""A rule-based face: the phones of a sentence and when they are said -> 52 ARKit weights, 30 frames per second.
+"""A rule-based face: the phones of a sentence with their times -> 52 ARKit weights, 30 frames per second.
 
-The mini model's face decoder learns from it (docs/spec/face.md 6.2 to 6.5). Each phone asks for a lip shape,
-neighbouring shapes blend by dominance (Cohen and Massaro 1993), what readers of lips need (closed lips in /p b m/, lip
-to teeth in /f v/, a narrow jaw in /s z/) is enforced afterwards, then blinks, brows and gaze are added. Numpy only, the
-same every time.
+It teaches the mini model's face decoder (docs/spec/face.md 6.2 to 6.5). Each phone has a target lip shape. Neighbouring
+targets are blended by dominance functions (Cohen and Massaro 1993). Then what lip-readers need is enforced: closed lips
+in /p b m/, lip to teeth in /f v/, a narrow jaw in /s z/. At last blinks, brows and gaze are added. Numpy only,
+deterministic.
 
-In: phones as flite names them (ARPAbet in lower case, "pau" for a pause) with start and end in seconds. Its voiceless
-stops begin with their silent closure, as seen in its waveforms: p is silent for the first three fifths, then released.
+Input: phones with flite's names (ARPAbet in lower case, "pau" for a pause), start and end in seconds. flite's voiceless
+stops include their silent closure: the first three fifths of a p are silent.
 Shapes: T face frames, K = 52 weights in the order of arkit.ARKIT_NAMES, all in [0, 1]; P segments (a phone, or half a
-diphthong), C = len(SHAPES) of the weights, left and right being one.
+diphthong), C = len(SHAPES) lip weights, left and right as one.
 """
 import numpy as np
 
@@ -16,7 +16,7 @@ from face.arkit import ARKIT_NAMES
 from face.metrics import loudness
 from face_decoder import FPS
 
-# Class of a phone; two for a diphthong, the first for 60 % of its time.
+# Lip class -> its phones. Diphthongs have two classes, the first for 60 % of the time.
 CLASSES = {
     "PP": "p b m em", "FF": "f v", "TH": "th dh", "DD": "t d dx", "nn": "n l nx", "kk": "k g ng hh", "SS": "s z",
     "CH": "ch jh sh zh", "RR": "r", "WW": "w", "aa": "aa ah", "ae": "ae", "E": "eh", "I": "iy y", "ih": "ih", "O": "ao",
@@ -25,10 +25,9 @@ PHONES = {phone: (name,) for name, phones in CLASSES.items() for phone in phones
     "ay": ("aa", "I"), "aw": ("aa", "U"), "ow": ("O", "U"), "ey": ("E", "I"), "oy": ("O", "I"), "el": ("ax", "nn"),
     "en": ("ax", "nn")}
 
-# Targets (docs/spec/face.md 6.3), left and right alike. Silence keeps the lips sealed: mouthClose as much as jawOpen.
-# The jaw of open vowels is a third wider than there, because blending pulls short ones down (6.4, undershoot), and
-# closed lips are pressed more firmly (rolled, lower lip raised), because a model that learns from this undershoots as
-# well.
+# Targets (docs/spec/face.md 6.3), equal for left and right. In silence the lips are sealed: mouthClose equals jawOpen.
+# Different from 6.3: the jaw of open vowels is a third wider, because blending lowers short ones (6.4, undershoot), and
+# closed lips are pressed more (rolled, lower lip raised), because a model trained on this undershoots as well.
 SHAPES = ("jawOpen", "mouthClose", "mouthFunnel", "mouthPucker", "mouthSmile", "mouthStretch", "mouthLowerDown",
           "mouthUpperUp", "mouthRollLower", "mouthRollUpper", "mouthPress", "mouthShrugLower", "tongueOut")
 TARGETS = {
@@ -54,8 +53,8 @@ TARGETS = {
     "ax":  (.22, 0,   0,   0,   0,   0,   .12, 0,   0,   0,   0,   0,   0),
     "er":  (.18, 0,   .25, .25, 0,   0,   0,   0,   0,   0,   0,   0,   0),
 }
-# Dominance (docs/spec/face.md 6.4): strength, reach in seconds, seconds by which the plateau begins early (rounding
-# anticipates).
+# Dominance (docs/spec/face.md 6.4): strength alpha, reach tau in seconds, seconds by which it begins early (lips are
+# rounded in advance).
 VOWEL = (1, .075, 0)
 DOMINANCE = {"sil": (1.5, .08, 0), "PP": (6, .045, 0), "FF": (4, .045, 0), "TH": (1.5, .05, 0), "DD": (.7, .045, 0),
              "nn": (.6, .045, 0), "kk": (.5, .045, 0), "SS": (1.6, .05, 0), "CH": (1.8, .09, .04), "RR": (1.2, .08, 0),
@@ -67,11 +66,11 @@ LOUD = [COLUMN[name] for name in ("mouthLowerDown", "mouthUpperUp", "mouthFunnel
 JAW_MOST = .85
 PRESSED = [COLUMN[name] for name in ("mouthRollLower", "mouthRollUpper", "mouthPress", "mouthShrugLower")]
 ROUND = [COLUMN[name] for name in ("mouthPucker", "mouthSmile", "mouthStretch")]
-UNSHAPED, UNSHAPED_SHARE = ("PP", "DD", "nn", "kk"), .15     # these leave rounding and spreading to their neighbours
+UNSHAPED, UNSHAPED_SHARE = ("PP", "DD", "nn", "kk"), .15     # rounding and spreading mostly of their neighbours
 SIBILANT_JAW, TEETH_JAW, LIPS_JAW = .25, .12, .25
-SHORT_PAUSE, SHORT_PAUSE_ALPHA = .27, .2        # seconds: a shorter pause between sounds does not close the mouth
-FROM_REST, TO_REST = .1, .2                     # seconds at both ends in which the face leaves rest and returns to it
-DOWN, SHUT, UP = .08, .04, .16                  # seconds of a blink
+SHORT_PAUSE, SHORT_PAUSE_ALPHA = .27, .2        # seconds: shorter pauses do not close the mouth
+FROM_REST, TO_REST = .1, .2                     # seconds from and to the rest pose at both ends
+DOWN, SHUT, UP = .08, .04, .16                  # seconds of the phases of a blink
 AWAKE = .2, .3                                  # seconds at both ends without a blink
 
 
@@ -79,9 +78,9 @@ def face_track(phones: list, frames: int, sound=None, rate: int = 16_000, seed: 
     """phones [(name, start, end), ...] seconds -> (T, K) float32 for T = `frames`; frame t is shown at t / 30 s.
 
     frames: face_decoder.frames_for_units of the speech's units, so that both clocks agree. sound (samples,): its
-    waveform; without one every phone is said equally loud. seed: of blinks and gaze. Raises ValueError for a phone that
-    flite does not have, and where there is nothing to say. The first and the last frame are at rest, all weights 0:
-    lips sealed, eyes open and straight ahead.
+    waveform, if None constant loudness is assumed. seed: of blinks and gaze. The first and the last frame are the rest
+    pose, all weights 0: lips sealed, eyes open and straight ahead. Raises ValueError for a phone that flite does not
+    have, and without phones or frames.
     """
     if not len(phones) or frames < 1:
         raise ValueError(f"{len(phones)} phones in {frames} frames: a face needs at least one of each")
@@ -97,25 +96,25 @@ def face_track(phones: list, frames: int, sound=None, rate: int = 16_000, seed: 
     brows(track, pieces, loud)
     gaze(track, random)
     times = np.arange(frames) / FPS
-    awake = ease(times / FROM_REST) * ease((times[-1] - times) / TO_REST)   # a share of sealed lips is sealed lips
+    awake = ease(times / FROM_REST) * ease((times[-1] - times) / TO_REST)   # keeps sealed lips sealed
     return (track * awake[:, None]).clip(0, 1).astype(np.float32)
 
 
 def put(track, name: str, values) -> None:
-    """Add `values` (T,) to a weight, or to its left and right."""
+    """Add `values` (T,) to a weight, or to its left and right version."""
     for full in (name, name + "Left", name + "Right"):
         if full in ARKIT_NAMES:
             track[:, ARKIT_NAMES.index(full)] += values
 
 
 def segments(phones: list) -> list:
-    """[(class, start, end)]: diphthongs split, equal neighbours one segment ("top man" closes once)."""
+    """[(class, start, end)]: diphthongs are split, equal neighbours merged (in "top man" the lips close once)."""
     pieces = []
     for phone, start, end in phones:
         if phone not in PHONES:
             raise ValueError(f"phone {phone!r} is unknown: expected flite's, such as {', '.join(sorted(PHONES)[:6])}")
         classes, middle = PHONES[phone], start + .6 * (end - start)
-        if phone == "p":                                    # its middle half ends where the closure does
+        if phone == "p":                                    # so that its middle half ends with the closure
             parts = [("PP", start, start + .8 * (end - start))]
         elif len(classes) == 2:
             parts = [(classes[0], start, middle), (classes[1], middle, end)]
@@ -128,20 +127,20 @@ def segments(phones: list) -> list:
 
 
 def relative_loudness(sound, rate: int, frames: int) -> np.ndarray:
-    """(T,) in [0, 1]: loudness smoothed over three frames, 1 = the 95th percentile of the clip."""
+    """(T,) in [0, 1]: loudness smoothed over three frames, relative to the 95th percentile of the clip."""
     level = smooth(loudness(np.asarray(sound), rate, frames)[:, None])[:, 0]
     return (level / max(np.percentile(level, 95), 1e-6)).clip(0, 1)
 
 
 def smooth(values) -> np.ndarray:
-    """(T, C) -> each frame with a quarter of either neighbour."""
+    """(T, C) -> (T, C), smoothed over frames with weights 1/4, 1/2, 1/4."""
     padded = np.pad(values, ((1, 1), (0, 0)), mode="edge")
     return .25 * padded[:-2] + .5 * padded[1:-1] + .25 * padded[2:]
 
 
 def blend(pieces: list, times, gain) -> np.ndarray:
-    """(T, C): targets weighed by dominance alpha exp(-(distance / tau)^1.5), the distance to the middle half of a
-    segment; how far the mouth opens is then scaled by gain (T,)."""
+    """(T, C): average of the targets, weighted by dominance alpha exp(-(distance / tau)^1.5), where distance is that to
+    the middle half of a segment. The opening of the mouth is then scaled by gain (T,)."""
     names = [name for name, _, _ in pieces]
     start, end = np.array([(start, end) for _, start, end in pieces]).T
     alpha, tau, early = np.array([DOMINANCE.get(name, VOWEL) for name in names]).T
@@ -162,13 +161,13 @@ def blend(pieces: list, times, gain) -> np.ndarray:
 
 
 def constrain(lips, pieces: list) -> np.ndarray:
-    """What a class must look like where it is said, then a light smoothing that leaves the closed frames alone."""
+    """Enforce what each class requires while it lasts, then smooth all frames but the closed ones."""
     lips, closed = lips.copy(), np.zeros(len(lips), bool)
     for name, start, end in pieces:
         first, last = start + (end - start) / 4, end - (end - start) / 4
-        if name == "PP":                                    # closed from its beginning, but for the parting of the lips
+        if name == "PP":                                    # closed from the start, until the release
             first, last = start, end - (end - start) / 8
-        here = slice(round(first * FPS), max(round(last * FPS), round(first * FPS)) + 1)        # one frame at least
+        here = slice(round(first * FPS), max(round(last * FPS), round(first * FPS)) + 1)        # at least one frame
         if name in ("SS", "CH"):
             lips[here, JAW] = np.minimum(lips[here, JAW], SIBILANT_JAW)
         elif name == "FF":
@@ -186,7 +185,7 @@ def constrain(lips, pieces: list) -> np.ndarray:
     return lips
 
 
-# ---- what does not depend on the words (docs/spec/face.md 6.5) ----------------------------------------------------
+# ---- blinks, brows, gaze (docs/spec/face.md 6.5) --------------------------------------------------
 
 def ease(x) -> np.ndarray:
     """0 below 0, 1 above 1, a raised cosine in between."""
@@ -194,13 +193,13 @@ def ease(x) -> np.ndarray:
 
 
 def hump(times, start: float, rise: float, hold: float, fall: float) -> np.ndarray:
-    """0, up within `rise` seconds from `start`, 1 for `hold`, down within `fall`, at times (T,)."""
+    """At times (T,): from 0 at `start` up to 1 within `rise` seconds, constant for `hold`, down within `fall`."""
     return ease((times - start) / rise) - ease((times - start - rise - hold) / fall)
 
 
 def blink(track, pauses: list, random: np.random.Generator) -> None:
-    """Every 3.5 s or so (log-normal, 1.2 to 7), at a pause if one is within half a second. The eyes are open at both
-    ends of a take: whoever shows it holds its last frame."""
+    """A blink about every 3.5 s (log-normal, 1.2 to 7), moved to a pause within half a second. The eyes are open at
+    both ends of a clip, because a player may hold its last frame."""
     times, gap = np.arange(len(track)) / FPS, lambda: float(np.exp(random.normal(np.log(3.5), .4)).clip(1.2, 7))
     first, last = AWAKE[0], len(track) / FPS - AWAKE[1] - (DOWN + SHUT + UP)
     at = first + gap() * random.random()
@@ -214,8 +213,8 @@ def blink(track, pauses: list, random: np.random.Generator) -> None:
 
 
 def brows(track, pieces: list, loud) -> None:
-    """Raised on a vowel louder than its neighbours, at most once in 0.8 s: up 120 ms before its middle, down in 300
-    ms."""
+    """Raise the brows on vowels louder than their neighbours, at most once in 0.8 s: up within 120 ms before the
+    middle, down within 300 ms."""
     times = np.arange(len(track)) / FPS
     middles = [(start + end) / 2 for name, start, end in pieces if name in VOWELS]
     levels, free = np.interp(middles, times, loud), 0.0
@@ -228,7 +227,7 @@ def brows(track, pieces: list, loud) -> None:
 
 
 def gaze(track, random: np.random.Generator) -> None:
-    """Both eyes look elsewhere, by up to 0.05, every half to two seconds; the way takes two frames."""
+    """Every 0.5 to 2 s both eyes look in a new direction, by up to 0.05; the movement takes two frames."""
     frame, looks = 0, [n for n, name in enumerate(ARKIT_NAMES) if name.startswith("eyeLook")]
     while frame < len(track):
         until = frame + round(FPS * random.uniform(.5, 2))

