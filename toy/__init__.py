@@ -15,6 +15,6 @@ Start with `python -m toy` (__main__.py). In the order of the work:
     7. make.py: runs 4 to 6 and writes mini/, the checkpoint that comes with the code
 
 evaluate.py measures the result with marking.py (are the answers right?) and speaking.py (how well are they spoken?).
-strangers.jsonl: 160 typed questions by a person who had seen neither this code nor its wordings, written before the
+strangers.jsonl: 160 typed questions by somebody who had seen neither this code nor its wordings, written before the
 model was trained. They are for marking only, never for training or tuning.
 """

@@ -20,7 +20,7 @@ from toy.facts import NUMBERS
 
 BATCH, SPEAKING_BATCH = 32, 8                                   # samples at once: text only, with speech and face
 
-# Typed questions by a person who had not seen the phrasings: {"text", "answer", "kind": wording, far or near} each.
+# Typed questions by somebody who had not seen the phrasings: {"text", "answer", "kind": wording, far or near} each.
 STRANGERS = Path(__file__).with_name("strangers.jsonl")
 CONFIDENT = 0.8                                                 # answers above this Answer.confidence are confident
 TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -118,7 +118,7 @@ def questions(split: Split, task: str) -> list:
 
 
 def strangers() -> list:
-    """The samples of STRANGERS: questions by a person who had read the answers of this world, but none of its wordings.
+    """The samples of STRANGERS: questions by somebody who had read the answers of this world, but none of its wordings.
     Some are later turns of a conversation: "before" has the earlier ones."""
     rows = [json.loads(line) for line in STRANGERS.read_text().splitlines()]
     return [row | {"id": f"stranger-{n}", "audio": None, "messages": [
