@@ -1,21 +1,21 @@
-"""The stages of training: one table, one loop.
+"""Training: one table of stages, one loop.
 
     python train.py --stage 1 --data data/demo --init-from runs/base --out out/stage1
     torchrun --nproc_per_node=8 train.py --stage 2 --data data/demo --init-from out/stage1 --out out/stage2
     python train.py --resume --out out/stage2
 
---data has train/ and val/, prepared by `prepare.py`; several may be given, each with a weight (loading.py). --cache DIR
-keeps what the frozen parts make of each sample: all epochs train the rest alone (frozen.py). --out is a checkpoint like
-any other: `sample.py` opens it after every stage (progress.py says what else is in it). A resumed training is the one
-that was never stopped, bit for bit on one CPU: the order of the samples and the random numbers of each micro-batch
-follow from --seed and the step alone.
+--data has train/ and val/, made by `prepare.py`; it may be given several times, each with a weight (loading.py).
+--cache DIR computes the outputs of the frozen parts once per sample, for all epochs (frozen.py). --out is a checkpoint
+like any other: `sample.py` opens it after every stage (progress.py lists its files). A resumed training equals one that
+was never stopped, bit for bit on one CPU: the order of the samples and the random numbers of each micro-batch depend
+only on --seed and the step.
 
-Several processes: FSDP2. Each holds a shard of every weight, gradient and moment, and gathers a transformer block when
-it runs. --dtype bfloat16 computes in bfloat16 (autocast) and learns in float32, on one process too: trained weights are
-float32, frozen ones bfloat16. Only in float32 is the result the same on any number of processes.
+Several processes use FSDP2: each holds a shard of every weight, gradient and optimizer moment, and gathers one
+transformer block at a time. --dtype bfloat16 is mixed precision, also on one process: compute in bfloat16 (autocast),
+trained weights in float32, frozen ones in bfloat16. Only in float32 is the result the same on any number of processes.
 
-What the paper's table leaves open is decided here: AdamW's betas 0.9 and 0.95, no weight decay, gradients clipped at
-norm 1 (the paper saw them explode in stage I), a cosine to zero after the warm-up, and loss terms of equal weight.
+The paper's table leaves open, and we chose: AdamW's betas 0.9 and 0.95, no weight decay, gradients clipped at norm 1
+(the paper reports exploding gradients in stage I), cosine decay to zero after the warm-up, equal weights of all losses.
 """
 import os
 import sys
@@ -26,7 +26,7 @@ from functools import partial
 from math import cos, isfinite, pi
 from pathlib import Path
 
-PARENT = os.getppid()                                           # before torch, which takes seconds
+PARENT = os.getppid()                                           # torchrun's pid, read before the slow import of torch
 
 import cli
 
@@ -57,37 +57,36 @@ PARTS = {"encoder": ["speech_encoder"], "projector": ["speech_projector"], "llm"
 
 @dataclass(frozen=True)
 class Stage:
-    """A column of the paper's table. Parts without a rate are frozen; the speech encoder always is."""
-    tasks: tuple           # of the samples it learns from
-    losses: tuple          # terms of `ExOmni.forward` that are added up
+    """A column of the paper's table. Parts without a rate are frozen, the speech encoder always."""
+    tasks: tuple           # of the training samples
+    losses: tuple          # the losses of `ExOmni.forward` that are summed
     rates: dict            # part -> learning rate
     epochs: float
-    batch: int             # samples an optimizer step: over all processes and accumulated micro-batches
+    batch: int             # samples per optimizer step, over all processes and accumulated micro-batches
     warmup: float          # share of the steps
-    accumulate: int        # micro-batches that each process works through before a step
-    replay: dict = field(default_factory=dict)  # task of an earlier stage -> how many of its samples are mixed in
+    accumulate: int        # gradient accumulation: micro-batches per process and step
+    replay: dict = field(default_factory=dict)  # task of an earlier stage -> number of its samples that are mixed in
     plain_mse: bool = False     # the face loss without its velocity term
-    toy: bool = False      # toy/: Muon for matrices, micro-batches of like length, clips in other voices
+    toy: bool = False      # toy/: Muon for matrices, micro-batches of similar length, voice augmentation
 
 
 ASR, TTS, FACE, QA, CHAT = ("asr",), ("tts",), ("face",), ("qa",), ("chat",)
 STAGES = {
-    # Table 7 of v1. Its stage IV says batch 8 with accumulation 4; v2's table calls the same 32. It marks the projector
-    # of stage IV as trained at rate 0: frozen here.
+    # Table 7 of v1. Its stage IV has batch 8 with accumulation 4, which v2's table calls batch 32. The projector of
+    # stage IV is marked as trained, at rate 0: frozen here.
     "v1": {
         1: Stage(ASR, ("text",), {"projector": 1e-3}, 1, 128, 0.3, 1),
         2: Stage(TTS, ("units",), {"generator": 1e-4}, 3, 128, 0.1, 1),
         3: Stage(FACE, ("face",), {"face": 1e-3}, 10, 128, 0.1, 1),
         4: Stage(QA + CHAT, LOSSES, {"llm": 2e-6, "generator": 5e-5, "face": 5e-5}, 3, 32, 0.1, 4)},
-    # Table 2 of v2. A text-to-speech-face sample is a "face" one: a text, its units and its face.
+    # Table 2 of v2. Its text-to-speech-face samples have the task "face": a text, its units and its face.
     "v2": {
         1: Stage(ASR, ("text",), {"projector": 1e-3}, 1, 128, 0.3, 1),
         2: Stage(FACE, ("units", "face"), {"generator": 1e-4, "face": 1e-4}, 2, 128, 0.1, 2, plain_mse=True),
         3: Stage(QA, LOSSES, {"projector": 2e-5, "llm": 2e-6, "generator": 2e-5, "face": 2e-5}, 2, 32, 0.1, 4,
                  replay={"asr": 10_000, "face": 10_000}, plain_mse=True)},
-    # For a language model less than 512 wide, which has everything still to learn. Its stage IV keeps reading aloud:
-    # the answers of so small a world are too few to learn from them how to speak and to move a face. It keeps typed
-    # conversations and transcription too, which it would forget.
+    # For language models less than 512 wide. Stage IV replays reading aloud ("face"): the answers alone are too few to
+    # learn speech and face from. It also replays typed conversations and transcription, which it would forget.
     "mini": {
         1: Stage(ASR, ("text",), {"projector": 2e-3}, 0.4, 48, 0.1, 4, toy=True),
         2: Stage(TTS, ("units",), {"generator": 2e-3}, 10, 16, 0.1, 4, toy=True),
@@ -96,15 +95,15 @@ STAGES = {
                  replay={"chat": 8000, "face": 2000, "asr": 3000}, toy=True)}}
 
 
-# ---------------------------------------------------------------- who learns, and how
+# ---------------------------------------------------------------- trained and frozen parts, FSDP2, optimizers
 
 def parameters(model, part: str) -> dict:
-    """name -> parameter of a part."""
+    """The parameters of a part, by name."""
     return {name: p for name, p in model.named_parameters() if name.split(".")[0] in PARTS[part]}
 
 
 def freeze(model, trained) -> None:
-    """Gradients and training mode (dropout) for the trained parts, neither for all others."""
+    """The trained parts get gradients and training mode (dropout), all others neither."""
     model.eval()
     for part, names in PARTS.items():
         for module in (getattr(model, name) for name in names):
@@ -113,9 +112,9 @@ def freeze(model, trained) -> None:
 
 
 def shard(model, state: dict, device) -> None:
-    """FSDP2: a group for each transformer block, then for what is left of each part, then of the model (the LLM's
-    embedding, last norm and head). All weights of a group are of one part, so of one type. Gradients are summed in
-    float32, the toy's in float64 (`Float64Sums`)."""
+    """FSDP2 with one group per transformer block, one for the rest of each part, and one for the rest of the model (the
+    LLM's embedding, last norm and head). So all weights of a group belong to one part and have one dtype. Gradients are
+    summed in float32, the toy's in float64 (`Float64Sums`)."""
     mesh = init_device_mesh(device.type, (rank_and_world()[1],))
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if state["dtype"] == "bfloat16" else None,
                                   reduce_dtype=torch.float64 if state["toy"] else torch.float32,
@@ -128,7 +127,7 @@ def shard(model, state: dict, device) -> None:
 
 
 def optimizers(model, state: dict) -> tuple:
-    """AdamW with a group for each trained part; the toy's Muon for its matrices: a list of (rate, Muon)."""
+    """AdamW with a parameter group per trained part, and a list of (rate, Muon) for the toy's matrices."""
     groups, muons = [], []
     for part, rate in state["rates"].items():
         own = parameters(model, part)
@@ -139,7 +138,7 @@ def optimizers(model, state: dict) -> tuple:
 
 
 def schedule(step: int, steps: int, warmup: float) -> float:
-    """What the rates are multiplied by in step 0 ... steps - 1: a ramp up to 1, then half a cosine down to 0."""
+    """Factor of the learning rates in step 0 ... steps - 1: linear warm-up to 1, then a cosine down to 0."""
     ramp = round(warmup * steps)
     if step < ramp:
         return (step + 1) / ramp
@@ -148,30 +147,31 @@ def schedule(step: int, steps: int, warmup: float) -> float:
 
 # ---------------------------------------------------------------- batches
 
-def cutting(state: dict, model, training, samples) -> tuple:
-    """How many micro-batches, at least, each process works through in a step; (mixture, samples) -> the lists of
-    samples that are the micro-batches of all processes, and -> their lengths. The toy's are as many in all, however
-    many processes share them."""
+def grouping(state: dict, model, training, samples) -> tuple:
+    """The least number of micro-batches per process and step; a function (mixture, samples of a step) -> the
+    micro-batches of all processes, lists of samples; and one -> the samples' lengths. In the toy's recipe the total
+    number of micro-batches does not depend on the number of processes."""
     world, toy = rank_and_world()[1], state["toy"]
     accumulate = min(-(-state["accumulate"] // world) if toy else state["accumulate"], state["batch"] // world)
     lengths = partial(lengths_of, config=model.config, losses=state["losses"],
                       rates=token_rates(training, samples, model.tokenizer))
-    cut = partial(like_length, count=world * accumulate) if toy else partial(
+    group = partial(like_length, count=world * accumulate) if toy else partial(
         micro_batches, lengths=lengths, world=world, accumulate=accumulate, budget=state["tokens"])
-    return accumulate, cut, lengths
+    return accumulate, group, lengths
 
 
-def moved(read: list, model, state: dict, device) -> list:
-    """A step's micro-batches as `loading.Steps` has read them, on the device: [(number, batch), ...]."""
-    def altered(samples):
+def to_device(loaded: list, model, state: dict, device) -> list:
+    """The micro-batches of a step, loaded by `loading.Steps` -> [(number, batch), ...] on the device."""
+    def augment(samples):
         seeds = [hash((state["seed"], state["step"], n)) for n in samples]
         return (lambda mel, n: other_voice(mel.cpu(), seeds[n]).to(device)) if state["toy"] else None
-    return [(number, on_device(batch, model.config.speech_encoder, device, altered(samples)))
-            for number, samples, batch in read]
+    return [(number, on_device(batch, model.config.speech_encoder, device, augment(samples)))
+            for number, samples, batch in loaded]
 
 
 def count(batches: list) -> dict:
-    """What the terms of `ExOmni.forward` are means over, in all these batches; their clips; their tokens and units."""
+    """For all these batches together: the counts that each loss and accuracy of `ExOmni.forward` is divided by, the
+    number of clips, and that of tokens and units."""
     counts = dict.fromkeys((*LOSSES, "text_accuracy", "units_accuracy", "clips", "tokens"), 0)
     for batch in batches:
         own = {name: int(n) for name, n in loss_counts(batch).items()} | {"clips": len(batch.get("owners", ()))}
@@ -182,18 +182,18 @@ def count(batches: list) -> dict:
 
 @torch.no_grad()
 def validate(model, mixture, numbers, state: dict, size: int, always, device, autocast) -> dict:
-    """Each loss and accuracy over these samples, `size` at a time; the same on every rank. All ranks work
-    through as many chunks: what is left over is repeated and not counted."""
+    """Each loss and accuracy, averaged over these samples, in batches of `size`; the same result on every rank. All
+    ranks run equally many batches: surplus ones are repeats and not counted. Updates state["best"]."""
     rank, world = rank_and_world()
     terms = [*state["losses"], *(f"{name}_accuracy" for name in state["losses"] if name != "face")]
     sums, counts = dict.fromkeys(terms, 0.0), count([])
-    parts = chunks(mixture, numbers, size)
+    batches = chunks(mixture, numbers, size)
     model.eval()
-    for n in range(rank, -(-len(parts) // world) * world, world):
-        batch = assemble([mixture[i] for i in parts[n % len(parts)]], model, state["losses"], always)
+    for n in range(rank, -(-len(batches) // world) * world, world):
+        batch = assemble([mixture[i] for i in batches[n % len(batches)]], model, state["losses"], always)
         with autocast():
             values = model(on_device(batch, model.config.speech_encoder, device), dict.fromkeys(terms, 1))
-        if n < len(parts):
+        if n < len(batches):
             sums = {name: sums[name] + values.get(name, 0.0) for name in terms}
             counts = {name: counts[name] + value for name, value in count([batch]).items()}
     freeze(model, state["rates"])
@@ -208,11 +208,12 @@ def validate(model, mixture, numbers, state: dict, size: int, always, device, au
 # ---------------------------------------------------------------- the loop
 
 def backward(model, batches: list, counts: dict, state: dict, sums: Float64Sums | None, autocast) -> dict:
-    """Forward and backward of each micro-batch -> this rank's share of the losses. Each loss is divided by the count of
-    the whole batch, so that micro-batches and ranks add up; FSDP takes the mean over the ranks, hence `world`."""
+    """Forward and backward of each micro-batch -> this rank's share of the losses. Losses are divided by the counts
+    of the whole batch, so that micro-batches and ranks add up. FSDP averages over the ranks: hence times `world`.
+    """
     means, losses = {name: max(1, counts[name]) for name in state["losses"]}, dict.fromkeys(state["losses"], 0.0)
     for number, batch in batches:
-        torch.manual_seed(hash((state["seed"], state["step"], number)))         # of the dropout
+        torch.manual_seed(hash((state["seed"], state["step"], number)))         # for dropout
         with autocast():
             terms = model(batch, means)
         with sums.micro_batch(last=number == batches[-1][0]) if sums else nullcontext():
@@ -222,26 +223,26 @@ def backward(model, batches: list, counts: dict, state: dict, sums: Float64Sums 
 
 
 def assert_trained(parts: dict, trained) -> bool:
-    """Exactly the trained parts have gradients; True."""
+    """Assert that exactly the trained parts have gradients; returns True."""
     reached = {part for part, own in parts.items() if any(p.grad is not None for p in own.values())}
     assert reached == set(trained), f"gradients reached {sorted(reached)}, expected {sorted(trained)}"
     return True
 
 
 def step_optimizers(trained: list, adamw, muons: list, sums: Float64Sums | None, state: dict) -> tuple:
-    """Clip the gradients to norm 1 and change the weights -> the norm before clipping, part -> the rate. Where the norm
-    is not finite, weights and moments stay as they are."""
+    """Clip the gradients to norm 1 and update the weights. Returns the norm before clipping, and the rate of each part.
+    Where the norm is not finite, weights and moments are left unchanged."""
     for p in trained:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # of a part that the batch has nothing for
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # None: no sample of the batch used this part
     norm = sums.clip(trained) if sums else torch.nn.utils.clip_grad_norm_(trained, 1.0)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     skipped, factor = ~norm.isfinite(), schedule(state["step"], state["steps"], state["warmup"])
     for group in adamw.param_groups:
         group["lr"] = factor * group["rate"]
-    adamw.found_inf = skipped.float()                               # then it changes nothing; decided on the device
+    adamw.found_inf = skipped.float()               # fused AdamW skips its update where this is 1, on the device
     adamw.step()
     for rate, muon in muons:
-        if not skipped:                                             # waits for the device: the toy's only
+        if not skipped:                                             # waits for the device: in the toy's recipe alone
             muon.step(factor * rate)
     for p in trained:
         p.grad = None
@@ -249,14 +250,14 @@ def step_optimizers(trained: list, adamw, muons: list, sums: Float64Sums | None,
 
 
 def prepare(model, state: dict, device, recompute) -> tuple:
-    """Freeze, recompute activations, shard over the processes -> part -> its parameters; the optimizers."""
+    """Freeze, checkpoint activations, shard over the processes. Returns {part: its parameters} and the optimizers."""
     freeze(model, state["rates"])
     if recompute or recompute is None and device.type == "cuda":
         for layer in (*model.llm.layers, *model.speech_generator.llm.layers):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     for module in (getattr(model, name) for part in state["rates"] for name in PARTS[part]):
         if module is not None:
-            module.float()                              # a step of the optimizer is too small for bfloat16
+            module.float()                              # an optimizer step is below the resolution of bfloat16
     if rank_and_world()[1] > 1:
         shard(model, state, device)
     return {part: parameters(model, part) for part in PARTS}, *optimizers(model, state)
@@ -264,39 +265,39 @@ def prepare(model, state: dict, device, recompute) -> tuple:
 
 def train(args) -> None:
     device, (rank, world) = cli.pick_device(args.device), rank_and_world()
-    warnings.filterwarnings("ignore", "This DataLoader will create")        # as many readers as were asked for
-    state, model, chosen, resumed = open_training(args, STAGES, device)
-    (training, samples, _), (validation, checks, _) = chosen
+    warnings.filterwarnings("ignore", "This DataLoader will create")        # --workers may exceed the cores
+    state, model, splits, resumed = open_training(args, STAGES, device)
+    (training, samples, _), (validation, val_samples, _) = splits
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16")
     cache = open_cache(args.cache, state, model, training, samples, device, autocast) if args.cache else None
     parts, adamw, muons = prepare(model, state, device, args.recompute)
     trained = [p for part in state["rates"] for p in parts[part].values()]
     sums = Float64Sums(model, trained) if state["toy"] else None
-    accumulate, cut, lengths = cutting(state, model, training, samples)
+    accumulate, group, lengths = grouping(state, model, training, samples)
     has_sound = lambda mixture, numbers: bool((mixture.column("audio length", numbers) >= 0).any())
-    needed = [*state["losses"], *["clips"] * has_sound(training, samples)]
+    needed = [*state["losses"], *["clips"] * has_sound(training, samples)]      # to reach all trained parts
     always = ()
-    if world > 1:                                                               # the same modules on each rank
-        always = ("units", "face", *["mel"] * ("clips" in needed or has_sound(validation, checks)))
+    if world > 1:                                                               # FSDP: the same modules on each rank
+        always = ("units", "face", *["mel"] * ("clips" in needed or has_sound(validation, val_samples)))
     if rank == 0:
-        announce(args, state, model, parts, chosen, accumulate, device)
+        announce(args, state, model, parts, splits, accumulate, device)
     tensors = optimizer_tensors(parts, adamw, muons, state)
     if resumed:
         load_optimizer(Path(args.out), tensors)
     saver, checked = Saver(Path(args.out), model, tensors, state["step"]), False
     log = Log(saver, state, device, resumed)
     steps, last = state["steps"], args.stop_at or state["steps"]
-    reader = read_ahead(Steps(training, samples, model, state, cut, lengths, always, rank, world, cache), last,
+    reader = read_ahead(Steps(training, samples, model, state, group, lengths, always, rank, world, cache), last,
                         4 * (device.type == "cuda") if args.workers is None else args.workers, device)
 
-    with interrupts() as asked, closing(saver):
-        for read in log.reading(reader):
-            batches = moved(read, model, state, device)
-            counts = sum_over_ranks(count([batch for *_, batch in read])
-                                    | {"stop": len(asked), "skipped": log.in_a_row / world,
+    with interrupts() as interrupted, closing(saver):
+        for loaded in log.reading(reader):
+            batches = to_device(loaded, model, state, device)
+            counts = sum_over_ranks(count([batch for *_, batch in loaded])
+                                    | {"stop": len(interrupted), "skipped": log.in_a_row / world,
                                        "writing": saver.writing()}, device)
             with log.pause():
-                if not counts["writing"]:                       # on no rank
+                if not counts["writing"]:                       # no rank still writes the last checkpoint
                     saver.finish()
             log.check(state["step"], counts["skipped"])
             if counts["stop"]:
@@ -308,13 +309,12 @@ def train(args) -> None:
             state["seen"], state["step"] = state["seen"] + state["batch"], state["step"] + 1
             done = state["step"]
             log.add(losses, norm, counts["tokens"])
-            # Now and then: log, validate, save.
             if done % args.log_every == 0 or done == steps:
                 log.training(done, rates)
             with log.pause():
                 if done % (args.val_every or -(-steps // 5)) == 0 or done == steps:
                     size = -(-state["batch"] // (world * accumulate))
-                    figures = validate(model, validation, checks, state, size, always, device, autocast)
+                    figures = validate(model, validation, val_samples, state, size, always, device, autocast)
                     log.validation(done, figures)
                 due = done % (args.save_every or -(-steps // 10)) == 0 and not log.in_a_row
                 if due or done == last:
@@ -330,18 +330,18 @@ def train(args) -> None:
 
 def main(argv=None) -> None:
     args = parse(argv, __doc__.splitlines()[0], STAGES, ABLATIONS)
-    joins = "RANK" in os.environ and not dist.is_initialized()      # one of torchrun's processes
+    distributed = "RANK" in os.environ and not dist.is_initialized()        # started by torchrun
     try:
         with cli.one_line_errors(debug=args.debug), named_rank():
             if args.plan:
                 print(*report(args, STAGES), sep="\n")
                 return
-            if joins:
+            if distributed:
                 join(cli.pick_device(args.device), PARENT)
             with claimed(args):
                 train(args)
     finally:
-        if joins and dist.is_initialized():
+        if distributed and dist.is_initialized():
             dist.destroy_process_group()
 
 
