@@ -1,6 +1,6 @@
 """Starting and resuming a training: from the command line to its state, its model and its data.
 
-Everything that can be known to be wrong is said here, before the first step, in one line.
+All errors that can be found before the first step are raised here, each as one line.
 """
 import argparse
 import os
@@ -22,7 +22,7 @@ from model import ExOmni
 from prepared import TASKS
 from ranks import agree, first_rank_first, rank_and_world
 
-# What a training keeps to the end; --resume refuses other values.
+# Options that stay the same for the whole training; --resume refuses other values.
 FIXED = ("init_from", "recipe", "epochs", "steps", "seed", "dtype", "ablate")
 LARGEST_BATCH, LARGEST_RATE = 1 << 20, 1000.0
 Count = Annotated[int, 0, 1 << 40]
@@ -30,18 +30,17 @@ Count = Annotated[int, 0, 1 << 40]
 
 @dataclass
 class SinceLog:
-    """The steps since the last row of the log: sums of their losses and norms, how many there were, how many of them
-    were skipped, and how many skipped ones in a row there have been up to now."""
-    losses: dict
-    norms: float
-    count: Count
-    skipped: Count = 0
-    in_a_row: Count = 0
+    """Totals of the steps since the last row of the log."""
+    losses: dict                    # sums
+    norms: float                    # sum
+    count: Count                    # of all these steps
+    skipped: Count = 0              # steps among them whose gradients were not finite
+    in_a_row: Count = 0             # consecutive skipped steps up to now, also from before that row
 
 
 @dataclass
 class State:
-    """trainer/state.json: what the training is and where it is. Inside the program a dict."""
+    """trainer/state.json: the settings and the progress of a training. The rest of the code uses it as a dict."""
     stage: Annotated[int, 1, 4]
     data: list[str]                 # DIR or DIR=WEIGHT
     init_from: str
@@ -62,17 +61,17 @@ class State:
     replay: dict
     plain_mse: bool
     toy: bool
-    files: list[dict]               # of the manifests of the training data
+    files: list[dict]               # "files" of each training data directory's manifest
     since_log: SinceLog
     ablate: str | None = None
-    seen: Count | None = None       # samples; not step x batch where --resume changed the batch
+    seen: Count | None = None       # samples; not step x batch if --resume changed the batch
     changed: str = ""               # what the last --resume changed
     tokens: Annotated[int, 1, 1 << 40] | None = None
 
 
 @dataclass
 class Done:
-    """What this program asks of an earlier stage in stages.json."""
+    """The fields read from an earlier stage's entry in stages.json."""
     step: Count
     steps: Count
     recipe: str | None = None
@@ -121,12 +120,12 @@ def parse(argv, about: str, recipes, ablations) -> argparse.Namespace:
     return args
 
 
-# ---------------------------------------------------------------- where it is written
+# ---------------------------------------------------------------- the output directory
 
 @contextmanager
-def claimed(args):
-    """--out is this run's alone, and what a kill left there is finished. On all ranks. Raises ValueError or OSError
-    where it cannot be written to or holds anything else."""
+def exclusive_out(args):
+    """Lock --out for this run, and finish a save that was killed there. Called by all ranks. Raises ValueError or
+    OSError where --out cannot be written to or holds other files."""
     out, failure = Path(args.out), None
     with ExitStack() as stack:
         try:
@@ -147,7 +146,7 @@ def claimed(args):
 
 
 def check_out(out: Path, resume: str | None) -> None:
-    """Raises ValueError or FileNotFoundError where --out is not for this run."""
+    """Raises ValueError or FileNotFoundError where --out holds what this run must not continue or replace."""
     saved = saving.holds_training(out)
     if resume == "yes" and not saved:
         raise FileNotFoundError(f"{out} has no trainer/ to resume from: start it without --resume")
@@ -155,12 +154,12 @@ def check_out(out: Path, resume: str | None) -> None:
         raise ValueError(f"{out} holds a checkpoint already: "
                          + "--resume goes on with it, or " * saved + "choose another --out")
     others = sorted(path.name for path in out.iterdir() if not path.name.startswith(".") and path.name != "lost+found")
-    if others and not saved and not began(out / "log.jsonl"):
+    if others and not saved and not is_training_log(out / "log.jsonl"):
         raise ValueError(f"{out} is not empty ({', '.join(others[:3])}): choose a new directory for --out")
 
 
-def began(log: Path) -> bool:
-    """Whether a file is the log of a training, such as one that ended before anything was saved."""
+def is_training_log(log: Path) -> bool:
+    """Whether a file is the log of a training, for example of one that stopped before its first save."""
     if not log.is_file():
         return False
     with open(log, "rb") as file:
@@ -170,44 +169,44 @@ def began(log: Path) -> bool:
 # ---------------------------------------------------------------- start and resume
 
 def open_training(args, stages: dict, device) -> tuple:
-    """The state, the model, for training and for validation (mixture, samples, skipped: as `fitting_numbers` says),
-    and whether they are resumed. What rank 0 has read through, the others need not read again. Raises ValueError or
-    OSError, on all ranks together."""
-    return first_rank_first(lambda: open_all(args, stages, device))
+    """Returns the state, the model, (mixture, samples, skipped) of training and of validation as `fitting_numbers` has
+    them, and whether the training is resumed. Rank 0 goes first: data that it has verified, the others do not verify
+    again. Raises ValueError or OSError, on all ranks together."""
+    return first_rank_first(lambda: open_on_rank(args, stages, device))
 
 
-def open_all(args, stages: dict, device) -> tuple:
-    """As `open_training`, on this rank."""
+def open_on_rank(args, stages: dict, device) -> tuple:
+    """`open_training` on this rank."""
     resumed = args.resume is not None and saving.holds_training(Path(args.out))
     state, model, mixtures = resume(args, stages, device) if resumed else start(args, stages, device)
     if state["batch"] < rank_and_world()[1]:
         raise ValueError(f"a batch of {state['batch']} for {rank_and_world()[1]} processes: each needs a sample")
-    chosen = []
+    splits = []
     for mixture, replay in zip(mixtures, (state["replay"], {})):
         numbers = mixed_rows(mixture, state["tasks"], replay, state["seed"])
-        chosen.append((mixture, *fitting_numbers(mixture, numbers, model)))
+        splits.append((mixture, *fitting_numbers(mixture, numbers, model)))
     if not resumed:
-        epoch = len(Stream(*chosen[0][:2], state["seed"]))
+        epoch = len(Stream(*splits[0][:2], state["seed"]))
         state["steps"] = args.steps or max(1, round(state["epochs"] * epoch / state["batch"]))
     if args.stop_at is not None and not state["step"] <= args.stop_at <= state["steps"]:
         raise ValueError(f"--stop-at {args.stop_at}: this training is at step {state['step']} of {state['steps']}")
-    return state, model, chosen, resumed
+    return state, model, splits, resumed
 
 
 def open_model(source: Path, device, dtype: str) -> ExOmni:
-    """The checkpoint, to be trained. Raises ValueError where it has no tokenizer."""
+    """Load a checkpoint for training. Raises ValueError where it has no tokenizer."""
     model = ExOmni.from_pretrained(source, device=device, dtype=getattr(torch, dtype))
-    model.speech_decoder = None                                     # not trained; its files are copied
+    model.speech_decoder = None                                     # never trained; saving copies its files
     if model.tokenizer is None:
         raise ValueError(f"{source} has no tokenizer files: add tokenizer.json")
-    model.config.dtype = dtype                                      # what it is saved in
+    model.config.dtype = dtype                                      # of the saved weights
     return model
 
 
 def start(args, stages: dict, device) -> tuple:
-    """A fresh start; stages: train.py's table -> the state of the training (a dict, saved for --resume) without its
-    steps, the model, the mixtures of training and validation. Raises ValueError or OSError for what can be known to be
-    wrong before the first step: first the arguments, then the data, then the weights, which take longest to read."""
+    """A fresh start. stages: train.py's table. Returns the state (a dict, saved for --resume) but for its "steps", the
+    model, and the mixtures of training and validation. Checks first the arguments, then the data, then the weights,
+    which take longest to read: raises ValueError or OSError."""
     needed = [name for name in ("stage", "data", "init_from") if getattr(args, name) is None]
     if needed:
         raise ValueError(f"{' and '.join('--' + n.replace('_', '-') for n in needed)} needed, or --resume")
@@ -219,10 +218,11 @@ def start(args, stages: dict, device) -> tuple:
     stage = choose_stage(args, stages[state["recipe"]], state["recipe"])
     state["earlier"] = earlier_stages(source, args.stage, state["recipe"], args.anyway)
     mixtures = [open_mixture(args.data, name) for name in ("train", "val")]
-    state |= asdict(stage) | {"files": with_task(mixtures[0], stage, args.stage).files}
+    check_tasks(mixtures[0], stage, args.stage)
+    state |= asdict(stage) | {"files": mixtures[0].files}
     model = open_model(source, device, state["dtype"])
     if args.ablate:
-        torch.manual_seed(state["seed"])                            # of what takes the place of the part
+        torch.manual_seed(state["seed"])                            # the replacement of the ablated part is random
         model.ablate(args.ablate)
     face = model.config.face
     face.velocity_weight = 0.0 if state["plain_mse"] or face.ablate == "velocity" else FaceConfig.velocity_weight
@@ -230,7 +230,7 @@ def start(args, stages: dict, device) -> tuple:
 
 
 def resume(args, stages: dict, device) -> tuple:
-    """As `start`, from what was saved last."""
+    """As `start`, from the last save."""
     out = Path(args.out)
     state = read_state(out / "trainer" / "state.json", stages)
     saving.check_saved(out)
@@ -239,7 +239,7 @@ def resume(args, stages: dict, device) -> tuple:
         raise ValueError(f"{out} is resumed as it was started, stage {state['stage']}: leave out "
                          f"{', '.join('--' + name.replace('_', '-') for name in given or ['stage'])}")
     new = {name: value for name in ("batch", "accumulate", "tokens") if (value := getattr(args, name)) is not None}
-    new["rates"] = state["rates"] | overridden(args.lr or [], state["rates"])
+    new["rates"] = state["rates"] | parse_rates(args.lr or [], state["rates"])
     changed = [f"{name} {state[name]} -> {value}" for name, value in new.items() if value != state[name]]
     state |= new | {"changed": "; ".join(changed), "data": args.data or state["data"]}     # the data may have moved
     mixtures = [open_mixture(state["data"], name) for name in ("train", "val")]
@@ -250,9 +250,9 @@ def resume(args, stages: dict, device) -> tuple:
 
 
 def read_state(path: Path, stages: dict) -> dict:
-    """trainer/state.json, as `State` and train.py's table describe it. Raises ValueError."""
+    """Read trainer/state.json, checked against `State` and train.py's table. Raises ValueError."""
     values = disk.read_json(path)
-    for name, kind in (("data", str), ("files", dict)):             # saved by an earlier version: of one directory
+    for name, kind in (("data", str), ("files", dict)):             # an earlier version had only one directory
         if isinstance(values.get(name), kind):
             values[name] = [values[name]]
     state = asdict(disk.checked(State, values, path))
@@ -270,12 +270,12 @@ def read_state(path: Path, stages: dict) -> dict:
 
 
 def choose_stage(args, stages: dict, recipe: str):
-    """A recipe's stage with what the command line puts in its place. Raises ValueError."""
+    """A recipe's stage with the values that the command line overrides. Raises ValueError."""
     if args.stage not in stages:
         raise ValueError(f"stage {args.stage} is unknown, {recipe} has {', '.join(map(str, stages))}")
     stage = stages[args.stage]
     new = {name: getattr(args, name) for name in ("epochs", "batch", "accumulate") if getattr(args, name) is not None}
-    stage = replace(stage, rates=stage.rates | overridden(args.lr or [], stage.rates), **new)
+    stage = replace(stage, rates=stage.rates | parse_rates(args.lr or [], stage.rates), **new)
     if args.ablate and ABLATIONS[args.ablate] not in stage.rates:
         raise ValueError(f"--ablate {args.ablate} changes the {ABLATIONS[args.ablate]}, stage {args.stage} trains "
                          f"{', '.join(stage.rates)}: give it to the stage that trains it")
@@ -286,17 +286,16 @@ def choose_stage(args, stages: dict, recipe: str):
     return stage
 
 
-def with_task(training: Mixture, stage, number: int) -> Mixture:
-    """The mixture. Raises ValueError where it has no sample that the stage of this number learns from."""
+def check_tasks(training: Mixture, stage, number: int) -> None:
+    """Raises ValueError where the mixture has no sample of the tasks of this stage."""
     tasks = sorted(TASKS[n] for n in np.unique(training.column("task")))
     if not set(stage.tasks) & set(tasks):
         raise ValueError(f"{training} has no samples of task {' or '.join(stage.tasks)}, which stage {number} learns "
                          f"from, only of {', '.join(tasks) or 'none'}")
-    return training
 
 
-def overridden(given: list, rates: dict) -> dict:
-    """["1e-3"] or ["llm=1e-4", ...] -> part -> rate. Raises ValueError."""
+def parse_rates(given: list, rates: dict) -> dict:
+    """--lr, ["1e-3"] or ["llm=1e-4", ...] -> {part: rate}. rates: those of the stage. Raises ValueError."""
     try:
         if len(given) == 1 and "=" not in given[0]:
             new = dict.fromkeys(rates, float(given[0]))
@@ -314,8 +313,8 @@ def overridden(given: list, rates: dict) -> dict:
 
 
 def earlier_stages(source: Path, stage: int, recipe: str, anyway: bool) -> dict:
-    """The stages before this one in stages.json. Raises ValueError where one is missing or unfinished, or where one was
-    v2's and this one is not, or the other way round: v2 cuts the work into other stages."""
+    """The entries of stages.json before this stage. Raises ValueError, unless `anyway`, where one is missing or
+    unfinished, or where either it or this stage, but not both, is of v2, whose stages train other parts."""
     path = source / "stages.json"
     record = disk.read_json(path) if os.path.lexists(path) else {}
     earlier = {n: record[n] for n in map(str, range(1, stage)) if n in record}

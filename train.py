@@ -45,7 +45,7 @@ from memory import report
 from model import LOSSES, loss_counts
 from progress import Log, announce, conclude, interrupts, optimizer_tensors
 from ranks import join, named_rank, rank_and_world, sum_over_ranks
-from runs import claimed, open_training, parse
+from runs import exclusive_out, open_training, parse
 from saving import Saver, load_optimizer
 from toy.augment import other_voice
 from toy.microbatches import Float64Sums, like_length
@@ -338,7 +338,7 @@ def main(argv=None) -> None:
                 return
             if distributed:
                 join(cli.pick_device(args.device), PARENT)
-            with claimed(args):
+            with exclusive_out(args):
                 train(args)
     finally:
         if distributed and dist.is_initialized():
