@@ -1,12 +1,12 @@
-"""What a training writes: the terminal, log.jsonl, and its checkpoint, which is replaced as a whole (saving.py).
+"""The output of a training: on the terminal, in log.jsonl, and the files of its checkpoint (written by saving.py).
 
     config.json, model*.safetensors, tokenizer, ...    as `ExOmni.from_pretrained` opens it
-    stages.json            the stages it has been through: stage -> steps, rates, best validation, ...
+    stages.json            the stages trained so far: stage -> steps, rates, best validation, ...
     log.jsonl              a row per logged step, validation and start
-    trainer/state.json     the stage, its row of the table, its data, the step it is at (runs.State)
+    trainer/state.json     the stage with its settings, the data, the current step (runs.State)
     trainer/optimizer/     moments (and in bfloat16 the float32 weights), by torch.distributed.checkpoint: each process
-                           writes its shards, any number of processes reads them
-    previous/              the checkpoint that was saved before this one
+                           writes its shards, any number of processes can read them
+    previous/              the checkpoint saved before this one
 """
 import json
 import signal
@@ -23,21 +23,21 @@ import disk
 from loading import Stream
 from ranks import agree, rank_and_world, sum_over_ranks
 
-PATIENCE = 10           # steps in a row whose gradient is not finite: then it does not get better by itself
+PATIENCE = 10           # the training stops after so many steps in a row with gradients that are not finite
 
 
-def announce(args, state: dict, model, parts: dict, chosen, accumulate: int, device) -> None:
-    """What is about to be done. parts: name -> its parameters; chosen: of training and validation, as
-    `runs.open_training` has it."""
+def announce(args, state: dict, model, parts: dict, splits, accumulate: int, device) -> None:
+    """Print the effective settings. parts: name -> its parameters. splits: (mixture, samples, skipped) of training and
+    of validation, from `runs.open_training`."""
     world, batch = rank_and_world()[1], state["batch"]
     ablated = [part.ablate for part in (model.config.generator, model.config.face) if part.ablate]
     why = "asked for" if args.recipe else f"the language model is {model.config.llm.hidden_size} wide"
     print(f"stage {state['stage']} of {state['recipe']} ({why}): {' + '.join(state['tasks'])} samples, losses "
           f"{' + '.join(state['losses'])}" + (f", without {', '.join(ablated)}" if ablated else ""))
-    (training, numbers, _), (validation, checked, _) = chosen
+    (training, numbers, _), (validation, val_numbers, _) = splits
     replayed = "".join(f", at most {count} {task} among them" for task, count in state["replay"].items())
-    print(f"{len(numbers)} samples in {training}{replayed}, {len(checked)} in {validation}; seed {state['seed']}")
-    for mixture, _, skipped in chosen:
+    print(f"{len(numbers)} samples in {training}{replayed}, {len(val_numbers)} in {validation}; seed {state['seed']}")
+    for mixture, _, skipped in splits:
         for reason, (count, first) in skipped.items():
             print(f"left out of {mixture}: {count} {reason}; the first: {first}")
     micro, epochs = batch / world / accumulate, state["steps"] * batch / len(Stream(training, numbers, state["seed"]))
@@ -61,16 +61,16 @@ def announce(args, state: dict, model, parts: dict, chosen, accumulate: int, dev
 
 
 class Log:
-    """log.jsonl and the terminal, from rank 0. A row of training has the means over the steps since the last one, but
-    for those that were skipped. They are added up on the device, and nobody waits for it until the row is written."""
+    """Writes log.jsonl and the terminal's lines, on rank 0. A training row has means over the steps since the last row,
+    without skipped ones. The sums stay on the device: it is synchronized only when a row is written."""
 
     def __init__(self, saver, state: dict, device, resumed: bool):
-        """A new log.jsonl in OUT, or the old one up to the step that was saved last; written when the first step is
-        done: a training that is refused leaves none. saver: `saving.Saver`."""
+        """Starts a new log.jsonl in OUT, or cuts the old one after the last saved step. Nothing is written before the
+        first step is done, so that a training that fails to start leaves no log. saver: `saving.Saver`."""
         self.saver, self.out, self.path, self.device = saver, saver.out, saver.out / "log.jsonl", device
         self.steps, first = state["steps"], rank_and_world()[0] == 0
         self.bar = tqdm(total=self.steps, initial=state["step"], unit="step", disable=None if first else True)
-        self.in_a_row = torch.zeros((), device=device)              # steps skipped up to now, without one in between
+        self.in_a_row = torch.zeros((), device=device)              # consecutive skipped steps up to now
         self.clear()
         if resumed:
             for name in ("norms", "count", "skipped", "in_a_row"):
@@ -78,42 +78,42 @@ class Log:
             self.losses = state["since_log"]["losses"] if first else {}
         rows = disk.read_bytes(self.path, "a log").splitlines(True) if resumed and self.path.exists() else []
         rows = [row for row in rows if step_of(row) <= state["step"]]
-        self.begin = rows, {"step": state["step"], "start": dict(state)}
+        self.first_rows = rows, {"step": state["step"], "start": dict(state)}
 
     def clear(self) -> None:
-        """Sums over steps, how many there were, and how many of them were skipped."""
+        """Reset the sums, counts and times of the next row. `timed` leaves out steps before a resume."""
         self.losses, self.norms, self.count, self.skipped = {}, 0.0, 0, torch.zeros((), device=self.device)
-        self.tokens, self.timed, self.waited, self.begun = 0.0, 0, 0.0, time.perf_counter()
+        self.tokens, self.timed, self.waited, self.start = 0.0, 0, 0.0, time.perf_counter()
 
     def reading(self, reader):
-        """Yields what the reader does, and counts how long that takes."""
+        """Yields the reader's items, and measures the time spent waiting for them."""
         while True:
-            begun = time.perf_counter()
-            read = next(reader, None)
-            self.waited += time.perf_counter() - begun
-            if read is None:
+            start = time.perf_counter()
+            item = next(reader, None)
+            self.waited += time.perf_counter() - start
+            if item is None:
                 return
-            yield read
+            yield item
 
     def add(self, losses: dict, norm, tokens: float) -> None:
-        """One step. losses: this rank's share; norm and tokens: of all ranks together. A norm that is not finite: the
-        step was skipped."""
-        if self.begin:
-            (rows, start), self.begin = self.begin, None
+        """Add one step. losses: this rank's share. norm, tokens: of all ranks together. The step was skipped if the
+        norm is not finite."""
+        if self.first_rows:
+            (rows, start), self.first_rows = self.first_rows, None
             if rank_and_world()[0] == 0:
                 with disk.replacing(self.path) as temporary:
                     temporary.write_bytes(b"".join(rows))
             self.write(start)
-        bad = ~norm.isfinite()
-        only = lambda value: torch.where(bad, 0, value)
-        self.losses = {name: self.losses.get(name, 0.0) + only(loss) for name, loss in losses.items()}
-        self.norms, self.count = self.norms + only(norm), self.count + 1
-        self.skipped, self.in_a_row = self.skipped + bad, (self.in_a_row + 1) * bad
+        skipped = ~norm.isfinite()
+        unless_skipped = lambda value: torch.where(skipped, 0, value)
+        self.losses = {name: self.losses.get(name, 0.0) + unless_skipped(loss) for name, loss in losses.items()}
+        self.norms, self.count = self.norms + unless_skipped(norm), self.count + 1
+        self.skipped, self.in_a_row = self.skipped + skipped, (self.in_a_row + 1) * skipped
         self.tokens, self.timed = self.tokens + tokens, self.timed + 1
         self.bar.update()
 
     def since(self) -> dict:
-        """The steps since the last row, for --resume."""
+        """The totals since the last row (runs.SinceLog), for --resume."""
         losses = sum_over_ranks(self.losses, self.device) if self.losses else {}
         return {"losses": losses, "norms": float(self.norms), "count": self.count, "skipped": int(self.skipped),
                 "in_a_row": int(self.in_a_row)}
@@ -126,26 +126,26 @@ class Log:
                          if step == PATIENCE else "start again with a lower --lr")
 
     def give_up(self, why: str, advice: str = "start again with a lower --lr") -> None:
-        """Raises ValueError, on all ranks together; the save under way still gets to the disk."""
+        """Raises ValueError, on all ranks together, after finishing the save in progress."""
         self.saver.finish()
         agree(ValueError(f"{why}: {advice}; {self.out} holds "
                          + (f"step {self.saver.saved}" if self.saver.saved else "no checkpoint yet")))
 
     @contextmanager
     def pause(self):
-        """What is done inside is not training time."""
-        begun = time.perf_counter()
+        """The time inside does not count as training time."""
+        start = time.perf_counter()
         yield
-        self.begun += time.perf_counter() - begun
+        self.start += time.perf_counter() - start
 
     def training(self, step: int, rates: dict) -> None:
-        """The row of the steps since the last one."""
+        """Write the row of the steps since the last one."""
         skipped = int(self.skipped)
         done = self.count - skipped
         means = {name: loss / done for name, loss in sum_over_ranks(self.losses, self.device).items() if done}
         if done:
             means["norm"] = float(self.norms) / done
-        seconds = time.perf_counter() - self.begun
+        seconds = time.perf_counter() - self.start
         ms, left = 1000 * seconds / self.timed, round((self.steps - step) * seconds / self.timed)
         row = {"step": step, **means, "rates": rates, "ms": ms, "tokens_per_s": self.tokens / seconds,
                "waiting": self.waited / seconds, "memory_gib": memory_peak(self.device)}
@@ -158,7 +158,7 @@ class Log:
         self.clear()
 
     def validation(self, step: int, figures: dict) -> None:
-        """Raises ValueError, on all ranks, where the last one is no number: then the training is worth nothing."""
+        """Write a validation row. Raises ValueError, on all ranks, where that of the last step is not finite."""
         self.write({"step": step, "val": figures}, f"step {step}  val: {show(figures) or 'no samples'}")
         if step == self.steps and not all(map(isfinite, figures.values())):
             self.give_up(f"the validation at the end, step {step}, is not finite")
@@ -166,13 +166,13 @@ class Log:
     def write(self, row: dict, line: str = "") -> None:
         if rank_and_world()[0] == 0:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(written(row), allow_nan=False) + "\n")
+                file.write(json.dumps(without_nan(row), allow_nan=False) + "\n")
             if line:
                 self.bar.write(line)
 
 
 def conclude(log: Log, state: dict, stages: dict) -> None:
-    """The last lines: what there is, and how to go on. stages: those of the recipe."""
+    """Print the last lines: the result, and the next command. stages: those of the recipe."""
     log.bar.close()
     out, stage, best = log.out, state["stage"], state["best"]
     if rank_and_world()[0] == 0 and state["step"] < state["steps"]:
@@ -187,18 +187,18 @@ def conclude(log: Log, state: dict, stages: dict) -> None:
             f"--data {' --data '.join(state['data'])} --out ..."
             if stage + 1 in stages else ""))
     if dist.is_initialized():
-        dist.barrier()                                              # nobody leaves while another still writes
+        dist.barrier()                                              # no rank exits while another still writes
 
 
-def written(value):
-    """A row with null for what is not finite: json knows no NaN."""
+def without_nan(value):
+    """A row with None for numbers that are not finite, which json does not have."""
     if isinstance(value, dict):
-        return {name: written(item) for name, item in value.items()}
+        return {name: without_nan(item) for name, item in value.items()}
     return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def step_of(row: bytes) -> float:
-    """The step of a row of log.jsonl; infinity for a torn one, which a power cut may leave, and for what is no row."""
+    """The step of a row of log.jsonl; infinity for an incomplete row, as after a power cut, or an invalid one."""
     try:
         step = json.loads(row)["step"]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -211,7 +211,7 @@ def show(figures: dict) -> str:
 
 
 def memory_peak(device) -> float:
-    """GiB: of the GPU, else of this process; NaN where the system does not say."""
+    """Peak memory in GiB, of the GPU or else of this process; NaN on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2 ** 30
     try:
@@ -223,27 +223,27 @@ def memory_peak(device) -> float:
 
 @contextmanager
 def interrupts():
-    """A list that Ctrl-C (or SIGTERM) fills: the loop looks at it between two steps. Asked again it stops at once (a
-    save is still written), but not within two seconds: torchrun passes on what the terminal has sent to every process
-    already."""
-    asked, before = [], {}
+    """Yields a list of the times of Ctrl-C and SIGTERM, which the training loop checks after each step. A second signal
+    stops at once (a save is still finished), unless within two seconds of the first: torchrun sends a Ctrl-C once more
+    to its processes, which already got it from the terminal."""
+    times, handlers = [], {}
 
     def note(number, _):
-        if asked and time.monotonic() > asked[0] + 2:
+        if times and time.monotonic() > times[0] + 2:
             raise KeyboardInterrupt
-        asked.append(time.monotonic())
+        times.append(time.monotonic())
     for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, note)
+        handlers[number] = signal.signal(number, note)
     try:
-        yield asked
+        yield times
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
 def optimizer_tensors(parts: dict, adamw, muons: list, state: dict) -> dict:
-    """name -> tensor of all that an optimizer step changes and the checkpoint does not hold: the moments and, where the
-    checkpoint is in bfloat16, the float32 weights. Zeros before the first step. parts: name -> its parameters."""
+    """name -> tensor, for what an optimizer step changes beside the checkpoint's weights: the moments (zeros before the
+    first step) and, where the checkpoint is in bfloat16, the float32 weights. parts: name -> its parameters."""
     tensors = {f"moment.{name}": moment for _, muon in muons for name, moment in muon.moments.items()}
     names = {p: name for part in state["rates"] for name, p in parts[part].items()}
     for p in (p for group in adamw.param_groups for p in group["params"]):
