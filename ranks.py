@@ -1,4 +1,4 @@
-"""Several processes that train as one, started by torchrun; one process alone is rank 0 of 1."""
+"""Helpers for several processes started by torchrun. A single process is rank 0 of 1."""
 import os
 import sys
 import threading
@@ -9,12 +9,12 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-WATCH = 0.5                     # s
+WATCH = 0.5                     # s between two looks at the parent process
 
 
 def join(device, parent: int) -> None:
-    """One of torchrun's processes meets the others; parent: torchrun's pid. After a restart (--max-restarts) the
-    addresses of those that ended are still in the store: the prefix keeps them apart."""
+    """Initialise the process group. parent: torchrun's pid. After a restart (--max-restarts) the store still has the
+    addresses of the old processes: the prefix keeps the new ones apart."""
     end_with(parent)
     store, rank, world = next(dist.rendezvous("env://"))
     store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
@@ -25,22 +25,23 @@ def join(device, parent: int) -> None:
 
 
 def end_with(parent: int) -> None:
-    """End this process soon after the one that started it: were torchrun killed, it would keep --out taken, or wait for
-    the others forever."""
+    """End this process when its parent has ended: if torchrun is killed, it would else keep the lock of --out, or wait
+    for the other ranks forever."""
     def watch():
         while os.getppid() == parent:
             time.sleep(WATCH)
-        os._exit(1)                                                 # as a kill: the next start finishes what it left
+        os._exit(1)                                                 # the next start recovers, as after a kill
     threading.Thread(target=watch, daemon=True).start()
 
 
 def rank_and_world() -> tuple:
-    """This process's number, and how many there are."""
+    """Rank and world size."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def sum_over_ranks(values: dict, device) -> dict:
-    """name -> number or scalar tensor, the same names on every rank -> the sums over the ranks, floats."""
+    """Sum each value over the ranks. values: name -> number or scalar tensor, with the same names on every rank.
+    Returns name -> float."""
     wide = torch.float32 if device.type == "mps" else torch.float64
     tensor = torch.stack([torch.as_tensor(value, dtype=wide, device=device) for value in values.values()])
     if dist.is_initialized():
@@ -49,7 +50,7 @@ def sum_over_ranks(values: dict, device) -> dict:
 
 
 def gathered(value) -> list:
-    """Called by all ranks: the value of each of them."""
+    """The value of each rank. Called by all ranks."""
     values = [value] * rank_and_world()[1]
     if len(values) > 1:
         dist.all_gather_object(values, value)
@@ -57,8 +58,8 @@ def gathered(value) -> list:
 
 
 def agree(failure: Exception | None) -> None:
-    """Called by all ranks: where something failed on any of them, all end. Of ranks with the same message the first
-    raises it, the others leave without a word."""
+    """End all ranks if one has failed. Called by all ranks. Of ranks with the same message only the first raises it,
+    the others exit silently, so that it is printed once."""
     rank, messages = rank_and_world()[0], gathered(None if failure is None else str(failure))
     if failure is not None and messages[rank] not in messages[:rank]:
         raise failure
@@ -67,7 +68,7 @@ def agree(failure: Exception | None) -> None:
 
 
 def first_rank_first(make):
-    """make() on rank 0, then on the others: what it returns. Raises ValueError or OSError on all ranks together."""
+    """make() on rank 0, then on the others; returns its result. Raises ValueError or OSError on all ranks together."""
     made, (rank, world) = None, rank_and_world()
     for turn in range(min(2, world)):
         failure = None
@@ -82,14 +83,14 @@ def first_rank_first(make):
 
 @contextmanager
 def named_rank():
-    """An error of one of torchrun's processes says whose it is."""
+    """Put the rank in front of an error's message, where torchrun started several processes."""
     try:
         yield
     except Exception as error:
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
             raise
         text = f"rank {os.environ['RANK']}: {error}"
-        if isinstance(error, OSError):                              # its text is not its arguments
+        if isinstance(error, OSError):                              # its message does not follow from its args
             raise OSError(text) from error
         error.args = (text,)
         raise
