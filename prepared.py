@@ -93,7 +93,7 @@ def checksum_of_rest(file) -> int:
 def parse_row(line: bytes, where: str, sizes: dict) -> dict:
     """A line of samples.jsonl -> its row. sizes: array -> its length. Raises ValueError."""
     try:
-        row = json.loads(line, object_pairs_hook=disk.once)
+        row = json.loads(line, object_pairs_hook=disk.unique_keys)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is not json ({error})") from None
     if not isinstance(row, dict) or not line.endswith(b"\n"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from corpora.corpus import asr, spoken, user
 from corpora.files import AROUND, fail, find, json_rows, located
 from corpora.sound import Clip, Skip, Sound
-from disk import open_text, repeated
+from disk import first_duplicate, open_text
 
 COLUMNS = ("id", "audio", "text", "answer", "answer_audio", "face", "speaker", "split")
 # What a cell of a row of json or parquet may be.
@@ -55,7 +55,7 @@ def csv_rows(path: Path):
         first = next(lines, "")
         header, delimiter = max(((columns(first, mark), mark) for mark in "\t,;"),
                                 key=lambda one: (len(set(one[0]) & set(COLUMNS)), len(one[0])))
-        twice = repeated(filter(None, header))
+        twice = first_duplicate(filter(None, header))
         if not "".join(header).isprintable():
             raise ValueError(f"{path} is no text: is it compressed, or a spreadsheet? Unpack it, or save it as csv")
         if twice or not set(header) & {"audio", "text", "answer", "answer_audio"}:

@@ -219,7 +219,7 @@ class Glb:
         entry = entries[index]
         lists = [value for value in entry.values() if isinstance(value, list)] if isinstance(entry, dict) else []
         self.spend(8192 + 1024 * sum(map(len, lists)))      # more than it takes: it bounds the time of checking too
-        return disk.fitted(entry, cls, self.path, f"{kind}[{index}]")
+        return disk.converted(entry, cls, self.path, f"{kind}[{index}]")
 
     def listed(self, kind: str) -> list:
         return self.scene[kind] if isinstance(self.scene.get(kind), list) else []

@@ -211,7 +211,7 @@ def once(pairs: list, where) -> dict:
     there twice; `where` names the file."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        twice = disk.repeated(key for key, _ in pairs)
+        twice = disk.first_duplicate(key for key, _ in pairs)
         raise ValueError(f"{where} has {few([twice])} twice in one object: which one holds?")
     return found
 

@@ -94,7 +94,7 @@ def primitives(glb: Glb, index: int, matrices):
     mesh = glb.entry("meshes", index, Mesh)
     for number in range(len(mesh.primitives)):
         where = f"meshes[{index}].primitives[{number}]"
-        primitive = disk.fitted(mesh.primitives[number], Primitive, glb.path, where)
+        primitive = disk.converted(mesh.primitives[number], Primitive, glb.path, where)
         glb.spend(1024 * len(primitive.targets))
         if primitive.mode != 4:
             raise ValueError(f"{glb.path}: {where} has mode {primitive.mode}, expected triangles (4)")
