@@ -1,9 +1,9 @@
-"""A checkpoint: the configuration that fixes all shapes, its presets, the names of its tensors, and the files.
+"""Checkpoints: the configuration with its presets, the names of the tensors, and the files.
 
-One directory holds it, in the layout of the official release (docs/spec/ex_omni.md 7): config.json,
-generation_config.json, model*.safetensors, tokenizer files, and beside them speech_tokenizer/ and speech_decoder/.
-Ours, the mini model and the release are the same thing to `ExOmni.from_pretrained`; every tensor is accounted for
-(weights.py), and so is that these parts belong together.
+A checkpoint is one directory in the layout of the official release (docs/spec/ex_omni.md 7): config.json,
+generation_config.json, model*.safetensors, tokenizer files, speech_tokenizer/ and speech_decoder/.
+`ExOmni.from_pretrained` opens ours, the mini model and the release alike. Loading is strict: every tensor must match
+(weights.py), and the parts must fit each other.
 """
 import os
 import shutil
@@ -23,30 +23,30 @@ from speech_tokenizer import SpeechTokenizerConfig
 from tokenizer import Tokenizer
 from whisper import WhisperConfig
 
-SHARD_BYTES = 4 << 30          # of model-*.safetensors
-PAST_TURNS = 20                # of a conversation stay in the prompt, if generation_config.json does not say fewer
-MODEL_TYPE = "llava_her_qwen3" # in config.json: the release's
+SHARD_BYTES = 4 << 30          # largest size of a model-*.safetensors file
+PAST_TURNS = 20                # turns of a conversation kept in the prompt, unless generation_config.json says fewer
+MODEL_TYPE = "llava_her_qwen3" # model_type in config.json, the release's
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "added_tokens.json")
 
-# What can be left out (docs/spec/paper.md, "The ablations, exactly"), and the part that it changes. Of the face
-# decoder, v1 Table 6: the velocity term; the generator's states as context (the LLM's instead); any context; TQGF (a
-# concatenation instead); v2 Table 6: the units as queries. Of the speech generator, v1 Table 8: TQGF, likewise.
+# Ablation -> the part that it changes (docs/spec/paper.md, "The ablations, exactly"). v1 Table 6 removes from the face
+# decoder the velocity loss; the generator's states as context (uses the LLM's); any context; TQGF (concatenates). v2
+# Table 6 removes its units as queries. v1 Table 8 removes TQGF from the speech generator, in the same way.
 ABLATIONS = {"velocity": "face", "speech-context": "face", "context": "face", "tqgf": "face", "units": "face",
              "generator-tqgf": "generator"}
 
 DTYPES = {"bfloat16": "bfloat16", "bf16": "bfloat16", "float16": "float16", "fp16": "float16", "half": "float16",
-          "float32": "float32", "fp32": "float32", "float": "float32"}      # as configs write them -> of the weights
+          "float32": "float32", "fp32": "float32", "float": "float32"}      # in a config.json -> torch's name
 
 
-# Ways to choose the text that a generation_config.json may ask for and this code does not have -> without effect.
+# Sampling options of generation_config.json that this code does not have -> the values with which they do nothing.
 SAMPLING = {"top_k": (0,), "min_p": (0,), "typical_p": (1,), "repetition_penalty": (1,), "no_repeat_ngram_size": (0,),
             "num_beams": (1,)}
 
 
 @dataclass
 class ReleaseConfig:
-    """The fields of the release's config.json that are neither the LLM's nor those of nested configs."""
-    # "ar" and "ctc" are the same module in the release.
+    """Fields of the release's config.json other than the LLM's and the nested configs."""
+    # The release builds the same module for "ar" and "ctc".
     FIXED = {"speech_encoder_type": ("whisper",), "speech_projector_type": ("linear",),
              "speech_generator_type": ("ar", "ctc")}
     unit_vocab_size: Size
@@ -78,8 +78,8 @@ class ReleaseConfig:
 
 
 def generation_fields(directory, values: dict, vocab_size: int) -> dict:
-    """What generation_config.json says, ours or Hugging Face's, as fields of ExOmniConfig. values: config.json, which
-    may hold eos_token_id instead. Raises ValueError."""
+    """Read generation_config.json, ours or Hugging Face's -> fields of ExOmniConfig. values: config.json, which may
+    have eos_token_id instead. Raises ValueError."""
     path = Path(directory) / "generation_config.json"
     given, found = disk.read_json(path) if os.path.lexists(path) else {}, {}
     source, where = (given, path) if "eos_token_id" in given else (values, path.with_name("config.json"))
@@ -90,17 +90,17 @@ def generation_fields(directory, values: dict, vocab_size: int) -> dict:
         found["stop_ids"] = tuple(disk.typed({"eos_token_id": stop}, "eos_token_id", kind, where))
     if "unit_do_sample" in given:
         found["greedy_units"] = not disk.typed(given, "unit_do_sample", bool, path)
-    ignored = [name for name, plain in SAMPLING.items() if given.get(name) not in (None, *plain)]
+    ignored = [name for name, neutral in SAMPLING.items() if given.get(name) not in (None, *neutral)]
     if ignored:
         warnings.warn(f"{path}: {', '.join(ignored)} not used here: text is sampled by temperature and top_p alone")
     if "past_turns" in given:
         found["past_turns"] = disk.typed(given, "past_turns", Annotated[int, 0, PAST_TURNS], path)
     top_p = disk.typed(given, "top_p", Share | None, path, None)
-    return found | {"top_p": 1.0 if top_p is None else max(top_p, 1e-6)}        # 0: the likeliest alone
+    return found | {"top_p": 1.0 if top_p is None else max(top_p, 1e-6)}        # 0 means greedy
 
 
 def read_config(directory: Path) -> dict:
-    """config.json of a model. Raises OSError or ValueError, the latter where there is an adapter, or only one."""
+    """Read the config.json of a model. Raises OSError or ValueError, the latter also for a LoRA adapter."""
     found = [name for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
              if os.path.lexists(directory / name)]
     if found:
@@ -110,7 +110,7 @@ def read_config(directory: Path) -> dict:
 
 
 def dtype_of(values: dict, path) -> str:
-    """The type of the weights, by the config.json at `path`: "bfloat16", "float16" or "float32". "auto" is that of the
+    """The dtype in `values`, the config.json at `path`: "bfloat16", "float16" or "float32". "auto" means that of the
     first tensor on disk. Raises ValueError."""
     name = "dtype" if values.get("torch_dtype") is None else "torch_dtype"
     asked = (disk.typed(values, name, str | None, path, None) or "float32").removeprefix("torch.")
@@ -122,24 +122,24 @@ def dtype_of(values: dict, path) -> str:
 
 @dataclass
 class ExOmniConfig:
-    """Everything that fixes the shapes. `from_dir` reads it from a checkpoint, `to_dict` writes config.json."""
+    """The whole model's configuration. `from_dir` reads it from a checkpoint, `to_dict` makes its config.json."""
     llm: Qwen3Config = field(default_factory=Qwen3Config)
     speech_encoder: WhisperConfig = field(default_factory=WhisperConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     face: FaceConfig = field(default_factory=FaceConfig)
-    projector_stride: int = 5      # speech_encoder_ds_rate: encoder frames laid end to end per speech frame
+    projector_stride: int = 5      # speech_encoder_ds_rate: encoder frames concatenated into one speech row
     projector_hidden: int = 2048   # speech_projector_hidden_size; fixed in the release
     stop_ids: tuple = (151645, 151643)     # generation_config.json: eos_token_id: <|im_end|>, <|endoftext|>
-    top_p: float = 1.0             # generation_config.json: what sampling the text starts from
+    top_p: float = 1.0             # generation_config.json: default top_p for text
     greedy_units: bool = False     # generation_config.json: unit_do_sample false; else repetition-aware sampling
-    past_turns: int = PAST_TURNS   # generation_config.json, ours: how many of a conversation's turns stay in the prompt
+    past_turns: int = PAST_TURNS   # generation_config.json, our own field: turns of a conversation kept in the prompt
     dtype: str = "bfloat16"        # of the weights on disk
 
     @classmethod
     def from_dir(cls, directory, given: dict = {}) -> "ExOmniConfig":
-        """Read config.json and generation_config.json. The release leaves the geometry of Whisper and of the
-        generator's backbone to the directories named in it; ours stand in config.json; `given` are fields to take
-        instead. Raises FileNotFoundError or ValueError."""
+        """Read config.json and generation_config.json. The configs of Whisper and of the generator's backbone are part
+        of our config.json; in the release they are in directories that it names. given: fields that override those of
+        config.json. Raises FileNotFoundError or ValueError."""
         directory = Path(directory)
         if not directory.is_dir():
             raise FileNotFoundError(f"{directory} is not a directory: expected a checkpoint, "
@@ -153,7 +153,7 @@ class ExOmniConfig:
 
     @classmethod
     def from_fields(cls, values: dict, path: Path) -> "ExOmniConfig":
-        """The fields of config.json -> the configuration. Raises ValueError for one that is missing or wrong."""
+        """Fields of the config.json at `path` -> configuration. Raises ValueError for a missing or wrong field."""
         def nested(config, ours, release):
             if ours in values:
                 return config.from_dict(disk.typed(values, ours, dict, path), f"{path}: {ours}")
@@ -184,8 +184,7 @@ class ExOmniConfig:
                    dtype=dtype_of(values, path))
 
     def ablated(self, name: str) -> "ExOmniConfig":
-        """This configuration without what ABLATIONS[name] says. Raises ValueError where another thing is left out of
-        the same part already."""
+        """This configuration with an ablation of ABLATIONS. Raises ValueError where the same part has another one."""
         before = self.generator.ablate if ABLATIONS[name] == "generator" else self.face.ablate
         if before not in ("", name.removeprefix("generator-")):
             raise ValueError(f"this checkpoint was trained without {before}: leave out {name} from one that was not")
@@ -197,7 +196,7 @@ class ExOmniConfig:
                                           velocity_weight=velocity))
 
     def to_dict(self) -> dict:
-        """config.json in the release's fields."""
+        """The content of config.json, with the release's field names."""
         g, f = self.generator, self.face
         ablated = {name: part for name, part in (("sg_ablate", g.ablate), ("bs_ablate", f.ablate)) if part}
         return asdict(self.llm) | ablated | {
@@ -215,16 +214,16 @@ class ExOmniConfig:
             "ctc_decoder_config": "(2,4096,32,11008)", "ctc_upsample_factor": 1}
 
 
-# The paper uses Qwen3-8B; the published sizes of the face decoder are unknown, FaceConfig's are ours.
+# The paper uses Qwen3-8B. The sizes of its face decoder are not published, those of FaceConfig are ours.
 PRESETS = {name: ExOmniConfig(llm=size) for name, size in SIZES.items()} | {
-    "tiny": ExOmniConfig(          # random weights, for the tests: seconds on a CPU
+    "tiny": ExOmniConfig(          # random weights, for tests
         llm=Qwen3Config(320, 64, 128, 2, 4, 2, 16, max_position_embeddings=4096),
         speech_encoder=WhisperConfig(80, 32, 2, 2, 64),
         generator=GeneratorConfig(Qwen3Config(320, 48, 96, 2, 4, 2, 16, max_position_embeddings=4096,
                                               tie_word_embeddings=True), 96, 2, 2, 16),
         face=FaceConfig(48, 96, 24, 48, 4, 2, tqgf_heads=2, tqgf_dim_head=16),
         projector_hidden=96, stop_ids=(258, 256), dtype="float32"),
-    "mini": ExOmniConfig(          # trained from scratch on a CPU (`python -m toy`): hears 5.12 s at once
+    "mini": ExOmniConfig(          # trained from scratch on a CPU (`python -m toy`); windows of 5.12 s of speech
         llm=Qwen3Config(1536, 192, 576, 6, 3, 1, 64, max_position_embeddings=4096, tie_word_embeddings=True),
         speech_encoder=WhisperConfig(80, 192, 4, 4, 768, 256, quiet_cuts=True),
         generator=GeneratorConfig(Qwen3Config(1536, 192, 576, 4, 4, 2, 48, max_position_embeddings=4096,
@@ -241,7 +240,7 @@ def preset(name: str) -> ExOmniConfig:
     return PRESETS[name]
 
 
-# Our parts -> prefixes of the official checkpoint, longest first (docs/spec/ex_omni.md 7).
+# Prefix of our parameter names -> of the official tensor names, longest first (docs/spec/ex_omni.md 7).
 PREFIXES = {
     "face_decoder.encoder.": "model.blendshape_generator.transformer_encoder.transformer_encoder.layers.",
     "face_decoder.": "model.blendshape_generator.",
@@ -252,21 +251,21 @@ PREFIXES = {
     "lm_head.": "lm_head.",
     "llm.": "model.",
 }
-# What a checkpoint may hold that this system has no use for (docs/spec/ex_omni.md 7 and 8.2, item 16).
+# Tensors of a checkpoint that the model does not use (docs/spec/ex_omni.md 7 and 8.2, item 16).
 UNUSED = ("model.speech_encoder.model.decoder.", "model.speech_encoder.proj_out.",
           "model.speech_generator.llm.model.lm_head.", "model.blendshape_generator.rope.inv_freq",
           "model.blendshape_generator.transformer_encoder.rope.inv_freq")
 
 
 def official_name(name: str) -> str:
-    """Our parameter name -> the checkpoint's."""
+    """Our parameter name -> the official tensor name."""
     ours = next(p for p in PREFIXES if name.startswith(p))
     return PREFIXES[ours] + name[len(ours):]
 
 
 def our_name(name: str, tied: bool) -> str | None:
-    """A checkpoint's tensor name -> our parameter name, or None for what is dropped on purpose. `tied`: the output
-    matrix is the embedding, a stored copy of it is dropped."""
+    """A checkpoint's tensor name -> our parameter name, or None for a tensor that is not used. tied: the output matrix
+    is the embedding, so that a stored copy of it is not used."""
     for part in ("speech_encoder.", "speech_projector.", "speech_generator.", "blendshape_generator."):
         for prefix in (f"model.model.{part}", part):
             if name.startswith(prefix):
@@ -280,9 +279,9 @@ def our_name(name: str, tied: bool) -> str | None:
 
 
 def write_checkpoint(directory, config: ExOmniConfig, tensors: dict, read=lambda shard: shard) -> None:
-    """config.json, generation_config.json and the official tensors, in shards of at most SHARD_BYTES, each written
-    under a temporary name first; shards of an earlier checkpoint are removed last. `tensors` may be on the meta
-    device: read(name -> tensor of one shard) then gives the real ones when their turn comes."""
+    """Write config.json, generation_config.json and the tensors, by official name, in shards of at most SHARD_BYTES.
+    Each file is written atomically; old shards are removed last. tensors may be on the meta device: read(dict of one
+    shard) then returns the real ones, shard by shard."""
     directory = Path(directory)
     shards, size = [{}], 0
     for name, tensor in tensors.items():
@@ -304,9 +303,9 @@ def write_checkpoint(directory, config: ExOmniConfig, tensors: dict, read=lambda
 
 
 def open_tokenizer(directory: Path, config: ExOmniConfig) -> Tokenizer | None:
-    """The tokenizer in the directory of a model, or None where there are no files of one. Raises OSError, and
-    ValueError where it is not the model's: it has an id that the model does not have, an end of replies that the
-    model's stop ids lack, or ordinary text for a stop id."""
+    """The tokenizer in the directory of a model, or None where it has none. Raises OSError, and ValueError where it
+    does not fit the model: ids beyond the model's vocabulary, <|im_end|> missing among the model's stop ids, or
+    ordinary text for a stop id."""
     if not any(os.path.lexists(directory / name) for name in TOKENIZER_FILES) and not any(directory.glob("*.tiktoken")):
         return None
     tokenizer, size, stop = Tokenizer.from_pretrained(directory), config.llm.vocab_size, list(config.stop_ids)
@@ -326,7 +325,7 @@ def open_tokenizer(directory: Path, config: ExOmniConfig) -> Tokenizer | None:
 
 
 def check_units(directory: Path, config: ExOmniConfig) -> None:
-    """Raises ValueError where speech_tokenizer/ or speech_decoder/ of a checkpoint has other units than its model."""
+    """Raises ValueError where speech_tokenizer/ or speech_decoder/ has another number of units than the model."""
     for part, kind, units in (("speech_tokenizer", SpeechTokenizerConfig, lambda c: c.quantize_vocab_size),
                               ("speech_decoder", SpeechDecoderConfig, lambda c: c.flow.vocab_size)):
         path = directory / part / "config.json"
@@ -339,7 +338,7 @@ def check_units(directory: Path, config: ExOmniConfig) -> None:
 
 
 def copy_companions(source, directory) -> None:
-    """Copy what a checkpoint holds beside the model's weights: tokenizer files, speech_tokenizer/, speech_decoder/."""
+    """Copy a checkpoint's other files: those of the tokenizer, speech_tokenizer/ and speech_decoder/."""
     source, directory = Path(source), Path(directory)
     if source.resolve() == directory.resolve():
         return
@@ -350,5 +349,5 @@ def copy_companions(source, directory) -> None:
         if (source / name).is_dir():
             try:
                 shutil.copytree(source / name, directory / name, dirs_exist_ok=True)
-            except shutil.Error as error:                           # it has a list of what failed
+            except shutil.Error as error:                           # its argument is a list of all failures
                 raise OSError(error.args[0][0][2]) from None
