@@ -1,11 +1,11 @@
-"""Checkpoints on disk <-> modules: safetensors, strict and memory-mapped.
+"""Loading and saving of safetensors: strict and memory-mapped.
 
-A file is mapped, each tensor is copied once into its parameter, and the mapping is closed now and then, so that opening
-a checkpoint needs little more memory than the model itself. Every tensor is accounted for: one that is missing, left
-over, of another shape or not of floating point numbers is an error, before any memory is taken.
+Files are memory-mapped, each tensor is copied once into its parameter, and mappings are reopened regularly, so that
+loading needs little more memory than the model itself. A tensor that is missing, left over, of another shape or not of
+floating point numbers is an error, raised before memory is allocated.
 
-Files that are written here have a checksum of each tensor in their metadata, and one flipped bit is an error too. Files
-of others have none: of those only what was never written is noticed.
+Files written here have a checksum of each tensor in their metadata, so that a single flipped bit is an error. In other
+files only regions that were never written (zeros, after an interrupted download) are detected.
 """
 import json
 import os
@@ -23,13 +23,13 @@ from torch.overrides import TorchFunctionMode
 import disk
 
 FLOATS = ("F32", "BF16", "F16", "F64")
-# Parts of tensor names that tell what a file is, where it is not a model's own weights.
+# Parts of tensor names in files that cannot be loaded -> what such a file is.
 FOREIGN = {"lora_A": "a LoRA adapter, to be merged into its model first", "qweight": "quantised with AWQ or GPTQ",
            "weight_scale_inv": "quantised to FP8", "weight_scale": "quantised to FP8 or int8",
            "weight_packed": "quantised with compressed-tensors", "W_q": "quantised with HQQ",
            "absmax": "quantised with bitsandbytes", "SCB": "quantised with bitsandbytes",
            "weight_format": "quantised with bitsandbytes"}
-# Files of weights that are not read here -> what to do with them.
+# File names' endings of weights in other formats -> what to do with them.
 OTHERS = {".gguf": "made for llama.cpp: fetch the safetensors of the model that it was made from",
           ".bin": "torch's own format: convert it to safetensors, or fetch those",
           ".pt": "torch's own format: convert it to safetensors, or fetch those",
@@ -38,20 +38,17 @@ OTHERS = {".gguf": "made for llama.cpp: fetch the safetensors of the model that 
           ".onnx": "a graph of operations: fetch the safetensors",
           ".safetensors": "named otherwise: rename it to model.safetensors if it holds the whole model"}
 UNWRITTEN = "was its download or copy interrupted? Fetch it again"
-TRAINERS = "training_args|optimizer|scheduler|scaler|rng_state"     # of these: they are no weights
-ZEROS = ("pos_bias_u", "pos_bias_v", "embed_positions2.weight")     # matrices that this code itself sets to zero
-TABLES = ("embed", "codebook")      # some of their rows may stand for nothing, and be zero
-PLACES, HOLE = 64, 4     # where a matrix is looked at; so many in a row that are zero were never written
-TAIL_BYTES = 1 << 16     # as many zeros at the end of a file were not either
-PAGE = 4096              # bytes that a checksum takes together
-MAPPED_BYTES = 16 << 20  # pages of a mapped file count as ours until it is closed: do so after so many
+TRAINERS = "training_args|optimizer|scheduler|scaler|rng_state"     # files with OTHERS' endings that are no weights
+ZEROS = ("pos_bias_u", "pos_bias_v", "embed_positions2.weight")     # matrices that may be zero: initialised so here
+TABLES = ("embed", "codebook")      # tables with unused rows, which may be zero
+PLACES, HOLE = 64, 4     # samples taken of a matrix; so many consecutive ones of zeros: it was not fully written
+TAIL_BYTES = 1 << 16     # so many zeros at the end of a file: likewise
+PAGE = 4096              # bytes that are summed before the CRC
+MAPPED_BYTES = 16 << 20  # a mapping is reopened after so many bytes: its pages count as memory of this process
 
 
 def write_tensors(path, tensors: dict) -> None:
-    """Write name -> tensor as safetensors, under a temporary name first.
-
-    Raises OSError where it cannot be written, for example on a full disk.
-    """
+    """Write name -> tensor as safetensors, atomically. Raises OSError, for example on a full disk."""
     tensors = {name: t.detach().contiguous() for name, t in tensors.items()}
     sums = json.dumps({name: checksum(t) for name, t in tensors.items()})
     with disk.replacing(path) as temporary:
@@ -59,7 +56,7 @@ def write_tensors(path, tensors: dict) -> None:
             save_file(tensors, temporary, {"format": "pt", "checksums": sums})
         except SafetensorError as error:
             raise OSError(f"{path} could not be written ({error})") from None
-        with open(temporary, "r+b") as file:                # its metadata is in any order: the same file each time
+        with open(temporary, "r+b") as file:                # sort the metadata: the same tensors give the same file
             size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(size))
             header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -68,8 +65,8 @@ def write_tensors(path, tensors: dict) -> None:
 
 
 def checksum(tensor) -> int:
-    """Of the bytes of a tensor: CRC-32 of the sums of each 4 KiB. A CRC of all bytes would triple the time of loading,
-    this adds a few percent of it."""
+    """CRC-32 of the sums of each 4 KiB of a tensor. It adds a few percent to the time of loading; a CRC of all bytes
+    would triple it."""
     data = tensor.cpu().reshape(-1).view(torch.uint8).numpy()
     whole = len(data) // PAGE * PAGE
     return zlib.crc32(data[whole:], zlib.crc32(data[:whole].view("<u8").reshape(-1, PAGE // 8).sum(1)))
@@ -77,7 +74,7 @@ def checksum(tensor) -> int:
 
 @contextmanager
 def opened(path):
-    """safe_open with a readable error: the file is mapped, not read. Raises OSError or ValueError."""
+    """safe_open, which memory-maps the file, with readable errors. Raises OSError or ValueError."""
     path = disk.regular(path, "a safetensors file")
     try:
         handle = safe_open(path, framework="pt")
@@ -88,7 +85,7 @@ def opened(path):
         reason = ("it is empty" if not start else "a web page" if start.startswith(b"<") else
                   "a git-lfs pointer: get the file itself with `git lfs pull`" if pointer else error)
         raise ValueError(f"{path} is not a complete safetensors file ({reason}): fetch it again") from None
-    except OSError as error:                                # its text, that there is no such file, is true of none here
+    except OSError as error:                                # its own text, "no such file", would be wrong
         raise OSError(f"{path} is there but cannot be mapped into memory ({error})") from None
     with handle as file:
         yield file
@@ -98,7 +95,7 @@ def files(directory) -> list:
     """The safetensors files of a checkpoint, named as Hugging Face does: model.safetensors or model-0000I-of-0000N.
     Raises FileNotFoundError where there are none or a shard is missing, ValueError where there are both."""
     directory = Path(directory)
-    there = sorted(os.listdir(directory))                   # not glob, which finds nothing where it may not look
+    there = sorted(os.listdir(directory))                   # glob would hide a PermissionError
     names = {name for name in there if re.fullmatch(r"model(-\d{5}-of-\d{5})?\.safetensors", name)}
     index, whole = directory / "model.safetensors.index.json", "model.safetensors" in names
     counts = {int(name[-17:-12]) for name in names if "-of-" in name}
@@ -119,8 +116,8 @@ def files(directory) -> list:
 
 
 def check_tied(paths, rename) -> None:
-    """Where the files of a model whose output matrix is its embedding store lm_head.weight too, the two must be equal.
-    rename: as for `plan`, of the embedding. Raises ValueError."""
+    """Check the files of a model with tied embeddings: if they also store lm_head.weight, it must equal the embedding.
+    rename: as for `plan`. Raises ValueError."""
     where = {name: path for path in paths for name in shapes(path)}
     embedding = next((name for name in where if rename(name) == "llm.embed_tokens.weight"), None)
     if embedding is None or "lm_head.weight" not in where:
@@ -137,9 +134,9 @@ def check_tied(paths, rename) -> None:
 
 
 def shapes(path) -> dict:
-    """name -> (shape, type) of every tensor in a safetensors file, from its header alone; types are those of
-    safetensors, such as "BF16". Raises FileNotFoundError or ValueError, for quantised weights and adapters too, and
-    where the end of the file was never written."""
+    """name -> (shape, type) of every tensor in a safetensors file, from its header. Types are those of safetensors,
+    such as "BF16". Raises FileNotFoundError, or ValueError also for quantised weights, adapters, and files whose
+    end was never written."""
     with opened(path) as file:
         slices = {name: file.get_slice(name) for name in file.keys()}
         found = {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
@@ -147,7 +144,7 @@ def shapes(path) -> dict:
         for what in FOREIGN.keys() & name.split("."):
             raise ValueError(f"{path} is {FOREIGN[what]} ({name}): expected a model's own weights, not quantised")
     size = os.path.getsize(path)
-    tail = max(TAIL_BYTES, size >> 10)                      # embeddings of ids that no text has may be zero, but fewer
+    tail = max(TAIL_BYTES, size >> 10)                      # more than the zero embeddings of unused ids take
     with open(path, "rb") as file:
         file.seek(max(0, size - tail))
         if size > 8 * tail and not any(file.read()):
@@ -156,9 +153,9 @@ def shapes(path) -> dict:
 
 
 def check_written(path, name: str, tensor) -> None:
-    """Raises ValueError where a sixteenth of a matrix on end is zero, or all of a table, or all of a norm's weight: no
-    training leaves that, but an interrupted download does, where the file had its full size from the start. Looks at
-    64 bytes in each of PLACES."""
+    """Raises ValueError where a contiguous sixteenth of a matrix is zero, or a whole table, or the whole weight of a
+    norm. Training never produces this, but an interrupted download into a preallocated file does. Looks at 64 bytes in
+    each of PLACES."""
     norm = tensor.ndim == 1 and name.endswith("weight")
     if not (tensor.ndim > 1 or norm) or not tensor.numel() or name.endswith(ZEROS):
         return
@@ -171,8 +168,8 @@ def check_written(path, name: str, tensor) -> None:
 
 
 def stream(path, names):
-    """Yield (name, tensor) for the given names. The tensor is a view of the mapped file: copy it before going on.
-    Raises ValueError for one that was never written, or differs from its checksum where the file has one."""
+    """Yield (name, tensor) for the given names. The tensor is a view of the mapped file: copy it before the next one.
+    Raises ValueError for a tensor that was never written, or whose checksum, if there is one, differs."""
     names = list(names)
     while names:
         with opened(path) as file:
@@ -189,7 +186,7 @@ def stream(path, names):
 
 
 def checksums(path, file) -> dict:
-    """name -> `checksum`, from the metadata of an open file; nothing in files of others. Raises ValueError."""
+    """name -> `checksum`, from the metadata of an open file; {} for files of other programs. Raises ValueError."""
     try:
         return dict(json.loads((file.metadata() or {}).get("checksums", "{}")))
     except (TypeError, ValueError) as error:
@@ -197,7 +194,7 @@ def checksums(path, file) -> dict:
 
 
 def few(names, count=4) -> str:
-    """The first few of many names, for an error line."""
+    """The first few names and the number of the others, for an error line."""
     names = sorted(names)
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
@@ -205,9 +202,9 @@ def few(names, count=4) -> str:
 def plan(target: dict, sources: dict, rename, where: str) -> tuple[dict, list]:
     """Match file tensors to parameters by name and shape, from headers alone.
 
-    target: name -> tensor of the module; sources: path -> its `shapes`; rename(file name) -> name in the module, or
-    None for a tensor that is dropped on purpose. Returns path -> {file name: name} and the dropped names. Raises
-    ValueError naming the first few tensors that are missing, left over, double, of another shape or not of floats.
+    target: name -> tensor of the module; sources: path -> its `shapes`; rename(name in the file) -> name in the module,
+    or None for a tensor that is not used. Returns path -> {name in the file: name} and the unused names. Raises
+    ValueError naming the first few tensors that are missing, left over, duplicate, of another shape or not of floats.
     """
     matched, dropped, extra, odd, seen = {}, [], [], [], {}
     for path, tensors in sources.items():
@@ -226,8 +223,7 @@ def plan(target: dict, sources: dict, rename, where: str) -> tuple[dict, list]:
             else:
                 matched.setdefault(path, {})[file_name] = name
                 seen[name] = f"{file_name} in {os.path.basename(path)}"
-    touched = set(seen) | {rename(n) for tensors in sources.values() for n in tensors}
-    missing = set(target) - touched
+    missing = set(target) - {rename(name) for tensors in sources.values() for name in tensors}
     problems = [f"{len(group)} {what}: {few(group)}" for what, group in
                 (("missing", missing), ("left over", extra), ("not fitting", odd)) if group]
     if problems:
@@ -237,11 +233,11 @@ def plan(target: dict, sources: dict, rename, where: str) -> tuple[dict, list]:
 
 
 def load(module: torch.nn.Module, paths, rename=lambda name: name, device="cpu") -> str:
-    """Fill every tensor of `module` from safetensors files; each is read once. The dtype is the module's; so is the
-    device, unless it is a `skeleton`.
+    """Fill every tensor of `module` from safetensors files. Tensors keep the module's dtype and device; those of a
+    `skeleton` are allocated on `device`.
 
-    rename(file name) -> the name in module.state_dict(), or None to drop a tensor on purpose. Returns a summary
-    line. Raises FileNotFoundError or ValueError (see `plan`) before memory is taken and anything is copied.
+    rename(name in the file) -> name in module.state_dict(), or None for a tensor that is not used. Returns a summary
+    line. Raises FileNotFoundError or ValueError (see `plan`) before anything is allocated or copied.
     """
     paths = [Path(p) for p in paths]
     where = ", ".join(map(str, paths[:2])) + (" ..." if len(paths) > 2 else "")
@@ -255,8 +251,8 @@ def load(module: torch.nn.Module, paths, rename=lambda name: name, device="cpu")
 
 
 class Unfilled(TorchFunctionMode):
-    """Skips normal_ initialisation: of a tensor on the meta device it changes nothing, but imports 800 modules of
-    torch (70 MB, 2 s)."""
+    """Skips normal_ initialisation: on the meta device it has no effect but to import 800 modules of torch (70 MB,
+    2 s)."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.nn.init.normal_, torch.Tensor.normal_):
@@ -266,14 +262,14 @@ class Unfilled(TorchFunctionMode):
 
 @contextmanager
 def shapes_only():
-    """Modules built inside have shapes, but neither memory nor values."""
+    """Modules built inside are on the meta device: they have shapes, but neither memory nor values."""
     with torch.device("meta"), Unfilled():
         yield
 
 
 def skeleton(build, dtype=torch.float32, where="the config") -> torch.nn.Module:
-    """build() in evaluation mode, with shapes only, for `load` to fill. where: the file that its sizes are from. Raises
-    ValueError where they cannot be built, such as a width that the heads do not divide."""
+    """build() on the meta device and in evaluation mode, for `load` to fill. where: the file of its config, for errors.
+    Raises ValueError where it cannot be built, for example because the heads do not divide the width."""
     try:
         with shapes_only(), warnings.catch_warnings():
             warnings.simplefilter("ignore")                 # torch's, for example of tensors without elements
@@ -283,7 +279,7 @@ def skeleton(build, dtype=torch.float32, where="the config") -> torch.nn.Module:
 
 
 def allocate(module: torch.nn.Module, device="cpu") -> torch.nn.Module:
-    """Memory with any values for the tensors of a module that have shapes only."""
+    """Allocate the module's meta tensors, without initialising them."""
     # As module.to_empty(device=device) does, which would import sympy: 30 MB and half a second.
     return module._apply(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device) if t.is_meta else t)
 
