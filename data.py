@@ -1,4 +1,4 @@
-"""Prepared data: `Writer` and `Split` for the files that prepared.py describes, and how samples become batches.
+"""Prepared data: `Writer` and `Split` write and read the files that prepared.py describes; `collate` makes batches.
 
 Shapes: B batch, N tokens, W windows of sound, M mel bins, L mel frames, U units, T face frames, K = 52 blendshapes.
 """
@@ -12,23 +12,23 @@ from torch.nn.utils.rnn import pad_sequence
 
 import disk
 from face_decoder import frames_for_units
-from prepared import (AGAIN, ARRAYS, BLOCK, ENTRIES, FILES, MARKS, NEEDS, ROWS, TASKS, Count, File, Rows, Vocabulary,
-                      Written, check_file, checksum, encoded, finish_replacing, make_index, mapped, open_index,
-                      parse_row, refuse_outside, remember, unread)
+from prepared import (AGAIN, ARRAYS, BLOCK, ENTRIES, FILES, MARKUP_BYTES, NEEDS, ROWS, TASKS, Count, File, Rows,
+                      RowsById, Vocabulary, changed_files, check_file, checksum, encode_array, finish_replacing,
+                      make_index, map_array, open_index, parse_row, refuse_outside, write_verified)
 from speech_generator import IGNORE
 from tokenizer import SPEECH_ID, SYSTEM_PROMPT, message_parts, with_system
 from whisper import SAMPLE_RATE, windows
 
 
 class Writer:
-    """Appends samples to a directory; one that was interrupted goes on after its last whole sample.
+    """Appends samples to a directory. After an interrupt it continues after the last complete sample.
     with Writer(directory) as out:
         if "q17" not in out:
             out.add({"id": "q17", "task": "qa", "messages": [...], "answer": "..."}, audio=waveform, units=units)
         out.finish(units="...")
 
-    `where` (name -> [start, length]) of an earlier sample may be passed in place of an array: both then share it.
-    Raises ValueError where another process writes there, or where something is broken that no interrupt breaks.
+    Instead of an array, the [start, length] of an earlier sample's may be given: both samples then share it.
+    Raises ValueError where another process is writing there, or where the data is damaged, not just cut off at its end.
     """
 
     def __init__(self, directory):
@@ -37,19 +37,19 @@ class Writer:
             stack.enter_context(disk.locked(self.directory))
             self.finished = (self.directory / "manifest.json").exists()     # until a sample is added
             if self.finished:
-                Split(directory)                            # damaged data is not added to
-            self.rows, ends = self.whole_rows()
+                Split(directory)                            # raises ValueError if the data is damaged
+            self.rows, ends = self.complete_rows()
             self.samples = stack.enter_context(open(self.directory / ROWS, "ab"))
             for name, (file, dtype, width) in ARRAYS.items():
                 self.files[name] = stack.enter_context(open(self.directory / file, "ab"))
-                if not self.finished:                       # what the last, broken sample left behind
+                if not self.finished:                       # remove the arrays of an incomplete last sample
                     self.files[name].truncate(ends[name] * np.dtype(dtype).itemsize * width)
                     self.files[name].seek(0, 2)
             self.opened = stack.pop_all()
 
-    def whole_rows(self) -> tuple:
-        """The whole rows of samples.jsonl, which is cut after them, and where their arrays end: name -> length. Raises
-        ValueError where whole rows follow a broken one: an interrupt breaks only the end, and a cut would lose them."""
+    def complete_rows(self) -> tuple:
+        """The complete rows of samples.jsonl, which is cut after them, and {array: the length that they use}. Raises
+        ValueError where complete rows follow a broken one: an interrupt breaks only the last, a cut would lose them."""
         path, offsets, end, broken, ends = self.directory / ROWS, {}, 0, None, dict.fromkeys(ARRAYS, 0)
         if any((sizes := self.sizes()).values()) and not path.exists():
             raise ValueError(f"{path} is missing, but its arrays are there: {AGAIN}")
@@ -70,10 +70,10 @@ class Writer:
                 for name in ENTRIES.keys() & row:
                     ends[ENTRIES[name]] = max(ends[ENTRIES[name]], sum(row[name]))
             file.truncate(end)
-        return Written(path, offsets), ends
+        return RowsById(path, offsets), ends
 
     def sizes(self) -> dict:
-        """name -> how long each array is, in its file."""
+        """array -> its length, from the size of its file."""
         return {name: (self.directory / file).stat().st_size // (np.dtype(dtype).itemsize * width)
                 if (self.directory / file).exists() else 0 for name, (file, dtype, width) in ARRAYS.items()}
 
@@ -82,11 +82,11 @@ class Writer:
 
     def add(self, row: dict, **arrays) -> dict:
         """Append one sample and return its row. audio and answer_audio (samples,) float in [-1, 1] or int16, units
-        (U,) int, face (T, 52) float; or the [start, length] of an array that is already here. Raises ValueError for
-        what the format cannot hold, OSError where the disk is full: the writer is closed then."""
+        (U,) int, face (T, 52) float; or the [start, length] of an array written before. Raises ValueError for values
+        that the format cannot hold, OSError, for example on a full disk, after closing the writer."""
         if row["task"] not in TASKS or row["id"] in self.rows:
             raise ValueError(f"sample {row['id']}, task {row['task']}: expected a new id and one of {', '.join(TASKS)}")
-        arrays = {name: array if isinstance(array, list) else encoded(ENTRIES[name], array)
+        arrays = {name: array if isinstance(array, list) else encode_array(ENTRIES[name], array)
                   for name, array in arrays.items() if array is not None}
         with self.writing():
             if self.finished:
@@ -95,7 +95,7 @@ class Writer:
             row = row | {name: array if isinstance(array, list) else self.append(ENTRIES[name], array)
                          for name, array in arrays.items()}
             for file in self.files.values():
-                file.flush()                                            # a row never points to what is not there
+                file.flush()                                            # arrays before the row that points to them
             offset = self.samples.tell()
             self.samples.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             self.samples.flush()
@@ -103,7 +103,7 @@ class Writer:
         return row
 
     def append(self, name: str, array) -> list:
-        """Write what `encoded` made of an array; its [start, length]."""
+        """Append an array from `encode_array` to its file. Returns its [start, length]."""
         file = self.files[name]
         start = file.tell() // (array.itemsize * ARRAYS[name][2])
         file.write(array)
@@ -111,42 +111,39 @@ class Writer:
 
     @contextmanager
     def writing(self):
-        """An OSError inside closes the writer and says how to go on."""
+        """On an OSError inside, close the writer and raise an OSError that says how to continue."""
         try:
             yield
         except OSError as error:
             with suppress(OSError):
-                self.close()
+                self.opened.close()
             raise OSError(f"{self.directory} cannot be written ({error.strerror or error}): make room and run the "
                           "same command again, it goes on after the last whole sample") from None
 
     def finish(self, **about) -> dict:
-        """Write the manifest: the directory is complete. about: what a reader must know, as the units' tokenizer."""
+        """Write the index and the manifest: the data is complete. about: more entries of the manifest."""
         with self.writing():
             files = {name: {"bytes": (self.directory / name).stat().st_size, "crc32": checksum(self.directory / name)}
                      for name in FILES}
             manifest = {"format": 1, "samples": len(self.rows), **about, "files": files}
             make_index(self.directory, self.sizes())
             disk.write_json(self.directory / "manifest.json", manifest)
-            self.close()
+            self.opened.close()
         return manifest
-
-    def close(self) -> None:
-        self.opened.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.close()
+        self.opened.close()
 
 
 class Split:
-    """A finished directory: len(split), split.rows (the json), split[i] -> the row with its arrays in place.
+    """Reads finished data: len(split), split.rows (the json objects), split[i] -> a row with its arrays filled in.
 
-    audio (samples,) float32, units (U,) int64, face (T, 52) float32, each copied from its file; None where absent.
-    split.column(name): what is asked of all rows at once (prepared.COLUMNS). Sizes, the index and where arrays lie are
-    checked every time; checksums, rows and values where a file is not as verified.json says, or verify=True.
+    audio (samples,) float32, units (U,) int64, face (T, 52) float32 are copies; None where absent. split.column(name):
+    one field of all rows (prepared.COLUMNS). Opening always checks file sizes, the index and the arrays' bounds. It
+    reads a file whole, to check its checksum and values, if it changed since verified.json was written, or if verify.
     Raises ValueError or FileNotFoundError where the directory is unfinished, truncated or damaged.
     """
 
@@ -165,9 +162,9 @@ class Split:
         count = disk.typed(self.manifest, "samples", Count, path)
         stated = disk.typed(self.manifest, "files", dict, path)
         files = {name: disk.typed(stated, name, File, path, prefix="files.") for name in FILES}
-        self.arrays = {name: mapped(self.directory, name, files) for name in ARRAYS}
+        self.arrays = {name: map_array(self.directory, name, files) for name in ARRAYS}
         self.sizes = {name: len(array) for name, array in self.arrays.items()}
-        now, changed = unread(self.directory, files, vocab)
+        status, changed = changed_files(self.directory, files, vocab)
         changed = FILES if verify else changed
         self.rows = Rows(self)
         self.columns = self.open_index(files[ROWS], ROWS in changed, verify)
@@ -177,21 +174,21 @@ class Split:
             if name != ROWS:
                 check_file(self, name, files[name], vocab)
         if changed:
-            remember(self.directory, now)
+            write_verified(self.directory, status)
 
     def open_index(self, stated: File, changed: bool, verify: bool):
-        """A function that returns the columns of samples.index; it is made where it was not made of this data yet."""
+        """A function that returns the columns of samples.index, which is made again if it is not of this data."""
         try:
             if changed:
                 check_file(self, ROWS, stated, None)
         except ValueError:
-            make_index(self.directory, self.sizes, keep=False)      # names the line that is broken
+            make_index(self.directory, self.sizes, keep=False)      # its error names the broken line, if there is one
             raise
         columns = None if verify else open_index(self.directory, stated, self.sizes)
         if columns is not None:
             return columns
-        made = make_index(self.directory, self.sizes)
-        return open_index(self.directory, stated, self.sizes) or (lambda: made)             # a read-only directory
+        columns = make_index(self.directory, self.sizes)
+        return open_index(self.directory, stated, self.sizes) or (lambda: columns)          # a read-only directory
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -201,18 +198,20 @@ class Split:
         return self.columns()[name][slice(None) if rows is None else rows].copy()
 
     def __reduce__(self):
-        return Split, (self.directory,)                     # another process opens the files itself
+        return Split, (self.directory,)                     # pickling: a worker process opens the files itself
 
     def __getitem__(self, index: int) -> dict:
         row = self.rows[index]
-        found = {name: self.read(name, *row[name]) for name in ARRAYS if name in row}
-        wide = {"audio": lambda audio: audio.astype(np.float32) / 32767, "units": lambda units: units.astype(np.int64),
-                "face": lambda face: face.astype(np.float32)}
-        return row | {name: convert(found[name]) if name in found else None for name, convert in wide.items()}
+        dtypes = {"audio": np.float32, "units": np.int64, "face": np.float32}
+        row |= {name: self.read(name, *row[name]).astype(dtype) if name in row else None
+                for name, dtype in dtypes.items()}
+        if row["audio"] is not None:
+            row["audio"] /= 32767
+        return row
 
     def read(self, name: str, start: int, length: int) -> np.ndarray:
-        """A part of an array. Read, not mapped: a mapping's pages would count as this process's memory, and a file that
-        is cut meanwhile would end it without a word."""
+        """Read a slice of an array. It is not memory-mapped: mapped pages would count as memory of this process, and
+        access to a file that was truncated meanwhile would crash it."""
         file, dtype, width = ARRAYS[name]
         offset = start * width * np.dtype(dtype).itemsize
         part = np.fromfile(self.directory / file, dtype, length * width, offset=offset)
@@ -222,31 +221,31 @@ class Split:
 
 
 def rows_of(split: Split, tasks) -> np.ndarray:
-    """Indices of the rows of these tasks."""
-    numbers = [TASKS.index(task) for task in tasks]
-    return np.flatnonzero(np.isin(split.column("task"), numbers)).astype(np.int32)
+    """Indices of the rows with these tasks."""
+    return np.flatnonzero(np.isin(split.column("task"), [TASKS.index(task) for task in tasks])).astype(np.int32)
 
 
-# ---------------------------------------------------------------- samples that fit a checkpoint
+# ---------------------------------------------------------------- samples that a checkpoint can be trained on
 
 def check(split: Split, rows, model) -> None:
-    """Raises ValueError, naming the sample, where rows of a split cannot be what this checkpoint learns from."""
+    """Raises ValueError, naming the sample, where this checkpoint cannot be trained on one of the rows."""
     for _, first in fitting(split, rows, model)[1].values():
         raise ValueError(first)
 
 
 def fitting(split: Split, rows, model) -> tuple:
-    """Those of the rows that this checkpoint can learn from; and why not the others: reason -> [how many, what is wrong
-    with the first of them]. Raises ValueError where the units are another checkpoint's."""
+    """The rows that this checkpoint can be trained on, and why the others cannot be used: reason -> [number of rows,
+    description of the first]. Raises ValueError where the units are another checkpoint's."""
     kept, skipped = [], {}
     for some in np.array_split(np.asarray(rows, np.int32), -(-len(rows) // BLOCK) or 1):
         good = np.ones(len(some), bool)
-        for reason, bad, of in unfit(split, some, model):
+        for reason, bad, describe in unfit(split, some, model):
             bad = bad & good
             good &= ~bad
             if bad.any():
                 row = split.rows[some[bad.argmax()]]
-                skipped.setdefault(reason, [0, f"{split.directory}: sample {row['id']}{of(row)}"])[0] += int(bad.sum())
+                first = f"{split.directory}: sample {row['id']}{describe(row)}"
+                skipped.setdefault(reason, [0, first])[0] += int(bad.sum())
         kept.append(some[good])
     kept = np.concatenate(kept)
     if (split.column("units length", kept) >= 0).any():
@@ -255,7 +254,7 @@ def fitting(split: Split, rows, model) -> tuple:
 
 
 def unfit(split: Split, rows, model):
-    """Yields what makes a sample one that cannot be learnt from: (reason, mask over the rows, row -> what to say)."""
+    """Yields (reason, mask over the rows, function row -> description) for each reason not to train on a sample."""
     column = lambda name: split.column(name, rows)
     length, task, answer = {name: column(f"{name} length") for name in ARRAYS}, column("task"), column("answer")
     needs = lambda row: dict.fromkeys(["messages", "answer", *NEEDS[row["task"]], *["units"] * ("face" in row)])
@@ -280,47 +279,47 @@ def unfit(split: Split, rows, model):
 
 
 def too_long(split: Split, rows, model):
-    """As `unfit`: sound, or text and sound and units, beyond the checkpoint's context. Bytes are no fewer than tokens:
-    only texts that could be too long are tokenized."""
+    """Part of `unfit`: samples whose sound, or text, sound and units together, exceed the checkpoint's context. A text
+    has at most as many tokens as bytes: only those that could be too long are tokenized."""
     encoder, limit = model.config.speech_encoder, model.config.llm.max_position_embeddings
-    window_rows, most = encoder.max_source_positions // model.config.projector_stride, model.config.generator.llm
-    longest = limit // window_rows * encoder.window
+    window_rows = encoder.max_source_positions // model.config.projector_stride     # speech rows of a window
+    longest, speech_limit = limit // window_rows * encoder.window, model.config.generator.llm.max_position_embeddings
     column = lambda name: split.column(name, rows).clip(0)
     audio, units, answer = column("audio length"), column("units length"), column("answer")
     yield "too long", audio > longest, lambda row: (
         f" has {row['audio'][1] / SAMPLE_RATE:.1f} s of speech, the checkpoint's context holds "
         f"{longest / SAMPLE_RATE:.1f} s: leave it out or cut it")
-    shortest = encoder.window * 3 // 5 if encoder.quiet_cuts else encoder.window    # of the windows but the last
-    heard = -(-audio // shortest) * window_rows
-    bound = heard + column("prompt") + answer + len(SYSTEM_PROMPT) + 2 * MARKS
-    suspects = (bound > limit) | (answer + units + 3 > most.max_position_embeddings)
+    shortest = encoder.window * 3 // 5 if encoder.quiet_cuts else encoder.window    # window, except the last
+    speech_rows = -(-audio // shortest) * window_rows
+    bound = speech_rows + column("prompt") + answer + len(SYSTEM_PROMPT) + 2 * MARKUP_BYTES
+    suspects = (bound > limit) | (answer + units + 3 > speech_limit)
 
     beyond = np.zeros(len(rows), bool)
     for i in np.flatnonzero(suspects & (audio <= longest) & (answer > 0)):
         row = split.rows[rows[i]]
-        asked, reply = model.tokenizer.encode_chat(with_system(row["messages"])), model.tokenizer.encode(row["answer"])
-        beyond[i] = (len(asked) - (audio[i] > 0) + heard[i] + len(reply) + 1 > limit    # with the reply's end
-                     or len(reply) + units[i] + 3 > most.max_position_embeddings)
+        prompt, reply = model.tokenizer.encode_chat(with_system(row["messages"])), model.tokenizer.encode(row["answer"])
+        beyond[i] = (len(prompt) - (audio[i] > 0) + speech_rows[i] + len(reply) + 1 > limit     # + 1: <|im_end|>
+                     or len(reply) + units[i] + 3 > speech_limit)
     yield "too long", beyond, lambda row: (
         f" has more tokens, with its speech and its units, than the checkpoint's context of {limit}: leave it out")
 
 
 def fingerprint(checkpoint) -> str | None:
-    """Of the speech tokenizer that came with a checkpoint, as `speech_tokenizer` in the manifest of data with its
-    units; None where it has none."""
+    """Checksum of a checkpoint's speech tokenizer, None where it has none. The manifest of data with units has it as
+    `speech_tokenizer`."""
     path = Path(checkpoint) / "speech_tokenizer" / "model.safetensors"
     return f"{checksum(path):08x}" if path.is_file() else None
 
 
 def check_units(split: Split, model) -> None:
-    """The units are the checkpoint's own: of its vocabulary (the manifest's `unit_vocab`) and, where both sides say, of
-    its speech tokenizer. Raises ValueError."""
+    """Raises ValueError where the units are not the checkpoint's: of another vocabulary size (`unit_vocab` in the
+    manifest) or, where both are known, of another speech tokenizer."""
     vocab, stated = model.config.generator.unit_vocab, split.manifest.get("unit_vocab")
     other = f"{split.directory} was made for another preset: its units are"
     if stated not in (None, vocab):
         raise ValueError(f"{other} of {stated} kinds, the checkpoint's of {vocab}: prepare the data with this "
                          "checkpoint's speech tokenizer")
-    if stated is None:                                      # else it was looked at when the file was read through
+    if stated is None:                                      # else checked when the file was last read whole
         refuse_outside(split, "units", 0, vocab - 1, "prepare the data with this checkpoint's speech tokenizer")
     stated, own = split.manifest.get("speech_tokenizer"), fingerprint(model.directory)
     if None not in (stated, own) and stated != own:
@@ -331,13 +330,13 @@ def check_units(split: Split, model) -> None:
 # ---------------------------------------------------------------- batches
 
 def by_length(split: Split, rows) -> list:
-    """rows, those of similar length together: in one micro-batch they need little padding."""
+    """rows sorted by length: neighbours need little padding in one micro-batch."""
     units, audio = (split.column(f"{name} length", rows).clip(0) for name in ("units", "audio"))
     return np.asarray(rows)[np.lexsort((audio, units))].tolist()
 
 
 def chunks(split: Split, rows, size: int) -> list:
-    """rows in lists of `size`, those of similar length together; the last may be shorter."""
+    """rows sorted by length, in lists of `size`; the last may be shorter."""
     rows = by_length(split, rows)
     return [rows[i:i + size] for i in range(0, len(rows), size)]
 
@@ -348,12 +347,12 @@ def collate(samples: list, model, losses, device="cpu", always=(), augment=None)
 
 
 def assemble(samples: list, model, losses, always=()) -> dict:
-    """Samples of a Split -> a right-padded batch as `ExOmni.forward` takes it, but for its sound: "sound", the
-    waveforms (samples,), and "owners", the number of the sample that each belongs to. model: its tokenizer and config.
+    """Samples of a Split -> the right-padded batch of `ExOmni.forward` on the CPU. In place of the mel it has "sound",
+    the waveforms (samples,), and "owners", the index of the sample that each belongs to. model: has tokenizer, config.
 
-    It has units and face where the losses ask for them and a sample has them. always: of "mel", "units", "face" those
-    that it has in any case, of no length or as one silent window: several processes must run the same modules. Raises
-    ValueError for messages that do not ask for exactly the sound that is there."""
+    Units and face are included if the losses need them and a sample has them. always: those of "mel", "units", "face"
+    to include in any case, with length 0 or as one silent window, because several processes must run the same modules.
+    Raises ValueError for messages whose speech parts do not match the sample's audio."""
     ids, labels, tokenizer = [], [], model.tokenizer
     for sample in samples:
         prompt = tokenizer.encode_chat(with_system(sample["messages"]))
@@ -383,8 +382,8 @@ def assemble(samples: list, model, losses, always=()) -> dict:
 
 
 def on_device(batch: dict, encoder, device, augment=None) -> dict:
-    """A batch of `assemble` on the device, its sound as log-mel: mel (W, M, L), and windows (clips,) where there are
-    clips. augment(log-mel (M, L), n): another log-mel for a window of sample n."""
+    """Move a batch of `assemble` to the device. Its sound becomes mel (W, M, L) and, if there are clips, windows
+    (clips,). augment(log-mel (M, L) of a window, index of its sample) returns an augmented log-mel."""
     moved = {}
     for name, value in batch.items():
         if torch.is_tensor(value):

@@ -21,7 +21,7 @@ import ranks
 import saving
 from corpora.corpus import spoken
 from data import Split
-from prepared import ARRAYS, CHECKSUM_BYTES, ENTRIES, encoded, replace_files
+from prepared import ARRAYS, CHECKSUM_BYTES, ENTRIES, encode_array, replace_files
 
 KEPT = "what was made is kept, the same command goes on from there"
 
@@ -188,7 +188,7 @@ class Adding:
         OSError where the disk is full."""
         if number in self.before:
             return
-        array = encoded(self.name, array)
+        array = encode_array(self.name, array)
         try:
             self.data.write(array)
             self.data.flush()

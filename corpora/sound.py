@@ -18,7 +18,7 @@ from audio import MIN_SECONDS, RATES, SAMPLE_RATE, Levels, quiet
 from containers import UNKNOWN, forwards, notes_of
 from face.captures import read_capture
 from face_decoder import FPS, UNIT_RATE, frames_for_units
-from prepared import encoded
+from prepared import encode_array
 
 UNIT_SAMPLES = round(SAMPLE_RATE / UNIT_RATE)       # 1280: the speech tokenizer makes a unit of each, begun or whole
 WARM = 0.5                  # seconds decoded before a span: after a jump Opus is itself again only after a while
@@ -67,7 +67,7 @@ def decode(clip: Clip, longest: dict):
         arrays = {"notes": {}}
         for name in ("audio", "answer_audio"):
             if (sound := getattr(clip, name)) is not None:
-                arrays[name] = encoded("audio", read_sound(sound, longest[name], arrays["notes"]))
+                arrays[name] = encode_array("audio", read_sound(sound, longest[name], arrays["notes"]))
         if clip.units is not None:
             arrays["units"] = read_units(clip.units)
         if clip.face is not None:
@@ -173,7 +173,7 @@ def read_numpy(raw) -> tuple:
 def read_units(path: Path) -> np.ndarray:
     """(U,) units in a .npy file. Raises Skip."""
     try:
-        return encoded("units", np.load(path, allow_pickle=False).reshape(-1))
+        return encode_array("units", np.load(path, allow_pickle=False).reshape(-1))
     except (OSError, ValueError) as error:
         raise Skip("unreadable units", f"{path}: {error}") from None
 
@@ -192,4 +192,4 @@ def read_face(clip: Clip, arrays: dict) -> np.ndarray:
     frames = frames_for_units(units)
     if abs(len(track) - frames) > APART * FPS:
         raise Skip("face and sound differ", f"{clip.face} has {len(track) / FPS:.1f} s, its sound {frames / FPS:.1f}")
-    return encoded("face", np.pad(track[:frames], ((0, max(0, frames - len(track))), (0, 0)), mode="edge"))
+    return encode_array("face", np.pad(track[:frames], ((0, max(0, frames - len(track))), (0, 0)), mode="edge"))

@@ -50,8 +50,8 @@ def make(directory: Path) -> None:
     files[prepared.ROWS]["crc32"] = prepared.checksum(directory / prepared.ROWS)
     disk.write_json(directory / "manifest.json", {"format": 1, "samples": ROWS, "unit_vocab": 16384, "files": files})
     time.sleep(prepared.TICK + 1)
-    now, _ = prepared.unread(directory, {name: prepared.File(**file) for name, file in files.items()}, 16384)
-    prepared.remember(directory, now)
+    now, _ = prepared.changed_files(directory, {name: prepared.File(**file) for name, file in files.items()}, 16384)
+    prepared.write_verified(directory, now)
 
 
 def memory() -> dict:
