@@ -1,20 +1,20 @@
-"""Everything fetched, converted or generated: the weights of a checkpoint, prepared data, the demo set.
+"""Makes checkpoints and training data: fetches, converts and generates.
 
     python prepare.py weights --preset tiny --out checkpoints/tiny              random, no download, seconds
     python prepare.py weights --preset qwen3-8b --out checkpoints/qwen3-8b      fetched from Hugging Face
     python prepare.py weights --release DIR --out checkpoints/release           the official Ex-Omni release
     python prepare.py demo --out data/demo                                      synthetic speech: see toy/demo.py
-    python prepare.py demo --answers mini/data                                  without flite: answers from a file
-    python prepare.py demo --list                                               what one can ask, as jsonl
+    python prepare.py demo --answers mini/data                                  without flite: answers from files
+    python prepare.py demo --list                                               all its questions, as jsonl
     python prepare.py corpus librispeech LibriSpeech --out data/libri           a public corpus: see corpora/
     python prepare.py corpus table recordings.csv --out data/mine               your own sound, texts and faces
     python prepare.py speak data/mine --tts "piper -m voice.onnx -f {out}"      answers spoken by any program
     python prepare.py units data/mine --checkpoint mini                         speech units of the answers
     python prepare.py label data/mine --teacher audio2face3d DIR                their faces
 
-`weights` makes a checkpoint directory that `ExOmni.from_pretrained` opens (corpora/published.py). `demo` and `corpus`
-make what `train.py` reads (data.py), the last three add to it. Each command is a pair of functions: one adds its
-arguments, one does the work.
+`weights` makes a checkpoint directory for `ExOmni.from_pretrained` (corpora/published.py). `demo` and `corpus` make
+prepared data for `train.py` (data.py); `speak`, `units` and `label` add to it. Each command is a pair of functions: one
+adds its arguments, one does the work.
 """
 import shutil
 import signal
@@ -42,10 +42,10 @@ from speech_decoder import SpeechDecoder, SpeechDecoderConfig
 from speech_tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 from tokenizer_files import write_tiny
 
-# What a checkpoint consists of; other files in its directory are somebody's own.
+# The files of a checkpoint. Others in its directory are never touched.
 CHECKPOINT_FILES = ("model*.safetensors*", "config.json", "generation_config.json", hub.RECORD, *TOKENIZER_FILES,
                     "*.tiktoken", "speech_tokenizer/*", "speech_decoder/*")
-# The speech parts of the tiny preset; their units are those of PRESETS["tiny"].
+# Speech tokenizer and decoder of the tiny preset, with as many units as PRESETS["tiny"] has.
 TINY_TOKENIZER = SpeechTokenizerConfig(num_mel_bins=80, d_model=32, encoder_attention_heads=2, encoder_ffn_dim=64,
                                        quantize_position=2, pooling_position=2, quantize_vocab_size=96)
 TINY_DECODER = SpeechDecoderConfig(
@@ -81,7 +81,7 @@ def add_weights(commands) -> None:
 
 
 def make_weights(args) -> None:
-    """`prepare.py weights`. Raises ValueError or OSError; then nothing is written."""
+    """`prepare.py weights`. Raises ValueError or OSError and then writes nothing."""
     if args.preset is None and args.release is None:
         raise ValueError("give --preset, the size to make, or --release, an official checkpoint")
     if args.release is not None and args.llm is not None:
@@ -104,7 +104,7 @@ def make_weights(args) -> None:
 
 
 def make_tiny(out: Path, config: ExOmniConfig, tally: Tally) -> None:
-    """A complete random checkpoint. Its sound and face are noise."""
+    """Write a complete checkpoint with random weights."""
     model = ExOmni(config)
     model.speech_encoder.init_weights()
     model.llm.init_weights()
@@ -121,9 +121,9 @@ def make_tiny(out: Path, config: ExOmniConfig, tally: Tally) -> None:
 
 @contextmanager
 def building(out: Path, overwrite: bool):
-    """Yield an empty directory in `out` that becomes the checkpoint there at the end, or vanishes if anything fails. At
-    any time the old checkpoint or the whole new one counts (saving.py); files of neither stay. Raises ValueError where
-    `out` holds files that are not to be replaced, or where another process is at work there."""
+    """Replace a checkpoint atomically. Yields an empty directory in `out`, which becomes the checkpoint at the end, or
+    is removed if anything fails. At any time either the old or the new checkpoint is complete (saving.py). Raises
+    ValueError where `out` holds files that must not be replaced, or where another process is writing there."""
     cli.check_directory(out)
     fresh, new = not out.exists(), out / ".saving"
     try:
@@ -139,13 +139,13 @@ def building(out: Path, overwrite: bool):
             new.mkdir()
             try:
                 yield new
-                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)      # it is done in a moment
+                handler = signal.signal(signal.SIGINT, signal.SIG_IGN)      # the move is short: let it finish
                 try:
                     replace_checkpoint(out)
                 finally:
                     signal.signal(signal.SIGINT, handler)
             except BaseException:
-                shutil.rmtree(new, ignore_errors=True)                      # commit has renamed it where it decided
+                shutil.rmtree(new, ignore_errors=True)                      # after its commit it has another name
                 raise
     except BaseException:
         if fresh and out.is_dir() and not any(path.name != ".lock" for path in out.iterdir()):
@@ -154,7 +154,7 @@ def building(out: Path, overwrite: bool):
 
 
 def check_replaceable(out: Path, overwrite: bool) -> None:
-    """Raises ValueError where a directory holds files that a new checkpoint is not to replace."""
+    """Raises ValueError where a directory holds files that a new checkpoint must not replace."""
     if not any(path.name != ".lock" for path in out.iterdir()):
         return
     if not overwrite:
@@ -167,12 +167,12 @@ def check_replaceable(out: Path, overwrite: bool) -> None:
 
 
 def trained(out: Path) -> bool:
-    """Whether a training has written the checkpoint there."""
+    """Whether the checkpoint was written by train.py."""
     return (out / "stages.json").exists() or saving.holds_training(out)
 
 
 def is_checkpoint(directory: Path) -> bool:
-    """Whether a directory holds what `weights` writes: our config.json, and weights or speech parts."""
+    """Whether a directory holds a checkpoint of `weights`: our config.json, and weights or speech parts."""
     try:
         kind = disk.read_json(directory / "config.json").get("model_type")
     except (ValueError, OSError):
@@ -182,16 +182,16 @@ def is_checkpoint(directory: Path) -> bool:
 
 
 def replace_checkpoint(out: Path) -> None:
-    """out/.saving takes the place of the checkpoint in `out`, which is removed then. Raises OSError."""
+    """Replace the checkpoint in `out` by out/.saving. Raises OSError."""
     found = [path.relative_to(out).as_posix() for pattern in CHECKPOINT_FILES for path in out.glob(pattern)]
-    if found:                                                       # by any version of this program, or by a person
+    if found:                                                       # list them: commit moves the listed files
         disk.write_json(out / saving.FILES, {"files": sorted({*saving.files_of(out), *found})})
     saving.commit(out)
     remove_previous(out)
 
 
 def remove_previous(out: Path) -> None:
-    """Remove the checkpoint that was there before."""
+    """Remove the replaced checkpoint, which commit has moved to out/previous."""
     previous = out / "previous"
     for name in [*saving.files_of(previous), saving.FILES]:
         (previous / name).unlink(missing_ok=True)
@@ -217,8 +217,8 @@ def add_demo(commands) -> None:
 
 
 def make_demo(args) -> None:
-    """`prepare.py demo`. Raises ValueError or OSError; what was made until then is kept, and used the next time."""
-    from toy.demo import command        # here, because other commands need neither the head nor the voices
+    """`prepare.py demo`. Raises ValueError or OSError; the next run continues with the files made so far."""
+    from toy.demo import command        # imported here: other commands need neither the head nor the voices
     command(args)
 
 
@@ -236,8 +236,8 @@ def add_corpus(commands) -> None:
 # ---- the command --------------------------------------------------------------------------------------------------
 
 def arguments() -> cli.Parser:
-    """The parser of the whole command line; a parsed one's `command` is the function that does the work, `interrupted`
-    what is to be said where Ctrl-C ends it."""
+    """The parser of the command line. Parsed arguments have `command`, the function that does the work, and
+    `interrupted`, the message after Ctrl-C."""
     parser = cli.Parser(description="Fetch, convert and generate what the model needs.")
     commands = parser.add_subparsers(required=True, metavar="command")
     for add in (add_weights, add_demo, add_corpus, add_speak, add_units, add_label):
