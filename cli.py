@@ -1,11 +1,11 @@
-"""What all commands share: how they read arguments, choose a device, and end.
+"""Shared by all commands: arguments, devices, error lines and exit codes.
 
-Wrong input is one line on stderr and exit code 2, an interrupt one line and exit code 130; where a reader left
-(`| head`) it is exit code 141 without a line. --debug shows where an error came from. Commands import this file before
-torch: that takes seconds, and an interrupt meanwhile, or a package that is missing, is one line too.
+Wrong input ends with one line on stderr and exit code 2, an interrupt with one line and exit code 130, a closed pipe
+(`| head`) silently with exit code 141. --debug prints the traceback of an error. Commands import this file before
+torch, whose import takes seconds, so that an interrupt during it, or a missing package, is one line too.
 
-Inside `one_line_errors` plain print never fails for its text: what a console lacks is printed as "?". What matters is
-still written before it is printed: nobody may be left to read.
+Inside `one_line_errors` print replaces characters that the console cannot show by "?". Commands write their files
+before they print, because printing to a closed pipe ends them.
 """
 import argparse
 import errno
@@ -26,16 +26,16 @@ if sys.version_info < (3, 10):
     sys.exit(f"error: this is Python {sys.version.split()[0]}, expected 3.10 or newer")
 
 
-# ---- how a command ends -------------------------------------------------------------------------------------------
+# ---- errors and exit codes ----------------------------------------------------------------------------------------
 
 @contextmanager
 def one_line_errors(interrupted: str = "interrupted", debug: bool = False):
     """with one_line_errors(debug=args.debug): run(args)
 
-    ValueError, OSError, a missing package and a full memory are what a user can mend; anything else is a fault of ours,
-    in one line too. interrupted: what to say where Ctrl-C ended it; debug: print the traceback as well. Raises
-    SystemExit."""
-    if hasattr(sys.stdout, "reconfigure"):              # not where a notebook took its place
+    Ends the command with one line for any error. ValueError, OSError, a missing package and lack of memory are the
+    user's to solve, others are reported as faults of this program. interrupted: the message after Ctrl-C. debug: print
+    the traceback as well. Raises SystemExit."""
+    if hasattr(sys.stdout, "reconfigure"):              # a notebook's stdout has none
         sys.stdout.reconfigure(errors="replace")
     if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -44,20 +44,20 @@ def one_line_errors(interrupted: str = "interrupted", debug: bool = False):
         try:
             yield
         finally:
-            print(end="", flush=True)                   # an error of the console is known now, not when Python ends
+            print(end="", flush=True)                   # raise the console's errors here, not when Python exits
     except KeyboardInterrupt:
         end(130, interrupted)
     except BrokenPipeError:
         end(141)
     except (SystemExit, GeneratorExit):
         raise
-    except BaseException as error:                      # a panic of a package written in Rust is no Exception
+    except BaseException as error:                      # Exception would miss panics of packages written in Rust
         if debug:
             traceback.print_exc()
         end(2, line_of(error))
 
 
-# What to do where the system cannot write or open a file; for other numbers its own words must do.
+# Advice for errors of the system in opening or writing files.
 ADVICE = {errno.ENOSPC: "make room there, or choose another place",
           errno.EDQUOT: "make room there, or choose another place",
           errno.EROFS: "choose a place that can be written to", errno.ENAMETOOLONG: "choose a shorter name",
@@ -69,7 +69,7 @@ ADVICE = {errno.ENOSPC: "make room there, or choose another place",
 
 
 def line_of(error: BaseException) -> str:
-    """What is printed about an error: one line."""
+    """The line that is printed for an error."""
     kind, text = type(error).__name__, " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno is not None and error.strerror:
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
@@ -85,8 +85,8 @@ def line_of(error: BaseException) -> str:
 
 
 def end(code: int, line: str = "") -> None:
-    """Print the line, if there is one, and exit. A stream that cannot be written to is led to nowhere first, or Python
-    would complain about it once more."""
+    """Print the line, if there is one, and exit. A stream that cannot be written to is redirected to /dev/null, or
+    Python would print another error at exit."""
     for stream, text in ((sys.stdout, ""), (sys.stderr, line and line + "\n")):
         try:
             print(text, end="", file=stream, flush=True)
@@ -96,21 +96,21 @@ def end(code: int, line: str = "") -> None:
 
 
 def leave(*_) -> None:
-    """The handler of Ctrl-C while modules are imported. An exception would not do: some swallow it and come out half
-    imported, and torch's own code aborts. Nothing is to be cleaned up yet."""
+    """The handler of Ctrl-C while modules are imported. It exits at once, as nothing needs cleaning up yet. An
+    exception could be swallowed by a module, leaving it half imported, or make torch's C++ code abort."""
     os.write(2, b"interrupted\n")
     os._exit(130)
 
 
 def is_command() -> bool:
-    """Whether the program that runs is one of this project's: others that import from it keep their own Ctrl-C."""
+    """Whether the running program is a command of this project. Others that import it keep their own Ctrl-C handler."""
     file, here = getattr(sys.modules["__main__"], "__file__", None), Path(__file__).resolve().parent
     return sys.argv[0] == "-m" or bool(file) and Path(file).resolve().parent in (
-        here, here / "docs", here / "face", here / "toy")               # "-m": a package, before its __main__.py
+        here, here / "docs", here / "face", here / "toy")               # "-m": a package that `python -m` imports
 
 
 def at_import(kind, error, trace) -> None:
-    """sys.excepthook: a package that is missing is one line."""
+    """sys.excepthook that prints one line for a missing package."""
     if "--debug" in sys.argv or not issubclass(kind, ImportError):
         return sys.__excepthook__(kind, error, trace)
     end(2, line_of(error))
@@ -118,14 +118,14 @@ def at_import(kind, error, trace) -> None:
 
 if is_command():
     sys.excepthook = at_import
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:   # else it is ignored, as in workers
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:   # not in workers, which ignore Ctrl-C
         signal.signal(signal.SIGINT, leave)
 
 
 # ---- commands that run other ones ---------------------------------------------------------------------------------
 
 def stop(processes, number=signal.SIGINT) -> None:
-    """Ask the processes to end and wait for it: those that train save first. One that has ended is left alone."""
+    """Send the processes a signal and wait until they have ended. A training saves first."""
     for process in processes:
         process.send_signal(number)
     for process in processes:
@@ -133,8 +133,8 @@ def stop(processes, number=signal.SIGINT) -> None:
 
 
 def failed(name: str, code: int, advice: str) -> None:
-    """A process ended with that exit code: end too, without an error line where it wrote its own. Raises ValueError
-    where it did not, SystemExit."""
+    """End this command because another process failed. Raises ValueError, or, for exit codes 2 and 130, with which the
+    process printed its own error line, SystemExit."""
     if code not in (2, 130):
         raise ValueError(f"{name} ended with code {code}: {advice}")
     print(f"{name} ended with code {code}: {advice}")
@@ -144,7 +144,7 @@ def failed(name: str, code: int, advice: str) -> None:
 # ---- arguments ----------------------------------------------------------------------------------------------------
 
 class Help(argparse.HelpFormatter):
-    """Adds the default where there is one to see; leaves examples and lists in a description as they are."""
+    """Adds default values to the help of options; does not wrap examples and lists in a description."""
 
     def _get_help_string(self, action) -> str:
         default, text = action.default, action.help or ""
@@ -160,18 +160,18 @@ class Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser with --debug, whose errors are one line. Its subparsers are such parsers too."""
+    """An ArgumentParser with --debug and one-line errors, also for its subparsers."""
 
     def __init__(self, debug=False, **options):
         super().__init__(**{"formatter_class": Help} | options)
         self.add_argument("--debug", action="store_true", default=debug, help="show where an error came from")
 
-    def add_subparsers(self, **options):                # without a default: theirs would undo a --debug before them
+    def add_subparsers(self, **options):                # SUPPRESS: their default would undo a --debug before them
         return super().add_subparsers(**{"parser_class": partial(Parser, debug=argparse.SUPPRESS)} | options)
 
     def parse_known_args(self, args=None, namespace=None):
         args = [*sys.argv[1:]] if args is None else [*args]
-        for before, given in zip(["", *args], args):                # `--out "$OUT"` with an empty OUT would mean "here"
+        for before, given in zip(["", *args], args):                # --out "" would mean the current directory
             name, equals, value = given.partition("=") if given.startswith("--") else (before, "=", given)
             if equals and not value.strip() and name not in ("--text", "--export"):
                 what = f"argument {name}" if name.startswith("-") else "an argument"
@@ -186,7 +186,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def bounded(kind, what: str, low, high):
-    """For argparse: text -> int or float from low to high, both included; infinity and nan never are."""
+    """An argparse type: a number from low to high, both included, never infinite or nan."""
     def read(text: str):
         try:
             value = kind(text)
@@ -204,18 +204,17 @@ positive, threads, seed = whole(1, 2 ** 31 - 1), whole(1, 1024), whole(0, 2 ** 6
 
 
 def check_directory(directory, option="--out") -> Path:
-    """The directory that an option names, or that can be made there: that nothing could be written to it is known
-    before the work, not after it. Nothing is made. Raises OSError."""
+    """Check, before the work starts, that a directory is writable, or can be made. Does not make it. Raises OSError."""
     path = Path(os.path.abspath(directory))
     try:
-        there = next(one for one in (path, *path.parents) if os.path.lexists(one))
-        if not there.is_dir():
-            kind = "a link that leads nowhere" if there.is_symlink() and not there.exists() else "a file"
-            raise OSError(f"{option} {directory} is no directory to write to ({there} is {kind}): choose another")
-        tempfile.TemporaryFile(dir=there).close()
-        for name in path.relative_to(there).parts:
+        existing = next(one for one in (path, *path.parents) if os.path.lexists(one))
+        if not existing.is_dir():
+            kind = "a link that leads nowhere" if existing.is_symlink() and not existing.exists() else "a file"
+            raise OSError(f"{option} {directory} is no directory to write to ({existing} is {kind}): choose another")
+        tempfile.TemporaryFile(dir=existing).close()
+        for name in path.relative_to(existing).parts:
             with suppress(FileNotFoundError):
-                os.lstat(there / name)                              # too long a name
+                os.lstat(existing / name)                           # raises OSError if the name is too long
     except OSError as error:
         if error.errno is None:
             raise
@@ -224,7 +223,7 @@ def check_directory(directory, option="--out") -> Path:
 
 
 def writable(directory, option="--out") -> Path:
-    """The same, made where it is missing. Raises OSError."""
+    """`check_directory`, then make the directory where it is missing. Raises OSError."""
     check_directory(directory, option).mkdir(parents=True, exist_ok=True)
     return Path(directory)
 
@@ -233,8 +232,8 @@ SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".aac", ".aif", ".ai
 
 
 def typed_path(line: str) -> str | None:
-    """The path in a line that was typed, pasted or dropped into a terminal: in quotes, with ~, with escaped spaces, as
-    file://. None where it is neither a file nor looks like a recording's path."""
+    """The path in a line that was typed, pasted or dropped into a terminal: quoted, with ~, escaped spaces or file://.
+    None where it is no existing file and does not look like the path of a recording."""
     path = line
     if path[0] == path[-1] and path[0] in "\"'" and len(path) > 2:
         path = path[1:-1]
@@ -251,9 +250,9 @@ def typed_path(line: str) -> str | None:
 # ---- devices ------------------------------------------------------------------------------------------------------
 
 def pick_device(asked: str):
-    """--device -> torch.device. auto: a GPU if there is one. Under torchrun each process takes its own. Raises
-    ValueError for one that is unknown, that torch was not built for, or that is not there."""
-    import torch                                        # seconds, which wrong arguments need not wait for
+    """--device -> torch.device. auto: a GPU if there is one. Under torchrun each process takes its own GPU. Raises
+    ValueError for a device that is unknown, missing, or not supported by this build of torch."""
+    import torch                                        # imported here: it takes seconds
     if asked == "auto":
         asked = "cuda" if torch.cuda.is_available() else "cpu"
     kind, colon, index = asked.partition(":")
