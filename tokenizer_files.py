@@ -1,12 +1,12 @@
-"""A tokenizer's files: what tokenizer.py reads them as, each form checked.
+"""Reads and checks the files of a tokenizer, for tokenizer.py.
 
-Three forms on disk are read, the first one found; others beside it must be the same tokenizer:
-  tokenizer.json              Hugging Face; says its own split pattern, normalizer and special tokens
-  vocab.json + merges.txt     special tokens from tokenizer_config.json and added_tokens.json beside them
+Three formats are supported. The first one found is used; any others in the directory must be the same tokenizer:
+  tokenizer.json              Hugging Face; has its own split pattern, normalizer and special tokens
+  vocab.json + merges.txt     special tokens from tokenizer_config.json and added_tokens.json in the same directory
   *.tiktoken                  a "base64(token) rank" per line; special tokens as above, else Qwen's three
-The last two say neither pattern nor normalizer; Qwen's (QWEN_PATTERN and NFC) are taken, as Qwen's own code does.
-Beside a *.tiktoken, `"fold_user_text": true` in tokenizer_config.json is the mini model's own: it reads what a user
-wrote in lower case and with single spaces (`tokenizer.folded`).
+The last two have neither pattern nor normalizer: Qwen's (QWEN_PATTERN and NFC) are used, as in Qwen's own code. With a
+*.tiktoken, tokenizer_config.json may have `"fold_user_text": true`, a setting of the mini model: the user's text is
+converted to lower case and single spaces (`tokenizer.folded`).
 """
 import base64
 import json
@@ -20,13 +20,13 @@ import disk
 Id = Annotated[int, 0, (1 << 31) - 1]
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")     # in the order of Qwen's ids
 
-# How text is cut before merging; no merge crosses a cut. Qwen takes digits one by one, GPT-2 in runs.
+# Regex that splits text into pieces before merging. Qwen splits off each digit, GPT-2 runs of digits.
 QWEN_PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
                 r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
-# JSON cannot hold raw bytes, so GPT-2 and its heirs write each byte as one visible character: a byte that is
-# printable Latin-1 as itself, the other 68 as U+0100, U+0101, ... in order (the space becomes U+0120).
+# JSON cannot hold raw bytes, so byte-level BPE as of GPT-2 writes each byte as one visible character: printable Latin-1
+# as itself, the other 68 bytes as U+0100, U+0101, ... in order (the space becomes U+0120).
 _printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 _hidden = [b for b in range(256) if b not in _printable]
 BYTE_OF_CHAR = {chr(b): b for b in _printable} | {chr(0x100 + i): b for i, b in enumerate(_hidden)}
@@ -34,15 +34,15 @@ BYTE_OF_CHAR = {chr(b): b for b in _printable} | {chr(0x100 + i): b for i, b in 
 
 @dataclass
 class AddedToken:
-    """One of added_tokens."""
+    """An entry of added_tokens."""
     id: Id
     content: str
     special: bool = False
 
 
 def forms(directory):
-    """[(file, its reader)] of each form in `directory`. A reader takes the file's path and the added tokens of the
-    files beside it, and returns the arguments of Tokenizer.__init__."""
+    """[(file, its reader)] for each format in `directory`. A reader takes the file's path and `added_tokens`, and
+    returns the arguments of Tokenizer.__init__."""
     found = [("tokenizer.json", _read_tokenizer_json)] * os.path.lexists(directory / "tokenizer.json")
     found += [("vocab.json", _read_vocab_and_merges)] * all(
         os.path.lexists(directory / name) for name in ("vocab.json", "merges.txt"))
@@ -81,7 +81,7 @@ def _split_pattern(pre_tokenizer):
         case {"type": "Sequence", "pretokenizers": [
                 {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False},
                 {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}:
-            # Text between matches is a piece too ("Isolated"); tiktoken would drop it.
+            # "Isolated" keeps the text between matches as pieces; tiktoken would drop it.
             return rf"{pattern}|(?:(?!{pattern})[\s\S])+"
         case {"type": "ByteLevel", "add_prefix_space": False, **options} if options.get("use_regex", True):
             return GPT2_PATTERN
@@ -95,8 +95,8 @@ def _read_vocab_and_merges(path, added):
 
 
 def _read_tiktoken(path, added):
-    """Each token of several bytes is two earlier ones put together: what is not, and ranks that do not rise, are
-    damage."""
+    """Raises ValueError for ranks that do not rise, and for a token of several bytes that is not two earlier tokens
+    joined: the file is damaged."""
     ranks, last = {}, -1
     for number, line in enumerate(_read_lines(path), start=1):
         try:
@@ -119,8 +119,8 @@ def _read_tiktoken(path, added):
 
 
 def added_tokens(directory):
-    """id -> (text, special) from added_tokens.json and tokenizer_config.json; {} without them.
-    added_tokens.json does not say which are special; all count as special unless tokenizer_config.json knows."""
+    """id -> (text, special) from added_tokens.json and tokenizer_config.json; {} without them. Tokens of
+    added_tokens.json are special unless tokenizer_config.json says otherwise."""
     added = {}
     name = "added_tokens.json"
     if (directory / name).is_file():
@@ -138,7 +138,7 @@ def added_tokens(directory):
 
 
 def _folds(directory):
-    """Whether tokenizer_config.json, if there is one, asks for `folded` texts of the user."""
+    """fold_user_text of tokenizer_config.json, False without it."""
     name = "tokenizer_config.json"
     if not (directory / name).is_file():
         return False
@@ -146,7 +146,8 @@ def _folds(directory):
 
 
 def _byte_level(vocab, merges, added):
-    """Byte-level vocabulary and merges as text -> (token bytes -> id, token bytes -> rank)."""
+    """Vocabulary {text: id} and merges [[left, right]] of a byte-level BPE, with texts in BYTE_OF_CHAR's characters ->
+    ({token bytes: id}, {token bytes: rank})."""
     added_texts = {text for text, special in added.values()}
     try:
         token_of = {text: bytes(map(BYTE_OF_CHAR.__getitem__, text)) for text in vocab if text not in added_texts}
@@ -174,19 +175,20 @@ def _byte_level(vocab, merges, added):
 
 
 def _merge_ranks(merges):
-    """Merges in order of priority -> token bytes -> rank, with which tiktoken gives the same tokens as the merges.
+    """Merges (left, right) of bytes, in order of priority -> {token bytes: rank} with which tiktoken gives the same
+    tokens as BPE with these merges.
 
-    merges: list of (left, right) bytes. The two algorithms differ: a merge rule joins one pair of tokens, a rank any
-    two neighbours that spell the token. They agree if each token's rule joins the pair that the token's own bytes come
-    to under the earlier rules. Training makes only such rules; any other can never fire and is left out here. A rule
-    that stands before the rules of its parts would fire out of order: ValueError."""
+    The two algorithms differ: a merge joins one pair of tokens, a rank any two neighbours whose bytes are the token.
+    They agree if each merge joins the two tokens into which the earlier merges turn its own bytes. Trained merges are
+    all like this. Any other merge never applies and is left out here. A merge listed before those that make its parts
+    would apply out of order: ValueError."""
     ranks = {bytes([b]): b for b in range(256)}
     parts, early = {}, []
 
     def stays_apart(left, right):
-        """Whether the bytes of left + right come to be left, right. Walk back from these two to single bytes along
-        their border, undoing the later merge first: was there a merge across the border that comes before it?
-        Of two merges with the same rank the left one comes first, in both algorithms."""
+        """Whether the earlier merges turn the bytes left + right into the tokens left and right. Undo the merges next
+        to the border, later ones first, down to single bytes: none across the border may come before the one undone. Of
+        two merges with the same rank the left one comes first, in both algorithms."""
         while len(left) > 1 or len(right) > 1:
             if ranks[left] > ranks[right]:
                 limit, left = ranks[left], parts[left][1]
@@ -209,8 +211,8 @@ def _merge_ranks(merges):
 
 
 def write_tiny(directory):
-    """Write the smallest tokenizer.json that works into `directory`: id = byte value for the 256 bytes, no merges,
-    the three control tokens as ids 256 to 258, and Qwen's pattern and normalizer. For tiny random checkpoints."""
+    """Write a minimal tokenizer.json for tiny random checkpoints: 256 bytes with their values as ids, no merges, the
+    control tokens as ids 256 to 258, Qwen's pattern and normalizer."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     split = {"type": "Split", "pattern": {"Regex": QWEN_PATTERN}, "behavior": "Isolated", "invert": False}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
