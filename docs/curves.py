@@ -1,13 +1,13 @@
-"""Loss curves of a training as a picture: `python docs/curves.py mini/log.jsonl docs/curves.png`.
+"""Plots the loss curves of a training: `python docs/curves.py mini/log.jsonl docs/curves.png`.
 
-Lines are means over the steps between two rows of the log, dots the validation. Needs matplotlib.
+Lines: training losses, averaged between two rows of the log. Dots: validation. Needs matplotlib.
 """
 import json
 import logging
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))              # run as a script: the street lies one floor up
+sys.path.insert(0, str(Path(__file__).parents[1]))              # run as a script: the modules are one directory up
 
 from cli import Parser, check_directory, one_line_errors                         # before torch, which takes seconds
 
@@ -18,7 +18,7 @@ COLOURS = dict(zip(LOSSES, ("tab:blue", "tab:orange", "tab:green")))
 
 
 def read(path) -> dict:
-    """A log -> stage -> {"train" or "val": {loss: [(step, value), ...]}}. Raises ValueError or OSError."""
+    """Read a log -> {stage: {"train" or "val": {loss: [(step, value), ...]}}}. Raises ValueError or OSError."""
     stages, stage, what = {}, None, "the log.jsonl of train.py"
     for number, line in enumerate(disk.regular(path, what).read_bytes().splitlines(), 1):
         where = f"{path}, line {number}"
@@ -43,12 +43,12 @@ def read(path) -> dict:
 
 
 def plot(stages: dict, out) -> None:
-    """One panel per stage. Raises OSError without matplotlib."""
+    """Draw one panel per stage. Raises OSError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
         raise OSError("`pip install matplotlib` for the picture") from None
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)         # it tells of its font cache, at the first time
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)         # hides "building the font cache"
     figure = Figure(figsize=(4 * len(stages), 3.2), layout="constrained")
     for axes, (stage, curves) in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages.items()):
         for name, points in curves["train"].items():
