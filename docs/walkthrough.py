@@ -1,18 +1,18 @@
-"""One question through the whole model, file by file: prints the shapes, and a number or two, at every step.
+"""Follows one question through the whole model, file by file, and prints the shapes and some numbers at every step.
 
     python docs/walkthrough.py                     # docs/walkthrough.md explains each line; seconds on a CPU
     python docs/walkthrough.py --checkpoint DIR    # another checkpoint of the mini model's size
-    python docs/walkthrough.py exercises OUT       # what the exercises at its end start from: data and a checkpoint
-    python docs/walkthrough.py measure OUT DIR ... # faces of checkpoints that were trained on that data
+    python docs/walkthrough.py exercises OUT       # data and a checkpoint for the exercises of docs/walkthrough.md
+    python docs/walkthrough.py measure OUT DIR ... # face metrics of checkpoints that were trained on that data
 
-Figures are rounded so that another CPU prints the same. The order is that of `ExOmni.generate`, whose lines are taken
-apart here; the last part is `ExOmni.forward`, the losses.
+Numbers are rounded so that all CPUs print the same. `understand` and `speak` are the steps of `ExOmni.generate`, one by
+one; `losses` is `ExOmni.forward`.
 """
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))                                   # run as a script: the street lies one floor up
+sys.path.insert(0, str(ROOT))                                   # run as a script: the modules are one directory up
 
 from cli import Parser, one_line_errors, writable               # before torch, which takes seconds
 
@@ -33,20 +33,20 @@ from toy.plan import SIZES, plan
 from whisper import load_audio, windows
 
 QUESTION = ROOT / "mini" / "questions" / "capital.wav"
-FRANCE, PARIS = 44, 57                                          # frames of the answer: an open vowel, closed lips
+FRANCE, PARIS = 44, 57                                          # face frames of an open vowel and of closed lips
 
 
-def say(where: str, text: str) -> None:
-    """One line: the file whose turn it is, and what there is now."""
-    print(f"{where:<20} {text}")
+def say(file: str, text: str) -> None:
+    """Print a line: the file that does this step ("" for the same as before), and its result."""
+    print(f"{file:<20} {text}")
 
 
 def shape(tensor) -> str:
     return str(tuple(tensor.shape))
 
 
-def remember(module) -> list:
-    """A list that receives what `module` returns, each time it is called."""
+def record_outputs(module) -> list:
+    """A list to which each output of `module` is appended."""
     outputs = []
     module.register_forward_hook(lambda _, __, output: outputs.append(output))
     return outputs
@@ -54,8 +54,9 @@ def remember(module) -> list:
 
 @torch.no_grad()
 def understand(model) -> tuple:
-    """Sound in, text out: whisper.py to decode.py. Returns the reply's states, their mask, and its ids to be spoken."""
-    # ---- the sound
+    """Sound in, text out: whisper.py to decode.py. Returns the reply's states (B, N, D), their mask, and the ids to be
+    spoken (B, N)."""
+    # ---- sound in
     sound = load_audio(QUESTION)
     mel = windows(sound, model.config.speech_encoder)
     states = model.speech_encoder(mel)
@@ -66,7 +67,7 @@ def understand(model) -> tuple:
     say("", f"encoder states (W, L / 2, D) {shape(states)}")
     say("model.py", f"projector: speech rows (W, S, D) {shape(rows)}, one every 100 ms")
 
-    # ---- among the prompt
+    # ---- the prompt
     chat = with_system([{"role": "user", "content": [{"type": "speech"}]}])
     ids, mask, clips = model.prompts([chat], [sound])
     embeds, _, lengths = model.splice(ids, mask, None, model.encode_clips(clips))
@@ -89,9 +90,9 @@ def understand(model) -> tuple:
 @torch.no_grad()
 def speak(model, context, context_mask, spoken) -> tuple:
     """The reply's states in; units, face and sound out. Returns units (U,) and face (T, K)."""
-    # ---- how it sounds
+    # ---- speech units
     generator = model.speech_generator
-    gates = remember(generator.tqgf.layers[0][0].gate_proj)
+    gates = record_outputs(generator.tqgf.layers[0][0].gate_proj)
     out = generator.generate(context, context_mask, spoken, GREEDY)
     units, states = out.emitted()[0][0], out.emitted()[1][0]
     gate = gates[0].sigmoid()
@@ -104,19 +105,19 @@ def speak(model, context, context_mask, spoken) -> tuple:
     say("", f"units (U,) {shape(units)}, {len(units) / 12.5:.2f} s: {' '.join(map(str, units[:8].tolist()))} ...")
     say("", f"states that predicted them and the end (U + 1, D) {shape(states)}")
 
-    # ---- how the face moves to it
+    # ---- the face
     decoder, frames = model.face_decoder, frames_for_units(len(units))
-    gates = remember(decoder.tqgf.layers[0][0].gate_proj)
-    embedded, fused = remember(decoder.speech_token_projection), remember(decoder.tqgf)
+    gates = record_outputs(decoder.tqgf.layers[0][0].gate_proj)
+    embedded = record_outputs(decoder.speech_token_projection)
     face, = model.animate([units], [states])
     query = stretch(embedded[0], torch.tensor([len(units)]), torch.tensor([frames]))
     gate = gates[0].sigmoid()
-    turned = decoder.rope(torch.ones(1, 26, decoder.config.dim))[0]
+    rotated = decoder.rope(torch.ones(1, 26, decoder.config.dim))[0]
     say("face_decoder.py", f"{len(units)} units last {frames} frames, {frames / 30:.2f} s")
     say("", f"queries (B, T, D) {shape(query)} ask {len(states)} states")
     say("", f"its gates (B, T, H d) {shape(gate)}: mean {gate.mean():.2f}, from {gate.min():.1f} to {gate.max():.1f}")
-    say("", f"RoPE turns frame 25 like frame 0: {torch.equal(turned[25], turned[0])}; like frame 24: "
-            f"{torch.equal(turned[25], turned[24])}")
+    say("", f"RoPE turns frame 25 like frame 0: {torch.equal(rotated[25], rotated[0])}; like frame 24: "
+            f"{torch.equal(rotated[25], rotated[24])}")
     gap = face[:, ARKIT_NAMES.index("jawOpen")] - face[:, ARKIT_NAMES.index("mouthClose")]
     say("", f"face (T, K) {shape(face)}; lip gap, jawOpen - mouthClose: {abs(gap[FRANCE]):.1f} at the a of France "
             f"(frame {FRANCE}), {abs(gap[PARIS]):.1f} at the P of Paris (frame {PARIS})")
@@ -133,11 +134,11 @@ def speak(model, context, context_mask, spoken) -> tuple:
 
 @torch.no_grad()
 def losses(model, units, face) -> None:
-    """The same question as a training sample: what `forward` makes of it, and how the answer compares."""
+    """The same question as a training sample: its losses, and the generated answer compared with the reference."""
     _, answers = read_answers(ROOT / "mini" / "data")
-    words = "The capital of France is Paris."
-    reference = answers[words]
-    sample = {"id": "q", "messages": [{"role": "user", "content": [{"type": "speech"}]}], "answer": words,
+    text = "The capital of France is Paris."
+    reference = answers[text]
+    sample = {"id": "q", "messages": [{"role": "user", "content": [{"type": "speech"}]}], "answer": text,
               "audio": load_audio(QUESTION).numpy(), "units": reference["units"].astype("int64"),
               "face": reference["face"]}
     batch = collate([sample], model, ("text", "units", "face"))
@@ -153,21 +154,21 @@ def losses(model, units, face) -> None:
 
 
 def exercises(out: Path) -> None:
-    """Write out/data/{train,val,voice}, what the mini model's voice says as `face` samples, and out/start: the mini
-    checkpoint with a newly initialised face decoder. Then `train.py --stage 3` takes minutes."""
+    """Write out/data/{train,val,voice}, the answers of the mini model's voice as `face` samples, and out/start, the
+    mini checkpoint with a newly initialised face decoder. Then `train.py --stage 3` takes minutes."""
     about, answers = read_answers(ROOT / "mini" / "data")
-    said = plan(about["seed"], SIZES[about["size"]])["voice"]       # an earlier version shipped other texts too
-    held = [clip["text"] for clip in said if clip["held"] and clip["text"] in answers]
-    trained = [text for text in answers if text not in held]
-    for split, some in {"val": held, "train": trained, "voice": held}.items():      # voice: when each phone is said
+    clips = plan(about["seed"], SIZES[about["size"]])["voice"]       # mini/data may lack some of these texts
+    held_out = [clip["text"] for clip in clips if clip["held"] and clip["text"] in answers]
+    trained = [text for text in answers if text not in held_out]
+    for split, texts in {"val": held_out, "train": trained, "voice": held_out}.items():     # voice: times of the phones
         with Writer(out / "data" / split) as writer:
-            for text in some:
+            for text in texts:
                 row = {"id": text, "task": "face", "answer": text, "phones": answers[text]["phones"],
                        "messages": [{"role": "user", "content": f"Read aloud: {text}"}]}
                 if text not in writer:
                     writer.add(row, units=answers[text]["units"], face=answers[text]["face"])
             writer.finish(**{key: about[key] for key in UNITS_OF})
-        print(f"wrote {out / 'data' / split}: {len(some)} samples")
+        print(f"wrote {out / 'data' / split}: {len(texts)} samples")
     model = ExOmni.from_pretrained(ROOT / "mini")
     torch.manual_seed(0)
     model.face_decoder = FaceDecoder(model.config.face)
@@ -178,7 +179,7 @@ def exercises(out: Path) -> None:
 
 
 def measure(out: Path, checkpoints: list) -> None:
-    """Print metrics of the checkpoints' faces on the answers of out/data/val, units and states given."""
+    """Print face metrics of the checkpoints on the answers of out/data/val, given their units and states."""
     figures = ("LVE, % (lve_l2)", "lips close in /p b m/", "jaw correlation", "velocity error, lips", "jitter")
     print(" | ".join(("checkpoint", *figures)))
     for directory in checkpoints:
