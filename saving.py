@@ -1,20 +1,21 @@
-"""How a training's checkpoint gets to the disk: at any time, whatever is killed, a whole one is there.
+"""Saves a training's checkpoint atomically: whenever a process is killed, a complete checkpoint is on the disk.
 
     OUT/config.json, ...   the checkpoint, as `ExOmni.from_pretrained` opens it
-    OUT/trainer/           what --resume needs besides: state.json, optimizer/ (see progress.py), and files.json, the
-                           names of all the checkpoint's files, no others are ever touched, and marks of those that
+    OUT/trainer/           more for --resume: state.json, optimizer/ (see progress.py), and files.json, the names of all
+                           files of the checkpoint (others in OUT are never touched), with cheap checksums of those that
                            --resume reads
-    OUT/previous/          the checkpoint before it, as whole
+    OUT/previous/          the checkpoint before it, complete too
     OUT/.saving/           a checkpoint that is being written: removed at the next start
-    OUT/.saved/            a whole one that is being put in its place, file by file: finished at the next start
+    OUT/.saved/            a complete one whose files are being moved to OUT: finished at the next start
 
-Everything happens inside OUT, which may be a mount point or a symbolic link. Renaming .saving to .saved decides: before
-it the old checkpoint counts, after it the new one.
+Everything happens inside OUT, which may be a mount point or a symbolic link. Renaming .saving to .saved is the commit:
+before it the old checkpoint counts, after it the new one.
 
-The training stands still only while each rank copies its part to CPU memory (`Saver.start`): its shard of what the
-optimizer has, rank 0 also all weights. A thread of each rank then writes that copy to .saving and flushes it, while the
-steps go on. With every step the ranks say to each other whether a thread is still at work. When none is, rank 0 renames
-(`Saver.finish`); the next save and the end wait for that. What went wrong in a thread is raised there.
+The training stops only while each rank copies its part to CPU memory (`Saver.start`): its shard of the optimizer's
+state, on rank 0 also all weights. A thread on each rank then writes
+the copy to .saving and flushes it, while the steps go on. `Saver.finish` commits on rank 0 and raises a thread's error.
+It is called in the first step in which no rank's thread is still writing, and before the next save and at the end,
+where it waits for the threads.
 """
 import io
 import os
@@ -41,7 +42,7 @@ from ranks import agree, gathered, rank_and_world
 
 FILES = "trainer/files.json"
 MARKED = ("model*.safetensors", "config.json", "trainer/state.json", "trainer/optimizer/*.distcp")
-PATIENCE = 60                   # s
+PATIENCE = 60                   # s that a network file system may take to show a file
 
 
 def commit(out: Path) -> None:
