@@ -289,7 +289,7 @@ def too_long(split: Split, rows, model):
     yield "too long", audio > longest, lambda row: (
         f" has {row['audio'][1] / SAMPLE_RATE:.1f} s of speech, the checkpoint's context holds "
         f"{longest / SAMPLE_RATE:.1f} s: leave it out or cut it")
-    shortest = encoder.window * 3 // 5 if encoder.quiet_cuts else encoder.window    # window, except the last
+    shortest = encoder.window * 3 // 5 if encoder.quiet_cuts else encoder.window    # of all windows but the last
     speech_rows = -(-audio // shortest) * window_rows
     bound = speech_rows + column("prompt") + answer + len(SYSTEM_PROMPT) + 2 * MARKUP_BYTES
     suspects = (bound > limit) | (answer + units + 3 > speech_limit)

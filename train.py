@@ -174,9 +174,11 @@ def count(batches: list) -> dict:
     number of clips, and that of tokens and units."""
     counts = dict.fromkeys((*LOSSES, "text_accuracy", "units_accuracy", "clips", "tokens"), 0)
     for batch in batches:
-        own = {name: int(n) for name, n in loss_counts(batch).items()} | {"clips": len(batch.get("owners", ()))}
-        own["tokens"] = int(batch["mask"].sum()) + own.get("units_accuracy", 0)
-        counts = {name: n + own.get(name, 0) for name, n in counts.items()}
+        for name, n in loss_counts(batch).items():
+            counts[name] += int(n)
+        counts["clips"] += len(batch.get("owners", ()))
+        counts["tokens"] += int(batch["mask"].sum())
+    counts["tokens"] += counts["units_accuracy"]
     return counts
 
 
@@ -209,13 +211,13 @@ def validate(model, mixture, numbers, state: dict, size: int, always, device, au
 
 def backward(model, batches: list, counts: dict, state: dict, sums: Float64Sums | None, autocast) -> dict:
     """Forward and backward of each micro-batch -> this rank's share of the losses. Losses are divided by the counts
-    of the whole batch, so that micro-batches and ranks add up. FSDP averages over the ranks: hence times `world`.
+    of the whole batch, so that micro-batches and ranks add up. FSDP averages over the ranks: hence times their number.
     """
-    means, losses = {name: max(1, counts[name]) for name in state["losses"]}, dict.fromkeys(state["losses"], 0.0)
+    divisors, losses = {name: max(1, counts[name]) for name in state["losses"]}, dict.fromkeys(state["losses"], 0.0)
     for number, batch in batches:
         torch.manual_seed(hash((state["seed"], state["step"], number)))         # for dropout
         with autocast():
-            terms = model(batch, means)
+            terms = model(batch, divisors)
         with sums.micro_batch(last=number == batches[-1][0]) if sums else nullcontext():
             (rank_and_world()[1] * sum(terms.values())).backward()
         losses |= {name: losses[name] + term.detach() for name, term in terms.items()}
@@ -275,7 +277,7 @@ def train(args) -> None:
     sums = Float64Sums(model, trained) if state["toy"] else None
     accumulate, group, lengths = grouping(state, model, training, samples)
     has_sound = lambda mixture, numbers: bool((mixture.column("audio length", numbers) >= 0).any())
-    needed = [*state["losses"], *["clips"] * has_sound(training, samples)]      # to reach all trained parts
+    needed = [*state["losses"], *["clips"] * has_sound(training, samples)]      # if > 0, all parts get gradients
     always = ()
     if world > 1:                                                               # FSDP: the same modules on each rank
         always = ("units", "face", *["mel"] * ("clips" in needed or has_sound(validation, val_samples)))
@@ -284,7 +286,7 @@ def train(args) -> None:
     tensors = optimizer_tensors(parts, adamw, muons, state)
     if resumed:
         load_optimizer(Path(args.out), tensors)
-    saver, checked = Saver(Path(args.out), model, tensors, state["step"]), False
+    saver, gradients_checked = Saver(Path(args.out), model, tensors, state["step"]), False
     log = Log(saver, state, device, resumed)
     steps, last = state["steps"], args.stop_at or state["steps"]
     reader = read_ahead(Steps(training, samples, model, state, group, lengths, always, rank, world, cache), last,
@@ -303,8 +305,8 @@ def train(args) -> None:
             if counts["stop"]:
                 break
             losses = backward(model, batches, counts, state, sums, autocast)
-            if not checked and all(counts[name] for name in needed):
-                checked = assert_trained(parts, state["rates"])
+            if not gradients_checked and all(counts[name] for name in needed):
+                gradients_checked = assert_trained(parts, state["rates"])
             norm, rates = step_optimizers(trained, adamw, muons, sums, state)
             state["seen"], state["step"] = state["seen"] + state["batch"], state["step"] + 1
             done = state["step"]
