@@ -37,7 +37,7 @@ def one_line_errors(interrupted: str = "interrupted", debug: bool = False):
     the traceback as well. Raises SystemExit."""
     if hasattr(sys.stdout, "reconfigure"):              # a notebook's stdout has none
         sys.stdout.reconfigure(errors="replace")
-    if signal.getsignal(signal.SIGINT) is leave:
+    if signal.getsignal(signal.SIGINT) is exit_on_interrupt:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     warnings.formatwarning = lambda message, *where, **more: f"note: {message}\n"      # without a line of our code
     try:
@@ -95,7 +95,7 @@ def end(code: int, line: str = "") -> None:
     sys.exit(code)
 
 
-def leave(*_) -> None:
+def exit_on_interrupt(*_) -> None:
     """The handler of Ctrl-C while modules are imported. It exits at once, as nothing needs cleaning up yet. An
     exception could be swallowed by a module, leaving it half imported, or make torch's C++ code abort."""
     os.write(2, b"interrupted\n")
@@ -109,7 +109,7 @@ def is_command() -> bool:
         here, here / "docs", here / "face", here / "toy")               # "-m": a package that `python -m` imports
 
 
-def at_import(kind, error, trace) -> None:
+def missing_package_hook(kind, error, trace) -> None:
     """sys.excepthook that prints one line for a missing package."""
     if "--debug" in sys.argv or not issubclass(kind, ImportError):
         return sys.__excepthook__(kind, error, trace)
@@ -117,9 +117,9 @@ def at_import(kind, error, trace) -> None:
 
 
 if is_command():
-    sys.excepthook = at_import
+    sys.excepthook = missing_package_hook
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:   # not in workers, which ignore Ctrl-C
-        signal.signal(signal.SIGINT, leave)
+        signal.signal(signal.SIGINT, exit_on_interrupt)
 
 
 # ---- commands that run other ones ---------------------------------------------------------------------------------

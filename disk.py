@@ -260,7 +260,7 @@ def locked(directory):
         except (BlockingIOError, FileNotFoundError):
             taken = True
         except (AttributeError, OSError):                               # no fcntl, or a file system without flock
-            taken = _runs(owner)
+            taken = _is_running(owner)
         if taken:
             raise ValueError(f"{directory} is in use by process {owner or 'unknown'}: wait for its end or choose "
                              f"another directory; if there is no such process, remove {lock}")
@@ -271,7 +271,7 @@ def locked(directory):
             os.write(file.fileno(), f"{os.getpid()} on {socket.gethostname()}".encode())    # unbuffered
         for temporary in directory.glob(".new.*@*.*"):
             pid, _, host = temporary.name[5:].rpartition(".")[0].partition("@")
-            if not _runs(f"{pid} on {host}"):
+            if not _is_running(f"{pid} on {host}"):
                 temporary.unlink(missing_ok=True)
         try:
             yield
@@ -283,7 +283,7 @@ def locked(directory):
                     path.rmdir()
 
 
-def _runs(process: str) -> bool:
+def _is_running(process: str) -> bool:
     """Whether process "PID on HOST" may still run. True for another host, where it cannot be checked."""
     pid, _, host = process.partition(" on ")
     if not pid.isdigit() or int(pid) == os.getpid():
