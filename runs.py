@@ -20,7 +20,7 @@ from face_decoder import FaceConfig
 from loading import Mixture, Stream, fitting_numbers, mixed_rows, open_mixture
 from model import ExOmni
 from prepared import TASKS
-from ranks import agree, first_rank_first, rank_and_world
+from ranks import agree, rank_and_world
 
 # Options that stay the same for the whole training; --resume refuses other values.
 FIXED = ("init_from", "recipe", "epochs", "steps", "seed", "dtype", "ablate")
@@ -170,13 +170,7 @@ def is_training_log(log: Path) -> bool:
 
 def open_training(args, stages: dict, device) -> tuple:
     """Returns the state, the model, (mixture, samples, skipped) of training and of validation as `fitting_numbers` has
-    them, and whether the training is resumed. Rank 0 goes first: data that it has verified, the others do not verify
-    again. Raises ValueError or OSError, on all ranks together."""
-    return first_rank_first(lambda: open_on_rank(args, stages, device))
-
-
-def open_on_rank(args, stages: dict, device) -> tuple:
-    """`open_training` on this rank."""
+    them, and whether the training is resumed. Raises ValueError or OSError."""
     resumed = args.resume is not None and saving.holds_training(Path(args.out))
     state, model, mixtures = resume(args, stages, device) if resumed else start(args, stages, device)
     if state["batch"] < rank_and_world()[1]:

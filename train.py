@@ -44,7 +44,7 @@ from loading import Steps, lengths_of, micro_batches, read_ahead, token_rates
 from memory import report
 from model import LOSSES, loss_counts
 from progress import Log, announce, conclude, interrupts, optimizer_tensors
-from ranks import join, named_rank, rank_and_world, sum_over_ranks
+from ranks import first_rank_first, join, named_rank, rank_and_world, sum_over_ranks
 from runs import exclusive_out, open_training, parse
 from saving import Saver, load_optimizer
 from toy.augment import other_voice
@@ -268,7 +268,8 @@ def prepare(model, state: dict, device, recompute) -> tuple:
 def train(args) -> None:
     device, (rank, world) = cli.pick_device(args.device), rank_and_world()
     warnings.filterwarnings("ignore", "This DataLoader will create")        # --workers may exceed the cores
-    state, model, splits, resumed = open_training(args, STAGES, device)
+    # Rank 0 goes first: data that it has verified, the others do not verify again.
+    state, model, splits, resumed = first_rank_first(lambda: open_training(args, STAGES, device))
     (training, samples, _), (validation, val_samples, _) = splits
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=state["dtype"] == "bfloat16")
     cache = open_cache(args.cache, state, model, training, samples, device, autocast) if args.cache else None
