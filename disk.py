@@ -69,7 +69,7 @@ def read_bytes(path, what: str) -> bytes:
 def encoding_of(path) -> str:
     """Guess the encoding of a text file of any size: by its byte order mark; else UTF-16 if every second byte at its
     start is zero; else UTF-8 if that decodes most of the characters that are not ASCII; else cp1252 (Windows). Warns
-    where the text is not all UTF-8."""
+    about damaged UTF-8, and where it assumes cp1252."""
     with open(path, "rb") as file:
         head = file.read(4096)
         if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
