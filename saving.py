@@ -12,10 +12,9 @@ Everything happens inside OUT, which may be a mount point or a symbolic link. Re
 before it the old checkpoint counts, after it the new one.
 
 The training stops only while each rank copies its part to CPU memory (`Saver.start`): its shard of the optimizer's
-state, on rank 0 also all weights. A thread on each rank then writes
-the copy to .saving and flushes it, while the steps go on. `Saver.finish` commits on rank 0 and raises a thread's error.
-It is called in the first step in which no rank's thread is still writing, and before the next save and at the end,
-where it waits for the threads.
+state, on rank 0 also all weights. A thread on each rank then writes the copy to .saving and flushes it, while the steps
+go on. `Saver.finish` commits on rank 0 and raises a thread's error. It is called in the first step in which no rank's
+thread is still writing, and before the next save and at the end, where it waits for the threads.
 """
 import io
 import os

@@ -161,6 +161,8 @@ def mark_answers(write, data, seed: int, transcripts: bool) -> dict:
     its clips changed by each of rooms.CONDITIONS. write: samples -> [(text, confidence), ...]."""
     names = ["val", *sorted(path.name for path in Path(data).glob("test-*"))]
     splits, aloud, found = {name: Split(Path(data) / name) for name in names}, {}, {"splits": {}, "wrong": {}}
+    if not any(row["task"] in ("qa", "chat") for split in splits.values() for row in split.rows):
+        raise ValueError(f"{data} has no questions: expected samples of the tasks qa or chat in val or test-*")
     typed = {"strangers": marked(write, strangers())}
     for name in tqdm(names, desc="answers", unit="split", disable=None):
         found["splits"][name], aloud[name], typed[name] = mark_split(write, splits[name], transcripts)
