@@ -1,10 +1,10 @@
-"""The .glb format, glTF 2.0 in one binary file: the head with its 52 shapes and their animation written, scenes read.
+"""The .glb format, glTF 2.0 in one binary file: writes the head with its 52 shapes and their animation, reads scenes.
 
-    write_glb("answer.glb", make_head(), track)     # opens in Blender, in three.js, and where glTF is known
+    write_glb("answer.glb", make_head(), track)     # opens in Blender, three.js and other glTF programs
     glb = open_glb("someone.glb")                   # template.py makes a head of it
 
-A GLB is a json scene and one block of numbers, in metres, +Y up, the face looking along +Z. The format has no sound:
-keep the wav with the file. docs/spec/face.md 3.3.
+A GLB is a json scene and a binary block of numbers. Lengths are metres, +Y up, the face looks along +Z. The format has
+no sound: keep the wav with the file. docs/spec/face.md 3.3.
 
 T face frames, K = 52 shapes in the order of `arkit.ARKIT_NAMES`. Other letters: V vertices, F triangles, R rows of an
 array of the file.
@@ -22,17 +22,17 @@ from face.arkit import ARKIT_NAMES, tidy
 from face.head import Head
 from face.render import normals
 
-STILL = 1e-6                            # metres: a shape that moves a vertex less does not move it
-UNTURNED = 0.02                         # change of a unit normal (1 degree) below which shading does not show it
+STILL = 1e-6                            # metres: smaller moves of a vertex are left out
+UNTURNED = 0.02                         # smaller changes of a unit normal (1 degree) are left out: shading hides them
 PACKED = {"KHR_draco_mesh_compression", "EXT_meshopt_compression", "KHR_meshopt_compression", "EXT_mesh_gpu_instancing"}
 
 MAGIC, JSON_CHUNK, BIN_CHUNK = 0x46546C67, 0x4E4F534A, 0x004E4942
 DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 CODES = {np.dtype(name): code for code, name in DTYPES.items()}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
-SCENE_BYTES = 8 << 20                       # of a json scene at most
-ROOM = 256 << 20                            # bytes that a head from a file may take: 200,000 vertices with 52 shapes
-VERTEX_DATA, INDEX_DATA = 34962, 34963      # what a bufferView is for
+SCENE_BYTES = 8 << 20                       # largest json scene
+ROOM = 256 << 20                            # largest head in memory, in bytes: 200,000 vertices with 52 shapes
+VERTEX_DATA, INDEX_DATA = 34962, 34963      # targets of a bufferView
 
 
 # Writing
@@ -40,14 +40,14 @@ VERTEX_DATA, INDEX_DATA = 34962, 34963      # what a bufferView is for
 def write_glb(path, head: Head, track=None, fps: int = 30) -> None:
     """Write `head` with its 52 morph targets, and `track` (T, K) as an animation with frame t at t / fps s.
 
-    Targets are sparse: a shape stores only the vertices that it moves (positions) or turns (normals). Normals are
-    stored for all 52, as few viewers compute them: without, an open jaw is lit like a closed one. Raises ValueError
-    for a wrong track (`arkit.tidy`), before anything is written.
+    Targets are sparse: a shape stores only the vertices that it moves, and the normals that it turns. Few viewers
+    compute normals of morph targets; without them an open jaw would be lit like a closed one. Raises ValueError for an
+    invalid track (`arkit.tidy`), before anything is written.
     """
     gltf = {"asset": {"version": "2.0", "generator": "nanoExOmni"}, "scene": 0, "scenes": [{"nodes": [0]}],
-            "nodes": [{"name": "face", "mesh": 0}],     # without a name, three.js invents another each time
+            "nodes": [{"name": "face", "mesh": 0}],     # without a name, three.js makes up a new one each time
             "meshes": [], "accessors": [], "bufferViews": [],
-            # Lids and neck are open sheets: both of their sides show.
+            # Lids and neck are open sheets, visible from both sides.
             "materials": [{"name": "face", "doubleSided": True,
                            "pbrMetallicRoughness": {"metallicFactor": 0, "roughnessFactor": 0.6}}]}
     blob = bytearray()
@@ -64,7 +64,7 @@ def write_glb(path, head: Head, track=None, fps: int = 30) -> None:
 
 
 def add_mesh(gltf: dict, blob: bytearray, head: Head) -> None:
-    """One mesh of one primitive: positions, normals, linear colours, triangles, and a target for each shape."""
+    """Add a mesh with one primitive: positions, normals, linear colours, triangles, and a target per shape."""
     upright = normals(head.vertices, head.faces)
     index_type = "<u2" if len(head.vertices) <= 65535 else "<u4"    # 65535 as an index restarts a strip
     attributes = {"POSITION": add(gltf, blob, head.vertices, VERTEX_DATA, bounds=True),
@@ -82,7 +82,7 @@ def add_mesh(gltf: dict, blob: bytearray, head: Head) -> None:
 
 
 def add_animation(gltf: dict, blob: bytearray, track, fps: int) -> None:
-    """All 52 weights of the first node over time, linear between frames. track (T, K)."""
+    """Add an animation of the first node's 52 weights, linear between frames. track (T, K)."""
     track = tidy(track)
     times = (np.arange(len(track)) / fps).astype(np.float32)
     sampler = {"input": add(gltf, blob, times, bounds=True), "output": add(gltf, blob, track.reshape(-1)),
@@ -92,7 +92,7 @@ def add_animation(gltf: dict, blob: bytearray, track, fps: int) -> None:
 
 
 def add_view(gltf: dict, blob: bytearray, array, target=None) -> int:
-    """Append an array to the block of numbers, aligned to 4 bytes. Returns the index of its bufferView."""
+    """Append an array to the binary block, aligned to 4 bytes. Returns the index of its bufferView."""
     data = np.ascontiguousarray(array).tobytes()
     gltf["bufferViews"].append({"buffer": 0, "byteOffset": len(blob), "byteLength": len(data)}
                                | ({"target": target} if target else {}))
@@ -131,7 +131,7 @@ def extremes(array) -> dict:
 
 
 def linear(srgb) -> np.ndarray:
-    """Colours in sRGB, as screens take them -> proportional to light, as glTF stores them."""
+    """sRGB colours, as screens use them -> linear ones, as glTF stores them."""
     srgb = np.asarray(srgb, np.float32)
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4).astype(np.float32)
 
@@ -149,7 +149,7 @@ Count = Annotated[int, 0, 1 << 31]          # of rows or bytes
 
 @dataclass
 class Span:
-    """Where the numbers of a sparse accessor are. values have the accessor's componentType."""
+    """Where the numbers of a sparse accessor lie. For `values` the accessor's own componentType holds."""
     bufferView: Count
     byteOffset: Count = 0
     componentType: Literal[tuple(DTYPES)] = 5126
@@ -205,27 +205,27 @@ class Scene:
 
 @dataclass
 class Glb:
-    """A file that was read: its json scene, and its block of numbers."""
+    """A file that was read."""
     path: object
-    scene: dict
-    blob: memoryview
-    room: int = ROOM
+    scene: dict             # its json
+    blob: memoryview        # its binary block
+    room: int = ROOM        # bytes that reading may still take
 
     def entry(self, kind: str, index: int, cls):
-        """Entry `index` of the scene's list `kind` as a `cls`. Raises ValueError where it is missing or damaged."""
+        """Entry `index` of the scene's list `kind` as a `cls`. Raises ValueError if it is missing or damaged."""
         entries = self.listed(kind)
         if index >= len(entries):
             raise ValueError(f"{self.path} is damaged: it names {kind}[{index}], which is not there: export it again")
         entry = entries[index]
         lists = [value for value in entry.values() if isinstance(value, list)] if isinstance(entry, dict) else []
-        self.spend(8192 + 1024 * sum(map(len, lists)))      # more than it takes: it bounds the time of checking too
+        self.spend(8192 + 1024 * sum(map(len, lists)))      # an overestimate: it also limits the time for checking
         return disk.converted(entry, cls, self.path, f"{kind}[{index}]")
 
     def listed(self, kind: str) -> list:
         return self.scene[kind] if isinstance(self.scene.get(kind), list) else []
 
     def spend(self, size: int) -> None:
-        """Count `size` bytes that reading is about to take. Raises ValueError where the file has asked for too many."""
+        """Reserve `size` bytes before reading them. Raises ValueError if the file needs more than ROOM in all."""
         self.room -= size
         if self.room < 0:
             raise ValueError(f"{self.path} asks for more than {ROOM >> 20} MiB, expected a head of at most 200,000 "
@@ -233,10 +233,7 @@ class Glb:
 
 
 def open_glb(path) -> Glb:
-    """The json scene and the block of numbers of a GLB.
-
-    Raises ValueError where the file is not one, is damaged, is compressed, or keeps numbers in other files.
-    """
+    """Read a GLB. Raises ValueError if the file is none, is damaged, is compressed, or keeps numbers in other files."""
     data = memoryview(Path(path).read_bytes())
     if len(data) < 20 or struct.unpack_from("<II", data) != (MAGIC, 2):
         raise ValueError(f"{path} is no GLB (glTF 2.0 in one binary file): export it as that")
@@ -267,10 +264,10 @@ def open_glb(path) -> Glb:
 
 
 def read_accessor(glb: Glb, index: int, types: tuple, rows: int | None = None) -> np.ndarray:
-    """Accessor -> array (R,) or (R, width): whole numbers as stored, normalised ones and floats as float32.
+    """Accessor -> array (R,) or (R, width): integers as stored, normalised ones and floats as float32.
 
-    types: those that it may have, of WIDTHS; rows: how many it must have, where the caller knows that and has spent
-    their room. Raises ValueError where it differs, and where its numbers are not in the file.
+    types: allowed types, keys of WIDTHS. rows: the required number of rows, if the caller knows it; then it must have
+    called `spend` for them. Raises ValueError for another type or number, or if the numbers are not in the file.
     """
     accessor = glb.entry("accessors", index, Accessor)
     width, count, dtype = WIDTHS[accessor.type], accessor.count, np.dtype(DTYPES[accessor.componentType])
@@ -295,8 +292,8 @@ def read_accessor(glb: Glb, index: int, types: tuple, rows: int | None = None) -
 
 
 def read_view(glb: Glb, index: int, offset: int, shape: tuple, dtype) -> np.ndarray:
-    """The numbers of shape (R, width) at `offset` of a bufferView; rows may have gaps between. Raises ValueError where
-    the file does not have them."""
+    """The numbers at `offset` of a bufferView as an array of `shape` (R, width); there may be gaps between rows. Raises
+    ValueError if the file does not have them."""
     view = glb.entry("bufferViews", index, BufferView)
     if view.buffer != 0:
         raise ValueError(f"{glb.path}: bufferViews[{index}] lies in buffer {view.buffer}: export it as one file")
@@ -310,9 +307,9 @@ def read_view(glb: Glb, index: int, offset: int, shape: tuple, dtype) -> np.ndar
 
 
 def scene_meshes(glb: Glb):
-    """Yield (index of a mesh, matrices) of the scene: its node's matrix to the scene's coordinates (1, 4, 4).
+    """Yield (index, matrices) of each mesh in the scene; matrices (1, 4, 4) map the mesh to scene coordinates.
 
-    A mesh with a skin has one matrix per bone, of the skeleton at rest. Raises ValueError where a node has two parents.
+    A mesh with a skin has one matrix per bone, for the skeleton at rest. Raises ValueError if a node has two parents.
     """
     world, nodes = {}, {}
     todo = [(index, np.eye(4)) for index in roots(glb)]
@@ -324,7 +321,7 @@ def scene_meshes(glb: Glb):
         world[index] = parent @ local_matrix(nodes[index])
         todo += [(child, world[index]) for child in nodes[index].children]
     for index, node in sorted(nodes.items()):
-        if node.mesh is not None:       # with a skin the node's own matrix does not count, only those of the bones
+        if node.mesh is not None:       # with a skin only the matrices of the bones count, not the node's
             yield node.mesh, world[index][None] if node.skin is None else bones(glb, node.skin, world)
 
 
@@ -338,7 +335,7 @@ def roots(glb: Glb) -> list:
 
 
 def bones(glb: Glb, index: int, world: dict) -> np.ndarray:
-    """The matrix of each bone of a skin (J, 4, 4), of the skeleton at rest. world: index of a node -> its matrix."""
+    """The matrix of each bone of a skin (J, 4, 4), for the skeleton at rest. world: {index of a node: its matrix}."""
     skin = glb.entry("skins", index, Skin)
     if not skin.joints or not world.keys() >= set(skin.joints):
         raise ValueError(f"{glb.path} is damaged: the bones of skins[{index}] are not in the scene: export it again")
@@ -353,7 +350,7 @@ def bones(glb: Glb, index: int, world: dict) -> np.ndarray:
 
 
 def local_matrix(node: Node) -> np.ndarray:
-    """A node's own matrix (4, 4): stored as such, column by column, or as scale, then rotation, then translation."""
+    """A node's matrix (4, 4) relative to its parent, from a stored matrix or from scale, rotation and translation."""
     if node.matrix is not None:
         return np.reshape(node.matrix, (4, 4)).T
     x, y, z, w = node.rotation

@@ -1,8 +1,8 @@
-"""Other people's heads: a .glb with ARKit morph targets, or a .npz in EmoTalk's layout (docs/spec/face.md 5.1).
+"""Heads from files: a .glb with ARKit morph targets, or a .npz in EmoTalk's layout (docs/spec/face.md 5.1).
 
     head = load_template("someone.glb")
 
-A head from a file names neither its lips nor its eyes; they are found from what its shapes move.
+Such a file does not say which vertices are lips and eyes; they are found from what its shapes move.
 
 K = 52 shapes in the order of `arkit.ARKIT_NAMES`. Other letters: V vertices, F triangles, J joints of a skeleton that
 move one vertex, C shapes of an npz.
@@ -22,19 +22,19 @@ from face.arkit import ARKIT_NAMES, HALVES, matches
 from face.gltf import Count, Glb, open_glb, read_accessor, scene_meshes, screen
 from face.head import Head
 
-HEIGHT = 0.24                           # metres: what a head without a unit is scaled to
-FILE_BYTES = 256 << 20                  # of a file, and of the numbers in an npz, at most
-FAR = 1e6                               # metres: no position lies further out
+HEIGHT = 0.24                           # metres: a head without a unit is scaled to this
+FILE_BYTES = 256 << 20                  # largest file, and largest content of an npz
+FAR = 1e6                               # metres: positions further out are errors
 SKIN = (0.80, 0.63, 0.54)               # sRGB, for templates without colours of their own
-NPZ = ("meanshape", "faces", "blendshape", "bs_names")      # the arrays of an npz that are read, ...
-KINDS = {"fiu": "numbers", "iu": "whole numbers", "US": "texts"}        # ... what their types mean ...
-SHAPES = 4096                           # ... and how many shapes there may be
+NPZ = ("meanshape", "faces", "blendshape", "bs_names")      # the arrays that are read from an npz
+KINDS = {"fiu": "numbers", "iu": "whole numbers", "US": "texts"}        # numpy's kinds of their types, for messages
+SHAPES = 4096                           # largest number of shapes in an npz
 LANDMARKS = ("mouthRollLower", "mouthRollUpper", "mouthSmileLeft", "mouthSmileRight", "eyeBlinkLeft", "eyeBlinkRight")
 
 
 def load_template(path) -> Head:
-    """The head in a .glb or .npz file. Raises FileNotFoundError, and ValueError for another ending, for a file above
-    FILE_BYTES, and as `read_glb` and `read_npz` do."""
+    """The head in a .glb or .npz file. Raises FileNotFoundError; ValueError for another ending, a file above
+    FILE_BYTES, or as `read_glb` and `read_npz` do."""
     readers = {".npz": read_npz, ".glb": read_glb}
     if Path(path).suffix.lower() not in readers:
         raise ValueError(f"{path}: a template ends in .npz (meanshape, faces, blendshape, bs_names) or .glb (morph "
@@ -43,13 +43,13 @@ def load_template(path) -> Head:
     if size > FILE_BYTES:
         raise ValueError(f"{path} has {size >> 20} MiB, expected a head of at most {FILE_BYTES >> 20}: leave out "
                          "textures and bodies")
-    with np.errstate(all="ignore"):     # numbers that are too large or none are refused by `joined`
+    with np.errstate(all="ignore"):     # `joined` refuses NaN and numbers that are too large
         return readers[Path(path).suffix.lower()](path)
 
 
 @dataclass
 class Primitive:
-    """A part of a mesh, as the json scene has it; other numbers are indices of accessors and materials."""
+    """A part of a mesh in the json scene. Numbers, except for mode, are indices of accessors and materials."""
     attributes: dict
     targets: list[dict] = field(default_factory=list)
     indices: Count | None = None
@@ -76,10 +76,10 @@ class Material:
 
 
 def read_glb(path) -> Head:
-    """The head in a GLB: all meshes of its scene as one, moved by their nodes and the skeleton at rest.
+    """The head in a GLB: all meshes of its scene as one, placed by their nodes and the skeleton at rest.
 
-    Lengths are metres, as the format says. Colours are COLOR_0 times the material's; textures are not read, such parts
-    are skin coloured. Raises ValueError where the file is damaged, too large, compressed, spread over several files, or
+    Lengths are metres, as in the format. Colours are COLOR_0 times the material's; textures are not read, such parts
+    are skin coloured. Raises ValueError if the file is damaged, too large, compressed, spread over several files, or
     lacks shapes (see `joined`).
     """
     glb = open_glb(path)
@@ -89,7 +89,8 @@ def read_glb(path) -> Head:
 def primitives(glb: Glb, index: int, matrices):
     """Yield (vertices (V, 3), faces (F, 3), colors (V, 3), {index of the shape: delta (V, 3)}) of mesh `index`.
 
-    matrices: as `gltf.scene_meshes` yields them. Raises ValueError for lines, points and triangles without vertices.
+    matrices: as `gltf.scene_meshes` yields them. Raises ValueError for lines and points, and for triangles whose
+    vertices are not there.
     """
     mesh = glb.entry("meshes", index, Mesh)
     for number in range(len(mesh.primitives)):
@@ -125,7 +126,7 @@ def attribute(glb: Glb, attributes: dict, name: str) -> int:
 
 
 def shape_names(glb: Glb, extras) -> list:
-    """The names of the targets that a mesh or a primitive has in its extras, which may be anything."""
+    """The names of the targets in the extras of a mesh or a primitive; [] if there are none. extras may be anything."""
     names = extras.get("targetNames") if isinstance(extras, dict) else None
     return disk.typed(extras, "targetNames", list[str], glb.path) if names else []
 
@@ -143,7 +144,7 @@ def triangles(glb: Glb, primitive: Primitive, count: int, where: str) -> np.ndar
 
 
 def shared(glb: Glb, attributes: dict, matrices, count: int) -> np.ndarray:
-    """The matrix of each of `count` vertices that bones move (V, 4, 4), or one for all of them (1, 4, 4)."""
+    """The matrix of each of `count` vertices (V, 4, 4), blended from those of its bones; or one for all (1, 4, 4)."""
     if len(matrices) == 1 or not count or "JOINTS_0" not in attributes or "WEIGHTS_0" not in attributes:
         return matrices[:1]
     glb.spend(count * 8 * 16 * 5)
@@ -161,7 +162,7 @@ def turned(turn, vectors) -> np.ndarray:
 
 
 def colors_of(glb: Glb, primitive: Primitive, count: int) -> np.ndarray:
-    """Colours (V, 3), sRGB: of the vertices and the material, or of skin where the material is a texture."""
+    """Colours (V, 3), sRGB: the vertices' times the material's, or skin colour if the material is a texture."""
     paint = Paint() if primitive.material is None else (
         glb.entry("materials", primitive.material, Material).pbrMetallicRoughness)
     if "COLOR_0" in primitive.attributes:
@@ -175,9 +176,9 @@ def colors_of(glb: Glb, primitive: Primitive, count: int) -> np.ndarray:
 def read_npz(path) -> Head:
     """The head in an npz {meanshape (V, 3), faces (F, 3 or 4), blendshape (C, V, 3), bs_names (C,)}: EmoTalk's layout.
 
-    blendshape holds differences to meanshape; faces count from 1 where none names vertex 0, as the release's reader
-    has it. The file has no unit: the head is scaled to 0.24 m from its lowest to its highest point and centred.
-    Raises ValueError where the file is damaged, holds pickled objects, contradicts itself or lacks shapes.
+    blendshape holds differences to meanshape. As in the release's reader, faces count from 1 if no face has vertex 0.
+    The file has no unit: the head is centred and scaled to a height of 0.24 m. Raises ValueError if the file is
+    damaged, holds pickled objects, contradicts itself or lacks shapes.
     """
     mean, faces, shapes, names = open_npz(path)
     faces = faces.astype(np.int64) - (faces.min() == 1)
@@ -188,7 +189,7 @@ def read_npz(path) -> Head:
     low, high = mean.min(0), mean.max(0)
     if not high[1] > low[1]:
         raise ValueError(f"{path}: meanshape spans {low[1]} to {high[1]} in y: expected a head, +Y up")
-    some = slice(None, None, 1 + len(mean) // 1000)     # a thousand vertices are enough to see that
+    some = slice(None, None, 1 + len(mean) // 1000)     # a thousand vertices are enough for this check
     if np.median(np.abs(shapes[:, some] - mean[some])) < 0.01 * (high[1] - low[1]):
         raise ValueError(f"{path}: blendshape holds whole heads, expected differences: subtract meanshape from each")
     scale = HEIGHT / (high[1] - low[1])
@@ -198,8 +199,8 @@ def read_npz(path) -> Head:
 
 
 def open_npz(path) -> tuple:
-    """(meanshape, faces, blendshape, list of names) of the file. Raises ValueError where it cannot be read, and, before
-    its numbers are read, where they are too many or its arrays are not those of a head."""
+    """(meanshape, faces, blendshape, list of names) of the file. Raises ValueError if it cannot be read; also, before
+    its numbers are read, if they are too many or its arrays are not those of a head."""
     try:
         with zipfile.ZipFile(path) as file:
             there = [name.removesuffix(".npy") for name in file.namelist()]
@@ -208,7 +209,7 @@ def open_npz(path) -> tuple:
                 raise ValueError(f"no {', '.join(sorted(missing))} in it, there is {weights.few(there)}")
             check_npz({name: npy_header(file, name) for name in NPZ})
             mean, faces, shapes, names = (read_npy(file, name) for name in NPZ)
-    except Exception as error:      # zipfile, zlib and numpy raise many, of damaged files OSError too
+    except Exception as error:      # zipfile, zlib and numpy raise many kinds for damaged files, OSError among them
         why = "not an npz file, or cut short" if isinstance(error, zipfile.BadZipFile) else error
         raise ValueError(f"{path} is no template ({why})") from None
     names = [name.decode("utf-8", "replace") if isinstance(name, bytes) else name for name in names.tolist()]
@@ -216,7 +217,7 @@ def open_npz(path) -> tuple:
 
 
 def npy_header(file: zipfile.ZipFile, name: str) -> tuple:
-    """(shape, dtype) of an array in an npz. Raises ValueError where it has not as many bytes as its header says."""
+    """(shape, dtype) of an array in an npz. Raises ValueError if its size is not the one in its header."""
     with file.open(name + ".npy") as array:
         version = np.lib.format.read_magic(array)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -232,7 +233,7 @@ def npy_header(file: zipfile.ZipFile, name: str) -> tuple:
 
 
 def check_npz(headers: dict) -> None:
-    """Raise ValueError where shapes and types (name -> (shape, dtype)) are not those of a head, or too large."""
+    """Raises ValueError if headers {name: (shape, dtype)} are not those of a head, or too large."""
     (mean, faces, shapes, names), kinds = zip(*((shape, dtype.kind) for shape, dtype in headers.values()))
     if len(mean) != 2 or not mean[0] or mean[1] != 3 or len(names) != 1 or shapes != (*names, *mean):
         raise ValueError(f"meanshape {list(mean)}, blendshape {list(shapes)}, bs_names {list(names)}: expected [V, 3], "
@@ -254,9 +255,10 @@ def read_npy(file: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def shape_indices(names: list, where) -> dict[int, list]:
-    """Index of an ARKit shape -> indices in `names` of the shapes that it is the sum of.
+    """{index of an ARKit shape: indices in `names` of the shapes whose sum it is}.
 
-    One each, but browInnerUp and cheekPuff may come as two halves, left and right (docs/spec/face.md 5.1).
+    That is one shape, or two for browInnerUp and cheekPuff if they are split into left and right (docs/spec/face.md
+    5.1).
     """
     first = {}
     for i, name in enumerate(matches(names, str(where))):
@@ -270,8 +272,8 @@ def shape_indices(names: list, where) -> dict[int, list]:
 def joined(parts: list, path) -> Head:
     """Parts as `primitives` yields them -> one head, without vertices that no triangle needs.
 
-    A missing tongueOut is printed and stays still. Raises ValueError where another shape is missing, where a number is
-    not finite, or as `located` does.
+    A missing tongueOut is reported and moves nothing. Raises ValueError if another shape is missing, if a number is not
+    finite, or as `located` does.
     """
     shapes = {k for *_, moves in parts for k in moves}
     missing = [name for k, name in enumerate(ARKIT_NAMES) if k not in shapes]
@@ -285,7 +287,7 @@ def joined(parts: list, path) -> Head:
     colors = np.concatenate([colors for _, _, colors, _ in parts]).astype(np.float32)
     deltas = np.zeros((len(ARKIT_NAMES), *vertices.shape), np.float32)
     for start, (rows, _, _, moves) in zip(starts, parts):
-        while moves:                    # each is large: not all of them twice
+        while moves:                    # popped one by one, as two copies of all would take much memory
             k, delta = moves.popitem()
             deltas[k, start:start + len(rows)] = delta
     if not all(np.abs(array).max(initial=0) < FAR for array in (vertices, deltas, colors)):
@@ -297,7 +299,7 @@ def joined(parts: list, path) -> Head:
 def located(vertices, faces, colors, deltas, path) -> Head:
     """The head with its lips and eyes, found from what the LANDMARKS shapes move.
 
-    Raises ValueError where these shapes move nothing, or where the head does not look along +Z with +Y up.
+    Raises ValueError if these shapes move nothing, or if the head does not look along +Z with +Y up.
     """
     still = [name for name in LANDMARKS if not lengths(deltas, name).any()]
     if still:
@@ -314,10 +316,7 @@ def located(vertices, faces, colors, deltas, path) -> Head:
 
 
 def above_shoulders(vertices, deltas, faces) -> np.ndarray:
-    """The triangles (F, 3) of head and neck only, where the file holds a whole person.
-
-    That is one three times as high as the part that moves.
-    """
+    """The triangles (F, 3), without the body if there is one: if the mesh is three times as high as what moves."""
     reach = np.abs(deltas).max((0, 2))
     moving = vertices[reach >= 0.05 * reach.max(), 1]
     height = np.ptp(moving)
@@ -334,8 +333,8 @@ def lengths(deltas, *names) -> np.ndarray:
 def find_lips(vertices, deltas) -> np.ndarray:
     """Vertices of the red of the lips and a little around it (docs/spec/face.md 1.2).
 
-    Those that rolling the lips moves by more than a quarter of the largest such move, in a box around the corners of
-    the mouth. A corner is the one of them that a smile moves most.
+    These are the vertices that mouthRoll moves by more than a quarter of its largest move, in a box around the corners
+    of the mouth. A corner is the rolled vertex that mouthSmile moves most.
     """
     roll = lengths(deltas, "mouthRollLower", "mouthRollUpper")
     rolled = roll > 0.25 * roll.max()
@@ -345,10 +344,10 @@ def find_lips(vertices, deltas) -> np.ndarray:
 
 
 def eye(vertices, deltas, side: str) -> np.ndarray:
-    """The middle of an eyeball, (3,): of the vertices that looking sideways moves, and further than a blink does.
+    """The centre of an eyeball (3,): of the vertices that eyeLookIn and eyeLookOut move further than a blink does.
 
-    Where only bones turn the eyes, the middle of the lids: it lies in front of the eyeball's, but the distance between
-    both eyes is the same.
+    If no shape moves the eyeball (bones do), the centre of the lids: it lies in front of the eyeball's, but the
+    distance between both eyes is the same.
     """
     blink, look = lengths(deltas, "eyeBlink" + side), lengths(deltas, "eyeLookIn" + side, "eyeLookOut" + side)
     lids = vertices[blink > 0.25 * blink.max()]
