@@ -1,4 +1,4 @@
-"""A stylised head made by numpy: the 52 ARKit shapes as linear deltas of a mesh. No data file, the same every time.
+"""A stylised head, made by numpy without a data file: a mesh with the 52 ARKit shapes as linear deltas.
 
 docs/spec/face.md 5.2. Units are metres, +Y up, +Z forward (the face looks at +Z), +X the face's own left. While the
 head is built, here and in head_mesh.py, lengths are centimetres.
@@ -26,7 +26,7 @@ class Head:
     faces: np.ndarray               # (F, 3) int32, counter-clockwise seen from outside
     colors: np.ndarray              # (V, 3) float32 in [0, 1], sRGB
     deltas: np.ndarray              # (K, V, 3) float32
-    lips: np.ndarray                # (J,) vertices of the red of both lips: those that lip vertex error compares
+    lips: np.ndarray                # (J,) vertices of the red of both lips, for the lip vertex error
     eyes: np.ndarray                # (2, 3) centres of the left and the right eyeball
     upper: np.ndarray | None        # (C,) inner rim of the upper lip from the right corner to the left ...
     lower: np.ndarray | None        # (C,) ... and of the lower lip, facing it; None for a head from a file
@@ -39,7 +39,7 @@ class Head:
 
     @property
     def interocular(self) -> float:
-        """Metres from eyeball centre to eyeball centre: errors are given in % of it."""
+        """Metres between the centres of the eyeballs; metrics are in % of it."""
         return float(np.linalg.norm(self.eyes[0] - self.eyes[1]))
 
 
@@ -56,7 +56,7 @@ def move(weight, dx, dy, dz):
 
 
 class Masks:
-    """Where on the mesh a shape acts: smooth weights (V,), 0 on all parts but the soft ones of the front."""
+    """Smooth weights (V,) that say where a shape acts; 0 on hard parts and behind the face."""
 
     def __init__(self, mesh: Mesh):
         self.x, self.y, z = mesh.points.T
@@ -72,16 +72,16 @@ class Masks:
         return np.where(self.v > 1, smooth(1 - (self.v - 1) / reach) * self.off_nose, self.soft) * self.mouth
 
     def at(self, cx, cy, sx, sy):
-        """A hill on skin, lips and lids."""
+        """A `mesh.hill` at (cx, cy) of half axes (sx, sy) on skin, lips and lids."""
         return hill(self.x, self.y, (cx, cy), (sx, sy)) * self.soft
 
     def both(self, cx, cy, sx, sy):
-        """Such a hill on both sides."""
+        """The same on both sides."""
         return hill(np.abs(self.x), self.y, (cx, cy), (sx, sy)) * self.soft
 
 
 def jaw_weight(mesh):
-    """How much each vertex moves with the jaw (V,): an almond between the lips, then chin and throat."""
+    """How much each vertex moves with the jaw (V,): an almond-shaped opening of the lips, then chin and throat."""
     y, z = mesh.points[:, 1], mesh.points[:, 2]
     corner = np.abs(np.cos(mesh.u)) ** 4.5
     lip = np.where(mesh.u < 0, 1 - .67 * corner, .33 * corner)
@@ -93,9 +93,9 @@ def jaw_weight(mesh):
 
 
 def jaw_shapes(mesh: Mesh, slit, across, masks: Masks) -> dict:
-    """Name -> delta (V, 3) cm: the jaw, the lips that close over it, the tongue. slit, across: as for `shapes`.
+    """{name: delta (V, 3) cm} of the jaw, of mouthClose and of the tongue. slit, across: as for `shapes`.
 
-    mouthClose brings together the lips of the opened jaw: jawOpen 1 + mouthClose 1 is sealed (docs/spec/face.md 2).
+    mouthClose closes the lips of an open jaw: jawOpen 1 + mouthClose 1 is a closed mouth (docs/spec/face.md 2).
     """
     p, u = mesh.points, mesh.u
     jaw = jaw_weight(mesh)
@@ -113,13 +113,13 @@ def jaw_shapes(mesh: Mesh, slit, across, masks: Masks) -> dict:
 
 
 def lip_shapes(mesh: Mesh, masks: Masks) -> dict:
-    """Name -> delta (V, 3) cm of the lips."""
+    """{name: delta (V, 3) cm} of the lips, of cheekPuff and of noseSneer."""
     x, u, v = mesh.points[:, 0], mesh.u, mesh.v
     around, at, both = masks.around, masks.at, masks.both
     cos = np.abs(np.cos(u))
     almond, left, red = 1 - cos ** 4, smooth((x + .7) / 1.4), np.clip(v, 0, 1)
     upper, lower = almond * (u > 0), almond * (u < 0)
-    part = upper - lower                                            # away from the slit
+    part = upper - lower                                            # up or down, away from the slit
     corner = around(4.2) * cos ** 2.4 * (x > 0)
     apple = at(4.2, -2.4, 2.7, 2.4)                                 # of the cheek
     chin = both(0, -8.2, 2.6, 1.8) * masks.skin
@@ -145,7 +145,7 @@ def lip_shapes(mesh: Mesh, masks: Masks) -> dict:
 
 
 def eye_shapes(mesh: Mesh, masks: Masks) -> dict:
-    """Name -> delta (V, 3) cm of lids, eyes and brows, and of the cheek below the lids."""
+    """{name: delta (V, 3) cm} of lids, eyes and brows, and of the cheek below the lids."""
     p, u, v = mesh.points, mesh.u, mesh.v
     x, at, both = p[:, 0], masks.at, masks.both
     brows, left_eye = mesh.part == "brows", (mesh.part == "eyes") & (x > 0)
@@ -167,7 +167,7 @@ def eye_shapes(mesh: Mesh, masks: Masks) -> dict:
         "browOuterUpLeft": move(outer, 0, .95, -.10) + move(at(4.3, 4.2, 2.6, 2.1), 0, .52, 0),
         "browDownLeft": move((.45 * brows + .55 * inner) * (x > 0), -.22, -.80, .12)
         + move(at(2.3, 3.6, 2.3, 2.1), -.10, -.40, .10),
-        "eyeBlinkLeft": lid(upper=1, lower=1, lift=.03) + move(left_eye, 0, 0, -.12),   # back, or it pierces the lid
+        "eyeBlinkLeft": lid(upper=1, lower=1, lift=.03) + move(left_eye, 0, 0, -.12),   # back, not to pierce the lid
         "eyeSquintLeft": lid(upper=.22, lower=1.1) + move(at(3.4, -.6, 2.0, 1.2), 0, .2, .1),
         "eyeWideLeft": lid(upper=-.26, lower=-.35),
         "eyeLookUpLeft": gaze("x", -18, upper=-.14, lower=.15),
@@ -178,19 +178,19 @@ def eye_shapes(mesh: Mesh, masks: Masks) -> dict:
 
 
 def shapes(mesh: Mesh, slit, across) -> dict:
-    """Name -> delta (V, 3) cm of the left and the middle shapes.
+    """{name: delta (V, 3) cm} of the left and the middle shapes.
 
-    slit, across (V,): for a vertex of the mouth or the skin, the slit vertex of its own column, and the vertex of the
-    other lip that faces that one.
+    slit, across (V,): for a vertex of the mouth or the skin, the slit vertex of its own column, and the opposite vertex
+    on the other lip.
     """
     masks = Masks(mesh)
     return jaw_shapes(mesh, slit, across, masks) | lip_shapes(mesh, masks) | eye_shapes(mesh, masks)
 
 
 def both_sides(deltas: dict, mirror):
-    """Name -> delta (V, 3) of left and middle shapes -> (K, V, 3) of all.
+    """{name: delta (V, 3)} of left and middle shapes -> (K, V, 3) of all.
 
-    Right shapes are mirrored left ones; middle shapes are made exactly symmetric (but for rounding).
+    Right shapes are mirrored left ones; middle shapes are made symmetric.
     """
     flip = np.array([-1, 1, 1])
     for name, delta in list(deltas.items()):
@@ -203,7 +203,7 @@ def both_sides(deltas: dict, mirror):
 
 @functools.cache
 def make_head() -> Head:
-    """The head, about 0.24 m from chin to crown. Built once per process (0.2 s); do not write into its arrays."""
+    """Our head, about 0.24 m from chin to crown. Built once per process (0.2 s); do not write into its arrays."""
     skin = mouth_and_skin()
     half = join([sew(skin, eyelids()), eyeball(), brow(), teeth(True), teeth(False), tongue(), ear(), hair(), neck(),
                  shirt()])
@@ -216,7 +216,7 @@ def make_head() -> Head:
     line = row + np.arange(HALF // 2 + 1)                           # lower lip, from the middle to the left corner
     lower, upper = (np.append(mirror[rim[:0:-1]], rim) for rim in (line, row + HALF - np.arange(HALF // 2 + 1)))
 
-    whole = join([mesh, highlight(1), highlight(-1)])               # what no shape moves, the same on both sides
+    whole = join([mesh, highlight(1), highlight(-1)])               # no shape moves them, and they are not mirrored
     still = np.arange(len(mesh.points), len(whole.points))
     deltas = np.pad(deltas, ((0, 0), (0, len(still)), (0, 0))) * .01
     deltas[np.abs(deltas).max(-1) < 1e-5] = 0

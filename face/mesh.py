@@ -1,4 +1,4 @@
-"""A mesh under construction, the functions that build one, and the smooth masks that shapes and colours are made of.
+"""Meshes under construction, and the smooth functions that shapes and colours are made of.
 
 Used by head_mesh.py and head.py. Lengths are centimetres. Letters: V vertices, F triangles, R rows and C columns of a
 sheet.
@@ -25,7 +25,7 @@ def smooth(x):
 
 
 def hill(x, y, centre, size):
-    """1 at the centre and exactly 0 outside the ellipse of half axes `size`: what keeps the deltas sparse."""
+    """1 at the centre, 0 outside the ellipse of half axes `size`, which keeps the deltas sparse."""
     square = ((x - centre[0]) / size[0]) ** 2 + ((y - centre[1]) / size[1]) ** 2
     return np.clip(1 - square, 0, 1) ** 2
 
@@ -42,11 +42,12 @@ def mix(a, b, weight):
 
 
 def grid(points, colors, part, u=0.0, v=0.0, wrap=False) -> Mesh:
-    """A sheet of points (R, C, 3): seen from outside, rows run down and columns run right. wrap: close the columns."""
+    """The mesh of a sheet of points (R, C, 3). Seen from outside, rows run down and columns run right. wrap: join the
+    last column to the first."""
     shape = points.shape[:2]
     index = np.arange(shape[0] * shape[1]).reshape(shape)
     for row in (0, -1):
-        if np.ptp(points[row], axis=0).max() < 1e-9:                 # a pole: one vertex, not a ring of them
+        if np.ptp(points[row], axis=0).max() < 1e-9:                 # a pole: one vertex instead of a ring
             index[row] = index[row, 0]
     right = np.roll(index, -1, axis=1) if wrap else index[:, 1:]
     left = index[:, :right.shape[1]]
@@ -65,7 +66,7 @@ def join(meshes) -> Mesh:
 
 
 def mirrored(half: Mesh) -> tuple[Mesh, np.ndarray]:
-    """The half x >= 0 -> the whole mesh, and mirror (V,): the vertex on the other side. Both halves share x = 0."""
+    """The half x >= 0 -> the whole mesh, and mirror (V,): the opposite vertex of each. Both halves share x = 0."""
     n, middle = len(half.points), half.points[:, 0] == 0
     twin = np.where(middle, np.arange(n), n - 1 + np.cumsum(~middle))
     points, colors, part, u, v = (np.concatenate([half[k], half[k][~middle]]) for k in (0, 2, 3, 4, 5))
