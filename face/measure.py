@@ -1,7 +1,7 @@
-"""How good a checkpoint's faces are on answers that training never saw, against the teacher's tracks (for evaluate.py).
+"""Face metrics of a checkpoint on the validation data, against the teacher's tracks (for evaluate.py).
 
-Teacher-forced on the face samples of val: reference units and the generator's hidden states -> face. The metrics are
-those of metrics.py (docs/spec/face.md 1) and a few more: lag, jitter, lips closed in silence, rest at the end.
+The faces are teacher-forced: reference units and the generator's hidden states -> face. The metrics are those of
+metrics.py (docs/spec/face.md 1) and a few more: lag, jitter, lips closed in silence, rest at the end.
 
 A track is (T, K): T face frames at 30 per second, K = 52 blendshapes in the order of arkit.ARKIT_NAMES.
 """
@@ -17,34 +17,34 @@ from face_decoder import FPS
 from whisper import SAMPLE_RATE
 
 BATCH = 32
-CLOSED = 0.10                       # share of the opening below which lips are closed, as in metrics.closure_rate
+CLOSED = 0.10                       # lips are closed below this share of the opening, as in metrics.closure_rate
 STILL = 0.1                         # % of the interocular distance: lips whose gap varies less do not move
 MOST_LAG = 5                        # frames: the largest lag to the teacher that is tried
-EDGE = 0.1                          # seconds: this close to a phone, lips in a pause may already or still be open
-SHUT = 0.3                          # weight of eyeBlink from which an eye counts as closed
-SEAM = 6                            # frames at either end of an answer, the 0.2 s in which it leaves rest or returns
+EDGE = 0.1                          # seconds of a pause next to a phone, in which lips may still or already be open
+SHUT = 0.3                          # an eye counts as closed from this weight of eyeBlink
+SEAM = 6                            # frames: 0.2 s at either end of an answer, where the face leaves rest or returns
 BLINKS = [ARKIT_NAMES.index("eyeBlink" + side) for side in ("Left", "Right")]
 JAW, MOUTH = ARKIT_NAMES.index("jawOpen"), [name.startswith(("jaw", "mouth")) for name in ARKIT_NAMES]
 
 
 def average(values, how=np.mean) -> float | None:
-    """The mean (or `how`) of the values, None of no values."""
+    """The mean (or `how`) of the values, None if there are none."""
     values = list(values)
     return float(how(values)) if values else None
 
 
 def ratio(a, b) -> float | None:
-    """a / b, None where b is zero: of faces that do not move."""
+    """a / b, None if b is zero, as for faces that do not move."""
     return float(a / b) if b else None
 
 
 def correlation(a, b) -> float:
-    """Pearson's correlation of two curves, 0 where one of them does not change."""
+    """Pearson's correlation of two curves, 0 if one of them does not change."""
     return float(np.corrcoef(a, b)[0, 1]) if len(a) > 1 and min(np.ptp(a), np.ptp(b)) > 1e-6 else 0.0
 
 
 def jaw_lag(track, reference) -> float | None:
-    """How many ms jawOpen is later than in the reference: the shift that correlates best, None if none correlates."""
+    """The delay of jawOpen against the reference in ms: the shift that correlates best, None if none correlates."""
     a, b = (both[:, JAW] for both in common(track, reference))
     r = {shift: correlation(a[max(shift, 0):len(a) + min(shift, 0)], b[max(-shift, 0):len(b) - max(shift, 0)])
          for shift in sorted(range(-MOST_LAG, MOST_LAG + 1), key=abs)}
@@ -53,15 +53,15 @@ def jaw_lag(track, reference) -> float | None:
 
 
 def sound_lag(track, sound, rate: int, head) -> float | None:
-    """How many ms the lips are later than the sound (samples,), None without a sound or where one never changes."""
+    """The delay of the lips against the sound (samples,) in ms; None if there is no sound, or one never changes."""
     moves = sound is not None and np.ptp(sound) > 0 and np.ptp(lip_gap(track, head)) > STILL
     return lip_sync_lag(track, sound, rate, head)[0] if moves else None
 
 
 def silent_frames(phones: list, frames: int) -> np.ndarray:
-    """Which of the frames (T,) are in a pause, EDGE seconds or more from the phones next to it.
+    """Mask (T,) of the frames in a pause that are at least EDGE seconds from the phones beside it.
 
-    phones: [(name, start, end), ...] in seconds, "pau" a pause. At the clip's two ends there is no such margin.
+    phones: [(name, start, end), ...] in seconds, "pau" a pause. There is no margin at the start and end of the clip.
     """
     times, silent = np.arange(frames) / FPS, np.zeros(frames, bool)
     for n, (name, start, end) in enumerate(phones):
@@ -71,14 +71,14 @@ def silent_frames(phones: list, frames: int) -> np.ndarray:
 
 
 def shake(tracks) -> float:
-    """Sum of the changes of speed, frame by frame, of all jaw and mouth weights of the tracks [(T, K), ...]."""
+    """Sum of |second differences| over the frames of all jaw and mouth weights of the tracks [(T, K), ...]."""
     return sum(float(np.abs(np.diff(track[:, MOUTH], 2, axis=0)).sum()) for track in tracks)
 
 
 def endings(tracks: list, head) -> dict:
-    """How tracks [(T, K), ...], T > 0, end -> shares of them, None of no tracks; what is shown after a take holds it.
+    """Shares of tracks [(T, K), ...], T > 0, whose last frame, which players hold, is not at rest; None without tracks.
 
-    A closed eye: eyeBlink of at least SHUT. Parted lips: a gap of at least CLOSED of the track's own opening.
+    Closed eye: eyeBlink of at least SHUT. Parted lips: a gap of at least CLOSED of the track's own opening.
     """
     gaps = [lip_gap(track, head) for track in tracks]
     return {"ends with a closed eye": average(track[-1, BLINKS].max() >= SHUT for track in tracks),
@@ -86,10 +86,10 @@ def endings(tracks: list, head) -> dict:
 
 
 def face_figures(tracks: list, references: list, voices: list, head) -> dict:
-    """Name of a metric -> its value, of tracks [(T, K), ...] against the teacher's.
+    """{metric: value} of tracks [(T, K), ...] against the teacher's.
 
     voices: for each track the sample of split `voice` with the same answer (its audio and phones), or None. A metric
-    of which there is nothing to measure is None. Raises ValueError without tracks, or for one that is not (`tidy`).
+    without anything to measure is None. Raises ValueError without tracks, or for an invalid one (`tidy`).
     """
     if not len(tracks) == len(references) == len(voices) > 0:
         raise ValueError(f"{len(tracks)} tracks, {len(references)} references, {len(voices)} voices: expected as many "
@@ -128,12 +128,12 @@ def face_figures(tracks: list, references: list, voices: list, head) -> dict:
     return figures | endings([track for track, _ in pairs], head)
 
 
-# --- what a checkpoint makes -----------------------------------------------------------------------------------------
+# --- faces of a checkpoint -------------------------------------------------------------------------------------------
 
 def own_voice(data, texts: list) -> list:
-    """For each text the sample of split `voice` in which the answer's voice says it, or None.
+    """For each text the sample of split `voice` in which the model's voice says it, or None.
 
-    Such a sample has units, phones and face; audio only where the data was made with sound.
+    Such a sample has units, phones and face, and audio if the data was made with sound.
     """
     if not (Path(data) / "voice").exists():
         return [None] * len(texts)
@@ -144,9 +144,9 @@ def own_voice(data, texts: list) -> list:
 
 @torch.no_grad()
 def teacher_forced(model, split: Split, rows) -> list:
-    """Tracks [(T, K), ...] of the face decoder for these rows of the split, from `ExOmni.forward`.
+    """Teacher-forced tracks [(T, K), ...] for these rows of the split.
 
-    A hook catches them, as forward returns only the losses.
+    A hook on the face decoder collects them, as `ExOmni.forward` returns only the losses.
     """
     tracks, made = {}, []
     hook = model.face_decoder.register_forward_hook(lambda module, given, result: made.append(result))
@@ -162,9 +162,9 @@ def teacher_forced(model, split: Split, rows) -> list:
 
 
 def held_out_faces(model, data, head) -> dict:
-    """Column -> `face_figures`: of our faces, of the teacher's own, and of the teacher's mean face held still.
+    """{column: `face_figures`} of our faces, the teacher's own, and the teacher's mean face held still.
 
-    data: a prepared directory with a split `val`. Raises ValueError where val has no samples of task face.
+    data: a prepared directory with a split `val`. Raises ValueError if val has no samples of task face.
     """
     split = Split(Path(data) / "val")
     rows = rows_of(split, ("face",))

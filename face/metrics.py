@@ -1,4 +1,4 @@
-"""Metrics that compare face tracks, on a head and in % of its interocular distance (docs/spec/face.md 1).
+"""Metrics that compare face tracks on a head, in % of its interocular distance (docs/spec/face.md 1).
 
 A track is (T, K): T face frames at 30 per second, K = 52 blendshapes in the order of arkit.ARKIT_NAMES. Two tracks are
 compared over the frames that both have. Other letter: J lip vertices.
@@ -9,12 +9,12 @@ from face.arkit import ARKIT_NAMES, tidy
 from face.head import Head, make_head
 from face_decoder import FPS
 
-# Group of the velocity error -> how the names of its blendshapes begin.
+# Group of the velocity error -> prefix of its blendshapes' names.
 GROUPS = {"jaw": "jaw", "lips": "mouth", "brows": "brow", "lids": ("eyeBlink", "eyeSquint", "eyeWide")}
 
 
 def common(track, reference) -> tuple:
-    """Two tracks cut to the length of the shorter one: the rule of all comparisons here. Report both lengths too."""
+    """Two tracks cut to the shorter one's length, as in all comparisons here."""
     track, reference = tidy(track, "the track"), tidy(reference, "the reference")
     frames = min(len(track), len(reference))
     return track[:frames], reference[:frames]
@@ -23,7 +23,7 @@ def common(track, reference) -> tuple:
 def lip_errors(track, reference, head: Head) -> np.ndarray:
     """Distance of every lip vertex from its position in the reference: (T, J), in % of the interocular distance.
 
-    Deltas are linear, so the neutral mesh cancels (docs/spec/face.md 1.2).
+    The head is linear in the weights, so the neutral mesh cancels (docs/spec/face.md 1.2).
     """
     track, reference = common(track, reference)
     apart = np.tensordot(track - reference, head.deltas[:, head.lips], axes=1)
@@ -31,7 +31,7 @@ def lip_errors(track, reference, head: Head) -> np.ndarray:
 
 
 def lve_l2(track, reference, head: Head) -> float:
-    """Lip vertex error: per frame the largest distance of a lip vertex, averaged over frames, in % of the interocular.
+    """Lip vertex error: each frame's largest distance of a lip vertex, averaged over frames, in % of the interocular.
 
     As the text of Ex-Omni's paper describes it (5.1). UniTalker's code calls it LVD.
     """
@@ -39,12 +39,12 @@ def lve_l2(track, reference, head: Head) -> float:
 
 
 def lve_sq(track, reference, head: Head) -> float:
-    """The same with the distance squared, in square %: what the code of UniTalker and of CodeTalker prints as LVE."""
+    """`lve_l2` with squared distances, in square %: what the code of UniTalker and CodeTalker prints as LVE."""
     return float((lip_errors(track, reference, head).max(1) ** 2).mean())
 
 
 def velocity_error(track, reference) -> dict:
-    """Mean absolute difference of the changes from frame to frame, per second: group -> error, and "all" 52 weights."""
+    """{group, or "all" 52 weights: mean absolute difference of the two tracks' velocities, per second}."""
     track, reference = common(track, reference)
     apart = FPS * np.abs(np.diff(track, axis=0) - np.diff(reference, axis=0))
     groups = {name: [n.startswith(start) for n in ARKIT_NAMES] for name, start in GROUPS.items()}
@@ -53,9 +53,9 @@ def velocity_error(track, reference) -> dict:
 
 
 def lip_gap(track, head: Head) -> np.ndarray:
-    """Height of the mouth opening (T,), in % of the interocular distance, where the lips are furthest apart.
+    """The largest vertical gap between the lips (T,), in % of the interocular distance; 0 if they overlap.
 
-    Lips pressed through each other count as closed. Raises ValueError for a head without the rims of its lips.
+    Raises ValueError for a head that does not know the rims of its lips.
     """
     if head.upper is None:
         raise ValueError("this head does not say which vertices are the rims of its lips: measure the gap on "
@@ -68,8 +68,8 @@ def lip_gap(track, head: Head) -> np.ndarray:
 def closure_rate(track, segments, head: Head, share: float = 0.10) -> float:
     """Share of the segments in which the lips close: the smallest gap is below `share` of the track's 95th percentile.
 
-    segments: [(start, end) in seconds, ...], those of /p b m/, or with share=0.35 those of /f v/. A segment between two
-    frames is judged by the nearest frame. Raises ValueError without segments.
+    segments: [(start, end) in seconds, ...] of /p b m/, or with share=0.35 of /f v/. If no frame lies in a segment, the
+    nearest one counts. Raises ValueError without segments.
     """
     if not len(segments):
         raise ValueError("no segments: the rate of closure needs at least one /p b m/")
@@ -83,17 +83,18 @@ def closure_rate(track, segments, head: Head, share: float = 0.10) -> float:
 
 
 def loudness(sound, rate: int, frames: int) -> np.ndarray:
-    """A waveform (samples,) at `rate` Hz -> root mean square (frames,) of the 1/30 s around each frame's time."""
+    """Waveform (samples,) at `rate` Hz -> root mean square (frames,) of the 1/30 s around each frame."""
     edges = np.clip(((np.arange(frames + 1) - 0.5) * rate / FPS).round().astype(int), 0, len(sound))
     total = np.concatenate([[0], np.cumsum(np.square(sound, dtype=np.float64))])
     return np.sqrt((total[edges[1:]] - total[edges[:-1]]) / np.maximum(np.diff(edges), 1))
 
 
 def lip_sync_lag(track, sound, rate: int, head: Head, most: float = 0.3) -> tuple:
-    """How long after the sound the lips move -> (ms, correlation): where lip gap and loudness correlate best.
+    """The delay of the lips after the sound: (ms, correlation) of the shift at which lip gap and loudness correlate
+    best. Negative: the lips lead.
 
-    sound: a waveform (samples,) at `rate` Hz. Shifts within +-`most` seconds are tried, in steps of one frame.
-    Negative: the lips lead. Raises ValueError where the mouth or the sound never changes.
+    sound: waveform (samples,) at `rate` Hz. Tries shifts up to +-`most` seconds, in steps of one frame. Raises
+    ValueError if the mouth or the sound never changes.
     """
     gap = lip_gap(track, head)
     loud, best = loudness(np.asarray(sound), rate, len(gap)), None
@@ -108,9 +109,9 @@ def lip_sync_lag(track, sound, rate: int, head: Head, most: float = 0.3) -> tupl
 
 
 def comparison(track, reference, head: Head, sound=None, rate: int = 0) -> dict:
-    """Name of a metric -> value, of a track against a reference; with a sound (samples,) at `rate` Hz the lag too.
+    """{metric: value} of a track against a reference; with a sound (samples,) at `rate` Hz also the lag.
 
-    The lag is measured on `make_head()`, as a head from a file does not say which vertices are the rims of its lips.
+    The lag is measured on `make_head()`, as a head from a file does not know the rims of its lips.
     """
     figures = {"LVE, % (lve_l2)": lve_l2(track, reference, head),
                "LVE squared, %^2 (lve_sq)": lve_sq(track, reference, head)}
