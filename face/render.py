@@ -1,15 +1,15 @@
 """Pictures of the head without a GPU: a still, a contact sheet, a video with sound (docs/spec/face.md 4.2).
 
-numpy renders; Pillow writes PNG and WebP, ffmpeg writes MP4; both are needed only there.
+numpy renders; Pillow writes PNG and WebP, ffmpeg writes MP4. Neither is needed for anything else.
 
 T face frames, K = 52 blendshapes. Other letters: V vertices, F triangles, H rows and W columns of an image, A values
 per vertex (depth, red, green, blue). A sample is a quarter of a pixel.
 
 How a triangle becomes pixels. A sample is one integer: depth in the upper bits, red, green and blue in the lower ones.
-The larger is the nearer, so that `maximum.at` is the depth test. Over a triangle the integer is a plane,
-a + b * column + c * row, for all four values at once, since a sum of such integers is the sum of their fields. Every
-triangle is cut at its middle corner into two halves with straight sides, every half into spans, every span into
-samples. Each of these steps handles all triangles at once, as long arrays.
+The nearer sample is the larger integer, so `maximum.at` does the depth test. Within a triangle the integer is linear,
+a + b * column + c * row; one such formula serves all four values, as adding integers adds their fields. Every triangle
+is split at its middle corner into an upper and a lower half, each half into spans, one per row, and each span into
+samples. Each step handles all triangles at once, as long arrays.
 """
 import io
 import os
@@ -30,30 +30,30 @@ from face_decoder import FPS
 
 BACKGROUND = (232, 234, 238)        # sRGB
 SAMPLES = 2                         # a pixel is the mean of 2 x 2 samples: smooth edges
-MARGIN = 0.04                       # of the image, left free on the two sides that the head comes nearest to
-CLOSE = 3.5                         # width of an image of the face alone, in distances between the eyes
+MARGIN = 0.04                       # free share of the image on the two sides that the head comes nearest to
+CLOSE = 3.5                         # width of an image of the face alone, in interocular distances
 
-# Directions to the lights, as the camera sees them: +X right, +Y up, +Z to the camera. All light on a surface that
-# faces the key light sums to about 1.
+# Directions to the lights in camera coordinates: +X right, +Y up, +Z to the camera. The light on a surface that faces
+# the key light sums to about 1.
 KEY, FILL = np.array([0.25, 0.45, 0.86]), np.array([-0.80, 0.10, 0.59])
 KEY_LIGHT, FILL_LIGHT, SKY_LIGHT = 0.72, 0.16, 0.24
 SHINE, SHININESS = 0.06, 24
 
-# A sample, from the top: 19 bits of depth with sign, then three times 15 bits of colour: two that stay free for the sum
-# of four samples, 8 of the value, 5 of its fraction.
+# A sample, from the top: 19 bits of signed depth, then three fields of 15 bits of colour: 2 free ones, for the sum of
+# four samples, 8 of the value, 5 of its fraction.
 DEPTH, FIELDS, FRACTION = 45, (30, 15, 0), 5
-NEAREST = 1 << 17                   # steps of depth in the head's longest side; there is room for four such heads
-THINNEST = 1e-3                     # a triangle of less than half this area in samples is left out: seen edge-on
-LAYERS = 32                         # so many times the triangles may cover the image: more takes minutes and gigabytes
+NEAREST = 1 << 17                   # steps of depth along the head's longest side; four times as many fit
+THINNEST = 1e-3                     # smaller triangles (twice the area, in samples) are seen edge-on and left out
+LAYERS = 32                         # triangles may cover the image this many times: more takes minutes and gigabytes
 
 
 def normals(vertices, faces) -> np.ndarray:
     """vertices (V, 3), faces (F, 3) counter-clockwise from outside -> unit normals (V, 3) float32.
 
-    A vertex takes the mean of its triangles, weighted by their area; one without any area gets +Z.
+    A vertex gets the mean of its triangles' normals, weighted by area, or +Z if they have none.
     """
     a, b, c = (vertices.take(faces[:, i], axis=0) for i in range(3))
-    across = np.cross(b - a, c - a)                                                     # (F, 3), length: twice the area
+    across = np.cross(b - a, c - a)                             # (F, 3) normals as long as twice the area
     corners = faces.ravel()
     total = np.stack([np.bincount(corners, across[:, i].repeat(3), len(vertices)) for i in range(3)], axis=1)
     length = np.linalg.norm(total, axis=1, keepdims=True)
@@ -65,7 +65,8 @@ def _rotation(yaw) -> np.ndarray:
 
 
 def _camera(head, size, yaw, close) -> tuple:
-    """Orthographic: `vertices @ matrix + offset` are column and row in samples, and depth, growing to the camera."""
+    """Orthographic (matrix, offset): `vertices @ matrix + offset` are column and row in samples, and depth, which grows
+    towards the camera."""
     rotation, side = _rotation(yaw), size * SAMPLES
     seen = head.vertices @ rotation.T
     low, high = seen.min(0), seen.max(0)
@@ -84,15 +85,15 @@ def _shade(normal, albedo, yaw) -> np.ndarray:
     key, fill, glance = (np.maximum(normal @ (light / np.linalg.norm(light)), 0) for light in (KEY, FILL, half))
     light = KEY_LIGHT * key + FILL_LIGHT * fill + SKY_LIGHT * (1 + normal[:, 1]) / 2 + 0.1
     linear = albedo * light[:, None] + SHINE * (glance ** SHININESS)[:, None]
-    return np.clip(linear, 0, 1) ** (1 / 2.2) * 251 + 2         # the ends are left free for the rounding of a plane
+    return np.clip(linear, 0, 1) ** (1 / 2.2) * 251 + 2         # 2 ... 253: interpolation may round beyond the ends
 
 
-def _planes(values, turn, away) -> np.ndarray:
+def _planes(values, edges, away) -> np.ndarray:
     """Values (A, 3, F) at the corners -> (A, 3, F): value at the first corner's sample, change per column, per row.
 
-    turn: the two edges that leave the first corner, (2, 2, F); away (2, F): from that corner to its sample's centre.
+    edges: the two edges from the first corner, (2, 2, F). away (2, F): from that corner to the centre of its sample.
     """
-    (x1, y1), (x2, y2) = turn
+    (x1, y1), (x2, y2) = edges
     rise = values[:, 1:] - values[:, :1]                                                # (A, 2, F)
     per_column, per_row = (np.stack([y2, -x2]), np.stack([-y1, x1])) / (x1 * y2 - x2 * y1)
     slope = rise[:, :1] * per_column + rise[:, 1:] * per_row
@@ -100,12 +101,12 @@ def _planes(values, turn, away) -> np.ndarray:
 
 
 def _pack(depth, colour) -> np.ndarray:
-    """Depth (...) and red, green, blue (3, ...) as whole numbers of their smallest steps -> samples (...) int64."""
+    """Integer depth (...) and red, green, blue (3, ...), in their smallest steps -> samples (...) int64."""
     return (depth << DEPTH) + sum(part << field for part, field in zip(colour, FIELDS))
 
 
 def _rasterize(samples, points, shaded, faces) -> None:
-    """Write the triangles that face the camera into samples (H, W) int64.
+    """Draw the triangles that face the camera into samples (H, W) int64. Raises ValueError if they cover too much.
 
     points (V, 3): column and row in samples, depth; shaded (V, 3): colours in 2 ... 253; faces (F, 3).
     """
@@ -113,34 +114,34 @@ def _rasterize(samples, points, shaded, faces) -> None:
     x, y = points[:, 0], points[:, 1]
     a, b, c = faces.T
     doubled = (x[c] - x[a]) * (y[b] - y[a]) - (x[b] - x[a]) * (y[c] - y[a])
-    faces = faces[doubled > THINNEST]                           # seen from the front: counter-clockwise, rows go down
+    faces = faces[doubled > THINNEST]                           # counter-clockwise on the image, whose rows go down
     faces = np.take_along_axis(faces, y[faces].argsort(axis=1, kind="stable"), axis=1).T        # (3, F), top to bottom
     x, y = x[faces], y[faces]                                                           # (3, F)
     if np.ptp(y.clip(0, height), axis=0).sum() > LAYERS * height * width:
         raise ValueError(f"the head's {faces.shape[1]} triangles are too many and too long to render at this size")
 
-    # The plane of every triangle. Integer arithmetic wraps around, so moving the origin to column 0, row 0 is exact.
-    turn = np.stack([x[1:] - x[0], y[1:] - y[0]], axis=1)
+    # The linear function of every triangle. Moving its origin to column 0, row 0 is exact, as integers wrap around.
+    edges = np.stack([x[1:] - x[0], y[1:] - y[0]], axis=1)
     column, row = np.floor(x[0]).astype(np.int64), np.floor(y[0]).astype(np.int64)
     values = np.stack([points[:, 2], *(shaded.T * (1 << FRACTION))])[:, faces]          # (4, 3, F)
-    planes = np.rint(_planes(values, turn, np.stack([column + 0.5 - x[0], row + 0.5 - y[0]]))).astype(np.int64)
+    planes = np.rint(_planes(values, edges, np.stack([column + 0.5 - x[0], row + 0.5 - y[0]]))).astype(np.int64)
     a, b, c = _pack(planes[0], planes[1:])
     a -= b * column + c * row
 
-    # Halves: above and below the middle corner. A side is the column where it crosses the centre of row 0, and a slope.
-    # Both triangles at an edge compute the same numbers, so that no sample is written twice or left out.
+    # Halves: above and below the middle corner. A side is its column at the centre of row 0, and its slope. The two
+    # triangles at an edge compute the same numbers for it, so no sample is written twice or left out.
     def side(i, j):
         slope = (x[j] - x[i]) / np.maximum(y[j] - y[i], 1e-9)
         return np.stack([x[i] + slope * (0.5 - y[i]) - 0.5, slope])
 
     long, above, below = side(0, 2), side(0, 1), side(1, 2)
-    bulges_right = turn[0, 0] * turn[1, 1] > turn[1, 0] * turn[0, 1]
+    bulges_right = edges[0, 0] * edges[1, 1] > edges[1, 0] * edges[0, 1]
     left = np.concatenate([np.where(bulges_right, long, short) for short in (above, below)], axis=1)
     right = np.concatenate([np.where(bulges_right, short, long) for short in (above, below)], axis=1)
     rows = np.ceil(y - 0.5).clip(0, height).astype(np.int64)
 
-    # Spans: the rows of every half, then the samples of every span. With c - b * width for c the plane is a function of
-    # the row and of the sample's index in the image.
+    # Spans: the rows of every half, then the samples of every span. With c - b * width in place of c, a sample's index
+    # in the image replaces its column.
     half, row = _ranges(np.concatenate(rows[:2]), np.diff(rows, axis=0).ravel())
     ends = (np.ceil(side[0][half] + side[1][half] * row).clip(0, width) for side in (left, right))
     begin, end = (column.astype(np.int64) + row * width for column in ends)
@@ -150,7 +151,7 @@ def _rasterize(samples, points, shaded, faces) -> None:
 
 
 def _ranges(first, count) -> tuple:
-    """Ranges of integers, count[i] of them from first[i] on, one after the other -> (range of each, the integers)."""
+    """Concatenated ranges first[i], first[i] + 1, ... of length count[i] -> (index i of each integer, the integers)."""
     which = np.arange(len(count)).repeat(count)
     return which, np.arange(len(which)) + (first - (count.cumsum() - count))[which]
 
@@ -163,17 +164,17 @@ def _averaged(samples) -> np.ndarray:
 
 
 def renderer(head, track, size=512, yaw=0.0, background=BACKGROUND, close=False):
-    """A function from a frame (K,) of `track` (T, K) to its image (size, size, 3) uint8.
+    """A function: frame (K,) of `track` (T, K) -> image (size, size, 3) uint8.
 
-    What no frame of the track moves is rendered once, here; a call renders the rest over it, in the rectangle that it
-    covers. yaw: radians, positive turns the face to its own left. background: sRGB, 0 ... 255. close: the face alone,
-    from the brows to the chin, instead of the whole head.
+    Triangles that no frame of the track moves are rendered once, here; each call renders only the others over them.
+    yaw: radians, positive turns the face to its own left. background: sRGB, 0 ... 255. close: only the face, from the
+    brows to the chin.
     """
     active = np.flatnonzero(np.any(track, axis=0))
     matrix, offset = _camera(head, size, yaw, close)
     albedo, rest = head.colors.astype(np.float64) ** 2.2, normals(head.vertices, head.faces)
     moves = np.any(head.deltas[active], axis=(0, 2))
-    turns = np.zeros(len(moves), bool)                          # vertices whose normal can change
+    turns = np.zeros(len(moves), bool)                          # vertices whose normals can change
     turns[head.faces[moves[head.faces].any(1)]] = True
     moving = turns[head.faces].any(1)
 
@@ -206,18 +207,18 @@ def renderer(head, track, size=512, yaw=0.0, background=BACKGROUND, close=False)
 
 
 def still(head, pose, size=512, yaw=0.0, background=BACKGROUND, close=False) -> np.ndarray:
-    """One image of the head with the weights `pose` (K,): (size, size, 3) uint8. The rest as in `renderer`."""
+    """An image (size, size, 3) uint8 of the head with the weights `pose` (K,). Other arguments as for `renderer`."""
     return renderer(head, np.asarray(pose)[None], size, yaw, background, close)(np.asarray(pose))
 
 
 def images(head, track, size=512, yaw=0.0, background=BACKGROUND):
-    """Yield the T images of a track (T, K), (size, size, 3) uint8 each; several are rendered at a time.
+    """Yield the T images (size, size, 3) uint8 of a track (T, K), rendered by several threads.
 
-    A frame equal to the one before gets the same image (the same array).
+    Equal frames in a row share one array.
     """
     render, workers = renderer(head, track, size, yaw, background), min(4, os.cpu_count() or 1)
     ahead, before = deque(), None
-    with ThreadPoolExecutor(workers) as pool:           # threads are enough: numpy releases the interpreter's lock
+    with ThreadPoolExecutor(workers) as pool:           # threads suffice: numpy releases the interpreter's lock
         for frame in track:
             same = before is not None and np.array_equal(frame, before)
             ahead.append(ahead[-1] if same else pool.submit(render, frame))
@@ -245,9 +246,9 @@ def write_png(path, image) -> None:
 
 
 def sheet(head, poses, columns=9, size=170, yaw=0.25) -> np.ndarray:
-    """A contact sheet of the face: poses [(label, weights (K,)), ...], row by row -> (H, columns * size, 3) uint8.
+    """A contact sheet of the poses [(label, weights (K,)), ...], row by row -> (H, columns * size, 3) uint8.
 
-    All labels have one font size, the largest at which the longest fits. Raises ValueError where Pillow is missing.
+    All labels have the largest font size at which the longest one fits. Raises ValueError if Pillow is missing.
     """
     Image, ImageDraw, ImageFont = find_pillow()
     fonts = (ImageFont.load_default(points) for points in range(max(size // 10, 7), 5, -1))
@@ -263,13 +264,13 @@ def sheet(head, poses, columns=9, size=170, yaw=0.25) -> np.ndarray:
 
 
 def write_video(path, track, sound, head, size=512, yaw=0.0) -> None:
-    """Write a track (T, K) and the sound file that belongs to it (or None) as a video, frame t at t / 30 s.
+    """Write a track (T, K) with its sound file (or None) as a video, frame t at t / 30 s.
 
-    path: .mp4, H.264 and AAC by ffmpeg; .webp, an animated picture by Pillow with the sound in a .wav of the same name.
-    If the sound is longer than the face, the last frame is held; if the face is longer, silence follows the sound.
-    Raises ValueError for another ending, a track that is not (T, K) and finite, an odd size, a sound that cannot be
-    read, a .wav of that name with another sound, and where ffmpeg or Pillow is missing. An older file at `path` stays
-    until the new one is complete.
+    path: .mp4, H.264 and AAC by ffmpeg; or .webp, an animation by Pillow with the sound in a .wav of the same name. If
+    the sound is longer than the face, the last frame is held; if the face is longer, silence follows the sound. An
+    older file at `path` is replaced when the new one is complete. Raises ValueError for another ending, a track that is
+    not (T, K) and finite, an odd size, an unreadable sound, a .wav of that name with another sound, or if ffmpeg or
+    Pillow is missing.
     """
     path, track = Path(path), np.asarray(track, np.float32)
     if track.ndim != 2 or track.shape[1] != head.deltas.shape[0] or not len(track) or not np.isfinite(track).all():
@@ -283,17 +284,17 @@ def write_video(path, track, sound, head, size=512, yaw=0.0) -> None:
 
 
 def _seconds(sound) -> float:
-    """The length of a sound file, counted: its header may not say it. Raises ValueError where it cannot be read."""
+    """The length of a sound file, counted, as its header may not have it. Raises ValueError if it is unreadable."""
     with quiet(), open_sound(regular(sound, "a sound file")) as file:
         return sum(map(len, blocks(file, sound))) / file.samplerate
 
 
 def find_ffmpeg() -> str:
-    """Path of the ffmpeg to call: imageio-ffmpeg's, else the one on the PATH. Raises ValueError where there is none."""
+    """Path of ffmpeg: imageio-ffmpeg's, else the one on the PATH. Raises ValueError if there is none."""
     try:
         import imageio_ffmpeg
         return imageio_ffmpeg.get_ffmpeg_exe()
-    except (ImportError, RuntimeError):         # RuntimeError: the package is there, its program is not
+    except (ImportError, RuntimeError):         # RuntimeError: the package has no program
         found = shutil.which("ffmpeg")
     if found is None:
         raise ValueError("an .mp4 needs ffmpeg: pip install imageio-ffmpeg (a name ending in .webp works without)")
@@ -316,18 +317,18 @@ def _write_mp4(path, track, sound, head, size, yaw) -> None:
 
 
 def _pipe(pictures, command, path) -> None:
-    """Write images to the input of an ffmpeg. Its failure is a ValueError; it never outlives this function."""
+    """Run ffmpeg with images as its input. Raises ValueError if it fails; it never outlives this function."""
     with tempfile.TemporaryFile() as log, \
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=log) as encoder:
         try:
-            with suppress(BrokenPipeError):     # ffmpeg has ended: its reason is read below
+            with suppress(BrokenPipeError):     # ffmpeg has ended; the reason is read below
                 for image in pictures:
                     encoder.stdin.write(image.data)
                 encoder.stdin.close()
             encoder.wait()
         finally:
-            encoder.kill()                      # after an interrupt or a failed image; nothing if it has ended
-            with suppress(BrokenPipeError):     # of the last picture: no reason either
+            encoder.kill()                      # after an interrupt or a failed image; no effect if it has ended
+            with suppress(BrokenPipeError):
                 encoder.stdin.close()
         if encoder.returncode:
             log.seek(0)
@@ -338,7 +339,7 @@ def _pipe(pictures, command, path) -> None:
 
 def _write_webp(path, track, sound, head, size, yaw) -> None:
     Image = find_pillow()[0]
-    times = np.rint(np.arange(len(track) + 1) * 1000 / FPS)                             # whole ms: the format's unit
+    times = np.rint(np.arange(len(track) + 1) * 1000 / FPS)     # the format has whole milliseconds
     wave = None
     if sound is not None:
         times[-1] = max(times[-1], round(_seconds(sound) * 1000))
@@ -353,9 +354,9 @@ def _write_webp(path, track, sound, head, size, yaw) -> None:
 
 
 def _wave(wav: Path, sound) -> bytes | None:
-    """The sound as the 16-bit wav that is to be written at `wav`, or None where it is that file itself.
+    """The sound as a 16-bit wav to write at `wav`, or None if `sound` is that file itself.
 
-    Raises ValueError where another sound is there: it would be lost.
+    Raises ValueError if another sound is there, which would be lost.
     """
     import soundfile
     if wav.exists() and wav.samefile(sound):
@@ -372,10 +373,10 @@ def _wave(wav: Path, sound) -> bytes | None:
 
 
 def _film(Image, pictures, count: int):
-    """A Pillow image of `count` pictures that are made while it is saved: all of them at once take a GiB a minute."""
+    """A Pillow image of `count` frames, taken from `pictures` while it is saved: all at once take a GiB per minute."""
     film, shown = Image.fromarray(next(pictures)), 0
 
-    def seek(frame):                            # each in order; at the end Pillow goes back to the first
+    def seek(frame):                            # Pillow asks for the frames in order, and at the end for the first
         nonlocal shown
         if frame > shown:
             shown, film.im = frame, Image.fromarray(next(pictures)).im

@@ -3,10 +3,10 @@
     write_viewer("answer.html", track, audio="answer.wav", text="Hello.")
     write_gallery("answers.html", [("First", track, "1.wav", "Hello."), ...])
 
-viewer.html, viewer.css, viewer_head.js and viewer.js are the page (WebGL, no third-party code). This file joins and
-fills them: mesh and shapes as sparse 16-bit steps, deflated; tracks as 16-bit numbers; the sound as a 16-bit mono WAV.
-They are in one JSON block whose markup characters are escaped, and a Content-Security-Policy admits only the page's own
-script, by its hash: what a model wrote is data, never markup. A page of 10 s has about 0.9 MB, two thirds of it sound.
+The page is viewer.html, viewer.css, viewer_head.js and viewer.js (WebGL, no third-party code). This file joins them and
+adds the data as one JSON block: the mesh and sparse shapes as 16-bit integers, deflated; tracks as 16-bit integers;
+sounds as 16-bit mono WAV. Text from the model can never become markup: the JSON has no markup characters, and a
+Content-Security-Policy admits only the page's own script, by hash. A page of 10 s has about 0.9 MB, mostly sound.
 
 T face frames, K = 52 blendshapes in the order of arkit.ARKIT_NAMES. Other letters: V vertices, F triangles, Q moved
 vertices, summed over the shapes.
@@ -29,27 +29,27 @@ from face.arkit import ARKIT_NAMES
 from face.head import Head, make_head
 
 LEVELS_PER_SECOND = 100         # of the waveform strip
-PAUSE_SECONDS = 0.2             # a silence of this length may be where a sentence begins
-STEPS_PER_HEAD = 25000          # 16-bit steps in the height of the head: 10 micrometres for one of 0.25 m
-PAGE_BYTES = 128 << 20          # of tracks, sounds and texts in a page at most: browsers do not open much larger ones
+PAUSE_SECONDS = 0.2             # a sentence may begin after a silence of this length
+STEPS_PER_HEAD = 25000          # integer steps in the height of the head: 10 micrometres for 0.25 m
+PAGE_BYTES = 128 << 20          # largest size of tracks, sounds and texts: browsers do not open much larger pages
 
 
 def write_viewer(path, track, fps: float = 30, audio=None, text: str = "", head: Head | None = None,
                  title: str = "Ex-Omni") -> None:
-    """Write one page that plays one answer.
+    """Write a page that plays one answer.
 
     track: (T, K), clipped to [0, 1], frame t shown at t / fps s. audio: path of a sound file, or None. text: what is
-    said. head: `make_head()` unless given. After its last frame the face fades to rest within 0.2 s. The page lasts
-    until then, or as long as the sound if that is longer. Raises ValueError for a track or a sound that it cannot show,
-    and where the page would be larger than PAGE_BYTES, which is 35 minutes of sound at 22.05 kHz.
+    said. head: default `make_head()`. After its last frame the face fades to rest within 0.2 s; playing ends then, or
+    with the sound if that is longer. Raises ValueError for an invalid track or sound, or if the page would be larger
+    than PAGE_BYTES, which is 35 minutes of sound at 22.05 kHz.
     """
     write_gallery(path, [(title, track, audio, text)], fps, head, title)
 
 
 def write_gallery(path, answers, fps: float = 30, head: Head | None = None, title: str = "Ex-Omni: answers") -> None:
-    """Write one page that plays any of several answers; the mesh is in it once.
+    """Write a page that plays any of several answers.
 
-    answers: [(title, track, audio or None, text), ...]; the rest and the errors as for `write_viewer`. Raises
+    answers: [(title, track, audio or None, text), ...]; other arguments and errors as for `write_viewer`. Raises
     ValueError without answers.
     """
     entries, size = [], 0
@@ -63,11 +63,11 @@ def write_gallery(path, answers, fps: float = 30, head: Head | None = None, titl
         raise ValueError("a gallery of no answers: give at least one")
     data = {"title": title, "names": ARKIT_NAMES, "head": pack_head(head or make_head()), "answers": entries}
     with replacing(path) as temporary:
-        temporary.write_bytes(fill(data).encode("utf-8", "xmlcharrefreplace"))      # half a character must not fail
+        temporary.write_bytes(fill(data).encode("utf-8", "xmlcharrefreplace"))      # lone surrogates must not fail
 
 
 def fill(data: dict) -> str:
-    """viewer.html with script, style and data in it, and a policy that admits these two, by hash."""
+    """viewer.html with style, script and data filled in, and a policy that admits this style and script by hash."""
     template, style, *scripts = (Path(__file__).with_name("viewer" + name).read_text(encoding="utf-8")
                                  for name in (".html", ".css", "_head.js", ".js"))
     script = "\n".join(scripts)
@@ -83,7 +83,7 @@ def _source(code: str) -> str:
 
 
 def _inert_json(data) -> str:
-    """JSON that no HTML parser can leave: ASCII (U+2028 too is an escape) without <, > and &."""
+    """JSON that cannot end its HTML element: ASCII only, with <, > and & as escapes."""
     return re.sub("[<>&]", lambda char: f"\\u{ord(char[0]):04x}", json.dumps(data, separators=(",", ":")))
 
 
@@ -91,15 +91,15 @@ def _base64(array) -> str:
     return base64.b64encode(array.tobytes() if isinstance(array, np.ndarray) else array).decode()
 
 
-@functools.cache        # a Head is compared by identity, and make_head() always returns the same one
+@functools.cache        # heads are compared by identity; make_head() always returns the same one
 def pack_head(head: Head) -> dict:
     """Mesh and shapes for the page: {"vertices", "triangles", "moves", "step", "low", "size", "packed"}.
 
     packed is base64 of `size` bytes, deflated: little-endian arrays, one after another: positions uint16 (V, 3),
     triangles uint16 (F, 3), number of moved vertices of each shape uint16 (K,), their indices as differences uint16
     (Q,), their moves int16 (3, Q), colours with gloss uint8 (V, 4). With more than 65,535 vertices the second to fourth
-    are uint32. In metres: low + step * position, step * move; so the error per axis is half a step (6 micrometres;
-    more where a shape moves a vertex further than the head is large). Raises ValueError for a head without a size.
+    are uint32. Metres are low + step * position and step * move. The error per axis is half a step, 6 micrometres, or
+    more if a shape moves a vertex further than the head is large. Raises ValueError for a head without a size.
     """
     count = len(head.vertices)
     low = head.vertices.min(axis=0).astype(np.float64)
@@ -123,7 +123,7 @@ def pack_head(head: Head) -> dict:
 
 
 def _answer(title: str, track, audio, text: str, fps: float) -> dict:
-    """One answer as the page's JSON has it; "heard" is the length of the sound in seconds, 0 without one."""
+    """One answer in the page's JSON; "heard" is the length of the sound in seconds, 0 without one."""
     track = np.asarray(track, dtype=np.float32)
     if track.ndim != 2 or track.shape[1] != len(ARKIT_NAMES) or not len(track):
         raise ValueError(f"{title}: the face track is {track.shape}, expected (frames, {len(ARKIT_NAMES)}), a frame "
@@ -145,7 +145,7 @@ def _answer(title: str, track, audio, text: str, fps: float) -> dict:
 def read_sound(path) -> tuple[bytes, np.ndarray, float]:
     """A sound file -> (16-bit mono WAV, levels in [0, 1] at LEVELS_PER_SECOND, length in seconds).
 
-    Raises FileNotFoundError, and ValueError where it cannot be read or is too long for a page.
+    Raises FileNotFoundError, or ValueError if it is unreadable or too long for a page.
     """
     import soundfile
     mix, parts, size = survey(regular(path, "a sound file")), [], 0
@@ -154,7 +154,7 @@ def read_sound(path) -> tuple[bytes, np.ndarray, float]:
         for block in blocks(file, path):
             parts.append(mix(block))
             size += len(block) * 2
-            if size > PAGE_BYTES * 3 // 4:          # in base64, four characters for three bytes
+            if size > PAGE_BYTES * 3 // 4:          # base64 has four characters for three bytes
                 raise ValueError(f"{path} holds more than {size / 2 / rate / 60:.0f} minutes of sound, too much for a "
                                  "page: cut it into pieces, or write .mp4")
     samples = np.concatenate(parts or [np.zeros(0, np.float32)])
@@ -169,7 +169,7 @@ def read_sound(path) -> tuple[bytes, np.ndarray, float]:
 def lanes(track: np.ndarray) -> list:
     """Columns of a track (T, K) whose curves are shown: jawOpen, then the four with the largest root mean square.
 
-    Of a left and a right that move alike (within 0.05) only one is shown: a second equal curve adds nothing.
+    Of a left and a right that move alike (within 0.05) only one is shown.
     """
     chosen = [ARKIT_NAMES.index("jawOpen")]
     for column in np.argsort(-(track ** 2).mean(axis=0), kind="stable").tolist():
@@ -183,17 +183,18 @@ def lanes(track: np.ndarray) -> list:
 
 
 def sentences(text: str) -> list:
-    """Pieces of the text, one per sentence, that join to the whole. A full stop ends one only before a space: 3.14."""
+    """The text cut into sentences; joined they are the text. A full stop ends one only before a space, so 3.14 stays
+    whole."""
     ends = [mark.end() for mark in re.finditer(r"[.!?…]+[\"'”’)\]]*\s+|[。！？]+[」』”’]*\s*|\n\s*", text)]
     cuts = [0, *ends, len(text)]
     return [text[a:b] for a, b in zip(cuts, cuts[1:]) if b > a]
 
 
 def sentence_starts(pieces: list, levels: np.ndarray, seconds: float) -> list:
-    """When each sentence begins, in seconds: an estimate, as the model gives no times for its text.
+    """Estimated start of each sentence in seconds; the model gives no times for its text.
 
-    Characters are spread evenly over the time in which there is sound (over all of it where levels are empty). A start
-    then moves to the end of the nearest pause, if that is no further than half of the sentence before or after.
+    Characters are spread evenly over the time with sound, or over all the time if levels are empty. Then a start moves
+    to the end of the nearest pause, if that is closer than half of the sentence before and after.
     """
     if not pieces:
         return []
