@@ -8,8 +8,7 @@
     python -m face gallery answers/                       # one page of all answers in a folder
     python -m face measure mine.json reference.json       # lip vertex error, velocity error; with --audio the lag
 
-Another head: --template head.glb (ARKit morph targets) or head.npz (EmoTalk's layout). What is read of a .json, .csv
-or .npy: captures.py.
+Another head: --template head.glb (ARKit morph targets) or head.npz (EmoTalk's layout). captures.py reads the tracks.
 """
 import argparse
 import sys
@@ -30,8 +29,8 @@ from face.timing import MAX_FPS, MIN_FPS
 from face_decoder import FPS
 from whisper import SAMPLE_RATE, load_audio
 
-TRACK = (".csv .tsv .txt (Live Link Face, Audio2Face, MediaPipe recorders, ...), .json .jsonl (Audio2Face, BEAT, LAM, ...) "
-         "or .npy .npz (a bare array)")
+TRACK = (".csv .tsv .txt (Live Link Face, Audio2Face, MediaPipe recorders, ...), .json .jsonl (Audio2Face, BEAT, LAM, "
+         "...) or .npy .npz (a bare array)")
 ORDER = (f"of the columns of a bare array, one of {', '.join(ORDERS)}; without it 52 columns are arkit. unitalker: 52 "
          "columns as arkit, 51 with the eyes first")
 
@@ -65,18 +64,18 @@ def parse(argv=None) -> argparse.Namespace:
 
 
 def say(path, capture: Capture) -> None:
-    """Print to stderr how the rate of a capture was found, and what else there is to know of it."""
+    """Print to stderr how the rate of a capture was found, and its notes."""
     found = f"{capture.length:.2f} s, {capture.rate:.6g} frames per second: {capture.how}"
     for line in (found, *capture.notes):
         print(f"{path}: {line}", file=sys.stderr)
 
 
 def seconds_of(audio) -> float | None:
-    """How long a sound is, as its header says; None where that does not say it, or is none that we read."""
+    """The length of a sound file as its header says; None if it does not, or if we cannot read the file."""
     try:
         with quiet(), open_sound(audio) as file:
             return None if file.frames == UNKNOWN else file.frames / file.samplerate
-    except ValueError:                                      # .json takes the name of any sound, .mp4 reads more kinds
+    except ValueError:                                      # .json needs only the name; ffmpeg reads more kinds
         return None
 
 

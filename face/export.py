@@ -1,4 +1,4 @@
-"""A face track (T, K) -> a file that other tools open, by its ending; an answer's files; a page of many; a picture.
+"""Face tracks (T, K) -> files for other tools, chosen by their ending; the files of an answer; a gallery; a picture.
 
 Shapes: T face frames at 30 per second, K = 52 blendshapes in the order of arkit.ARKIT_NAMES.
 """
@@ -37,7 +37,7 @@ EXPORTS = {
 
 ENDINGS = ("txt", "wav", *EXPORTS)                  # of an answer's files
 PAGE = "gallery.html"
-NEW, WHOLE, PLACING = ".answer.new", ".answer.whole", ".answer.placing"         # in the order of `finish`
+NEW, WHOLE, PLACING = ".answer.new", ".answer.whole", ".answer.placing"         # see `write_answers` and `finish`
 
 # Ending -> the check that its optional package is there; raises ValueError with what to install.
 NEEDS = {"mp4": find_ffmpeg, "webp": find_pillow}
@@ -46,9 +46,9 @@ NEEDS = {"mp4": find_ffmpeg, "webp": find_pillow}
 def export(path, track, audio=None, text: str = "", head: Head | None = None) -> None:
     """Write a track (T, K) in the format that the ending of `path` says, one of EXPORTS.
 
-    audio: the sound file that belongs to the track; its name goes into .json, its sound into .html, .mp4 and .webp.
-    text: what is said, for .html. head: `make_head()` unless given. Raises ValueError for another ending, a sound that
-    is none (OSError where it is not there), or a track that is not one (`arkit.tidy`).
+    audio: the sound file of the track; .json gets its name, .html, .mp4 and .webp its sound. text: what is said, for
+    .html. head: default `make_head()`. Raises ValueError for another ending, an unreadable sound or an invalid track
+    (`arkit.tidy`), OSError for a missing sound.
     """
     ending = Path(path).suffix.lower().removeprefix(".")
     if ending not in EXPORTS:
@@ -56,13 +56,13 @@ def export(path, track, audio=None, text: str = "", head: Head | None = None) ->
     if audio is not None:
         disk.regular(audio, "a sound file")
     with tempfile.TemporaryDirectory() as folder:
-        if audio is not None and ending in ("mp4", "webp"):             # written by programs that take it as it is
-            audio = fair_sound(audio, folder)
+        if audio is not None and ending in ("mp4", "webp"):             # they copy the sound as it is
+            audio = mended_sound(audio, folder)
         EXPORTS[ending](path, tidy(track, str(path)), audio, text, head or make_head())
 
 
-def fair_sound(audio, folder) -> Path:
-    """The sound file itself; or a mono wav in the folder, where its levels or channels are odd (audio.py)."""
+def mended_sound(audio, folder) -> Path:
+    """The sound file; if its levels or channels are odd (audio.py), a mono wav of it, written into the folder."""
     if not survey(audio).notes:
         return audio
     wav = Path(folder) / "sound.wav"
@@ -71,7 +71,7 @@ def fair_sound(audio, folder) -> Path:
 
 
 def formats(text: str) -> list:
-    """"glb,csv" -> ["glb", "csv"]. Raises ValueError for another ending, or one whose package is missing."""
+    """"glb,csv" -> ["glb", "csv"]. Raises ValueError for an unknown ending, or one whose package is missing."""
     asked = [ending.strip().lower().removeprefix(".") for ending in text.split(",") if ending.strip()]
     unknown = [ending for ending in asked if ending not in EXPORTS]
     if unknown:
@@ -82,7 +82,7 @@ def formats(text: str) -> list:
 
 
 def unfit(head: Head, endings) -> dict:
-    """Of these endings those that cannot show the head -> why. Each is tried on one frame."""
+    """{ending: reason} of the endings that cannot show this head. Each is tried with one frame."""
     why = {}
     with tempfile.TemporaryDirectory() as folder:
         for ending in endings:
@@ -96,8 +96,7 @@ def unfit(head: Head, endings) -> dict:
 # ---- an answer's files ---------------------------------------------------------------------------------------------
 
 def check_folder(folder, inputs=()) -> None:
-    """Raises ValueError or OSError where an answer cannot be written to a folder, or would replace one of the files
-    that it is made from."""
+    """Raises ValueError or OSError if an answer cannot be written to the folder, or would replace one of `inputs`."""
     cli.check_directory(folder)
     folder = Path(folder).absolute()
     for target in (folder / f"answer.{ending}" for ending in ENDINGS):
@@ -109,14 +108,16 @@ def check_folder(folder, inputs=()) -> None:
 
 
 def write_answers(out, answers: dict, rate: int, head: Head, endings=("html",)) -> tuple:
-    """Answers (name of a folder in `out` -> model.Answer, its sound at `rate` Hz; "." is `out` itself) as answer.txt,
-    .wav, .json and these endings; of several also out/gallery.html -> the paths of each, and of the page or None.
+    """Write each answer as answer.txt, .wav, .json and these endings; for several also out/gallery.html.
 
-    All are written to out/.answer.new, which is renamed once they are whole; then they take their places, after what
-    was there before is removed. So one that fails or is killed before leaves the earlier answers as they were, and one
-    that is killed later is finished by the next (`finish`): files of two answers are never side by side. Without sound
-    (no speech decoder) or without a face (an empty reply) there are no such files. The caller holds disk.locked(out).
-    Raises ValueError for numbers that are not finite, or as `export`; OSError.
+    answers: {folder below `out`, "." for `out` itself: model.Answer with sound at `rate` Hz}. Returns the paths of each
+    answer, and the gallery's or None. An answer without sound has no .wav, one without a face (an empty reply) none of
+    `endings`. Raises ValueError for numbers that are not finite, or as `export`; OSError.
+
+    The files are written to out/.answer.new, which is renamed to .answer.whole when it is complete; then `finish`
+    removes the old files and moves the new ones. A command that fails or is killed before that leaves the old answers
+    untouched; the next command completes one that is killed later. So files of two answers never mix. The caller holds
+    disk.locked(out).
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -124,7 +125,7 @@ def write_answers(out, answers: dict, rate: int, head: Head, endings=("html",)) 
     new, page = out / NEW, False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")                         # what is odd about a sound that we made ourselves
+            warnings.simplefilter("ignore")                         # about the sound: we made it ourselves
             written = {name: write_files(new / name, answer, rate, head, endings) for name, answer in answers.items()}
             if len(answers) > 1 and "html" in endings and any(len(answer.face) for answer in answers.values()):
                 try:
@@ -149,7 +150,7 @@ def write_answers(out, answers: dict, rate: int, head: Head, endings=("html",)) 
 
 
 def write_files(folder: Path, answer, rate: int, head: Head, endings) -> list:
-    """The files of an answer, in a folder that is made for them -> their names."""
+    """Write the files of an answer into a new folder. Returns their names."""
     import soundfile
     track, sound = answer.face.float().numpy(), answer.waveform
     sound = None if sound is None else sound.float().numpy()
@@ -162,7 +163,7 @@ def write_files(folder: Path, answer, rate: int, head: Head, endings) -> list:
     with disk.writing(new["txt"]):
         new["txt"].write_text(answer.text + "\n", encoding="utf-8", errors="replace")
     if sound is not None:
-        wav = io.BytesIO()                                              # libsndfile does not say that a disk is full
+        wav = io.BytesIO()                                              # libsndfile does not report a full disk
         soundfile.write(wav, sound, rate, format="WAV", subtype="PCM_16")
         with disk.writing(new["wav"]):
             new["wav"].write_bytes(wav.getvalue())
@@ -173,10 +174,11 @@ def write_files(folder: Path, answer, rate: int, head: Head, endings) -> list:
 
 
 def finish(out: Path) -> None:
-    """Answers that are whole, in out/.answer.whole, take their places; what is left of others is removed. It may be
-    called again wherever it was killed: first all old files go, then .answer.whole becomes .answer.placing, then each
-    new file is moved."""
-    for _ in range(2):                                                  # .placing of an earlier one, then .whole
+    """Move the complete answers in out/.answer.whole to `out` and remove incomplete ones, out/.answer.new.
+
+    If it is killed, it can simply be called again: it removes all old files, then renames .answer.whole to
+    .answer.placing, then moves each file."""
+    for _ in range(2):                                                  # first .placing of a killed call, then .whole
         placing, whole = out / PLACING, out / WHOLE
         if placing.is_dir():
             for path in sorted(path for path in placing.rglob("*") if path.is_file()):
@@ -195,11 +197,11 @@ def finish(out: Path) -> None:
 
 
 def gallery(folder, head: Head, answers=None) -> Path:
-    """Write folder/gallery.html, one page of all answers in the folder and below it, and return its path. answers: the
-    folders of those that are wanted.
+    """Write folder/gallery.html, a page of all answers in and below the folder, or of the folders `answers`. Returns
+    its path.
 
-    An answer is a folder with an answer.json and, where there are any, its answer.wav and answer.txt. They are sorted
-    by path; empty replies and hidden folders are left out. Raises ValueError where there is no answer.
+    An answer is a folder with answer.json and maybe answer.wav and answer.txt. They are sorted by path; empty replies
+    and hidden folders are left out. Raises ValueError if there is no answer.
     """
     folder, entries = Path(folder), []
     found = sorted(folder.rglob("answer.json")) if answers is None else [one / "answer.json" for one in answers]
@@ -220,8 +222,8 @@ def gallery(folder, head: Head, answers=None) -> Path:
 def contact_sheet(head: Head) -> np.ndarray:
     """A picture (height, width, 3) uint8 of the neutral face and of each of the 52 shapes at weight 1.
 
-    Two of them have an open jaw: mouthClose, as alone it pushes the lips through each other, and tongueOut, as the
-    tongue needs the room.
+    Two are shown with an open jaw: mouthClose, which alone pushes the lips through each other, and tongueOut, which
+    needs the room.
     """
     poses, jaw = np.eye(52, dtype=np.float32), ARKIT_NAMES.index("jawOpen")
     labels = list(ARKIT_NAMES)
