@@ -1,9 +1,8 @@
-"""The 52 ARKit names, what other systems call them, and face tracks written to json, csv, npy (docs/spec/face.md 2, 3).
+"""The 52 ARKit names, other systems' names for them, and writers of tracks: json, csv, npy (docs/spec/face.md 2, 3).
 
 A face track is a float32 array (T, K) of weights in [0, 1]: T face frames at 30 per second, frame t shown at t / 30 s;
 K = 52 blendshapes in the order of ARKIT_NAMES. Left and right are the face's own. Columns are mapped by name, never by
-position: Live Link Face's file has JawRight before JawLeft, Apple's list JawLeft before JawRight. Tracks are read by
-captures.py.
+position: Live Link Face writes JawRight before JawLeft, Apple lists JawLeft first. captures.py reads tracks.
 
 Other letters: R rows of a file at any rate, C columns of a file.
 """
@@ -46,7 +45,7 @@ APPLE_NAMES = [
     "browOuterUpLeft", "browOuterUpRight", "cheekPuff", "cheekSquintLeft", "cheekSquintRight", "noseSneerLeft",
     "noseSneerRight", "tongueOut"]
 
-# A list in the official release's code, eyes first, without tongueOut; that code never uses it (column M).
+# From the official release's code, which never uses it: eyes first, no tongueOut (column M).
 RELEASE_NAMES = [
     "eyeBlinkLeft", "eyeBlinkRight", "eyeSquintLeft", "eyeSquintRight", "eyeLookDownLeft", "eyeLookDownRight",
     "eyeLookInLeft", "eyeLookInRight", "eyeWideLeft", "eyeWideRight", "eyeLookOutLeft", "eyeLookOutRight",
@@ -58,7 +57,7 @@ RELEASE_NAMES = [
     "mouthRight", "mouthShrugLower", "mouthShrugUpper", "noseSneerLeft", "noseSneerRight", "cheekPuff",
     "cheekSquintLeft", "cheekSquintRight"]
 
-# Rotations in radians that Live Link Face's file holds beyond the 52.
+# Rotations, in radians, that a Live Link Face file has after the 52 weights.
 ROTATIONS = [part + axis for part in ("Head", "LeftEye", "RightEye") for axis in ("Yaw", "Pitch", "Roll")]
 
 
@@ -67,7 +66,7 @@ def capital(name: str) -> str:
 
 
 def swapped(names: list) -> list:
-    """Right before left for the jaw and the mouth, as Live Link Face writes its file (column L)."""
+    """jawLeft and jawRight, mouthLeft and mouthRight exchanged, as in Live Link Face's files (column L)."""
     swap = {"jawLeft": "jawRight", "jawRight": "jawLeft", "mouthLeft": "mouthRight", "mouthRight": "mouthLeft"}
     return [swap.get(name, name) for name in names]
 
@@ -84,9 +83,9 @@ CONVENTIONS = {
     "mediapipe": ["_neutral", *ARKIT_NAMES[:51]],
 }
 
-# --order -> what the columns of a bare array are, one list for each width. Two names may be missing in all of them:
-# tongueOut and _neutral. UniTalker has 52 weights in EmoTalk's order, and 51 whose order it does not publish: the list
-# with as many in Ex-Omni's code is taken.
+# --order -> the names of a bare array's columns, one list for each width. tongueOut and _neutral may be missing.
+# UniTalker has 52 weights in EmoTalk's order, and 51 in an order that it does not publish: we take the list of 51 in
+# Ex-Omni's code.
 ORDERS = {
     "arkit": [ARKIT_NAMES],
     "apple": [APPLE_NAMES, APPLE_NAMES + ROTATIONS],
@@ -95,36 +94,37 @@ ORDERS = {
     "unitalker": [ARKIT_NAMES, RELEASE_NAMES],
 }
 
-# Half -> the shape that some rigs split into two.
+# Left or right half -> the shape, for two shapes that some rigs split.
 HALVES = {name + side: name for name in ("browInnerUp", "cheekPuff") for side in ("Left", "Right")}
-# What says that weights are per cent, and what a rotation's unit is.
+# Texts in a file that say: weights are per cent; rotations are in degrees or radians; a name that ends in such a unit.
 PERCENT = re.compile(r"(?i)\b(?:in|as|are|is|units?)\b\W*(?:%|per ?cent|pct)|(?<!time )\bscale: 100(?:\.0)?$|"
                      r"\b(?:weights?|values?|units?|shapes?|scale|range|coefficients?)\b\D{0,20}"
                      r"0(?:\.0)?\s*(?:-|\u2013|\.+|to|,)\s*100(?:\.0)?\b")
 TURNED = re.compile(r"(?i)(?:yaw|pitch|roll|rotation|angle|euler|head|eye).*?(?:\b|_)(deg|rad)")
 ANGLE = re.compile(r"(?i)((?:yaw|pitch|roll))[\s_(\[]*(?:degrees?|deg|\u00b0|radians?|rad)[)\]]*$")
-LONGEST = 200               # letters of a name at most: whatever is longer is none
+LONGEST = 200               # characters of a name at most; longer ones match nothing
 
 
 @lru_cache(4096)                # json repeats its keys in every frame
 def folded(name: str) -> str:
-    """The letters and digits of a name, in lower case: `Mouth_Smile.L` -> mouthsmilel."""
+    """A name in lower case, letters and digits only: `Mouth_Smile.L` -> mouthsmilel."""
     return re.sub("[^a-z0-9]", "", name.lower())
 
 
 def spellings(name: str) -> list:
-    """How a name is written, folded: mouthSmileLeft, mouthSmile_L, left_mouthSmile, L_mouthSmile."""
+    """All spellings of a name, folded: mouthSmileLeft, mouthSmile_L, left_mouthSmile, L_mouthSmile."""
     base, side = re.fullmatch("(.+?)(Left|Right)?", name).groups()
     return [folded(name)] + [folded(both) for s in ([side, side[0]] if side else []) for both in (base + s, s + base)]
 
 
-# Folded spelling -> the name. Names are found as a whole: mouthLeft is a name, the r of mouthRollLower no side.
+# Folded spelling -> the name. Only whole names match: the r of mouthRollLower is not taken for a side.
 KNOWN = {spelling: name for name in [*ARKIT_NAMES, *ROTATIONS, *HALVES] for spelling in spellings(name)}
 
 
 def readings(name: str, separators: str) -> dict:
-    """Prefix (its digits as #) -> the known name that the rest stands for; a prefix ends in one of the separators. The
-    unit of a rotation is dropped, HeadYaw (deg)."""
+    """Each way to read a name as a prefix and a known name: {prefix, digits replaced by #: known name}.
+
+    A prefix is empty or ends in one of the separators. The unit of a rotation, as in HeadYaw (deg), is dropped."""
     name = ANGLE.sub(r"\1", name)
     starts = [0] + [found.end() for found in re.finditer(f"[{separators}]", name)] if len(name) <= LONGEST else []
     rests = {re.sub(r"\d+", "#", name[:start]).lower(): KNOWN.get(folded(name[start:])) for start in starts}
@@ -132,10 +132,10 @@ def readings(name: str, separators: str) -> dict:
 
 
 def match(name: str) -> str | None:
-    """The ARKit name that one name, of a morph target say, stands for, or None.
+    """One name, of a morph target for instance -> the ARKit name that it stands for, or None.
 
-    Case, spaces and punctuation do not count; `Left`, `_L`, `.L` and a plain `L` at the end or in front are the same:
-    JawOpen, jaw_open, mouthSmile_L, Left_mouthSmile. What stands before a dot, a colon, a slash or a bar is dropped:
+    Case, spaces and punctuation are ignored; a side may be `Left`, `_L`, `.L` or `L`, at the end or in front: JawOpen,
+    jaw_open, mouthSmile_L, Left_mouthSmile. A prefix that ends in a dot, colon, slash or bar is dropped:
     blendShapes.JawOpen. Nothing is guessed.
     """
     known = next(iter(readings(name, ".:/|").values()), None)
@@ -143,14 +143,14 @@ def match(name: str) -> str | None:
 
 
 def matches(names: list, where: str = "the track") -> list:
-    """For each of many names the one of KNOWN that it stands for, or None.
+    """For each of the names of a file the one of KNOWN that it stands for, or None.
 
-    As `match`, and the names may share one prefix that ends in a space, an underscore or a hyphen as well, and that may
-    count: ARKit_jawOpen, A25_Jaw_Open. Raises ValueError where two prefixes lead to two whole sets of names.
+    Like `match`, but the names may also share one prefix that ends in a space, an underscore or a hyphen, with or
+    without a number: ARKit_jawOpen, A25_Jaw_Open. Raises ValueError if two prefixes give two complete sets of names.
     """
     read = [readings(name, "-.:/|_ ") for name in names]
     counts = Counter(prefix for prefixes in read for prefix, known in prefixes.items() if known in ARKIT_NAMES)
-    counts[""] += 1                                                         # of equal ones, no prefix
+    counts[""] += 1                                                         # no prefix wins a tie
     best = max(counts, key=lambda prefix: (counts[prefix], prefix == ""))
     rival = next((p for p in counts if p != best and counts[p] >= 51
                   and not any(p in prefixes and best in prefixes for prefixes in read)), None)
@@ -160,17 +160,17 @@ def matches(names: list, where: str = "the track") -> list:
 
 
 def few(names, most: int = 5) -> str:
-    """The first names, in print: what cannot be shown is left out, long ones are cut."""
+    """The first `most` names as a text for messages; unprintable characters are dropped and long names cut."""
     texts = [name if isinstance(name, str) else reprlib.repr(name) for name in names]
     shown = ["".join(filter(str.isprintable, text[:80]))[:40] for text in texts]
     return ", ".join(shown[:most]) + (f" and {len(shown) - most} more" if len(shown) > most else "")
 
 
 def sources(names: list, where: str = "the track") -> list:
-    """For each of the K shapes the columns among `names` that it is the mean of: one, two where it is split into
-    halves, none for tongueOut where it is missing.
+    """For each of the K shapes the indices of its columns in `names`: one; two if it is split into halves, whose mean
+    is taken; none for a missing tongueOut.
 
-    Raises ValueError with the names that are missing, or there twice, as a shape next to its own halves is.
+    Raises ValueError with the names that are missing or there twice. A shape beside its own halves is there twice.
     """
     ours = matches(names, where)
     split = {HALVES[half] for half in HALVES} - {HALVES[half] for half in HALVES if half not in ours}
@@ -186,10 +186,10 @@ def sources(names: list, where: str = "the track") -> list:
 
 
 def from_names(values, names: list, where: str = "the track") -> np.ndarray:
-    """Values (R, C) of the columns called `names` -> (R, K) in the order of ARKIT_NAMES.
+    """Values (R, C) with column names -> track (R, K) in the order of ARKIT_NAMES.
 
-    tongueOut may be missing: then it is zero. Columns of anything else are left out. `where` names the source in
-    errors. Raises ValueError as `sources` does, or for another number of columns.
+    A missing tongueOut is zero. Columns that are no shapes are left out. `where` names the source in errors. Raises
+    ValueError as `sources` does, or for another number of columns.
     """
     values = np.asarray(values, np.float32)
     if values.ndim != 2 or values.shape[1] != len(names):
@@ -202,10 +202,10 @@ def from_names(values, names: list, where: str = "the track") -> np.ndarray:
 
 
 def ordered(width: int, order: str | None, where: str) -> tuple[list, list]:
-    """The names of `width` columns without names in an order of ORDERS, and notes to print.
+    """Names for `width` columns that have none, from an order of ORDERS, and notes to print.
 
-    52 columns without an order are taken as "arkit", which is said; other widths must name it. Raises ValueError where
-    the order has no such width. `where` names the source.
+    52 columns without an order are taken as "arkit", with a note; other widths need one. Raises ValueError if the order
+    has no such width. `where` names the source.
     """
     fits = {key: names for key, lists in ORDERS.items() for full in lists
             for names in ([name for name in full if folded(name) not in ("tongueout", "neutral")], full)
@@ -219,7 +219,7 @@ def ordered(width: int, order: str | None, where: str) -> tuple[list, list]:
 
 
 def to_names(track, convention: str) -> np.ndarray:
-    """A track (T, K) -> (T, C) in the columns of CONVENTIONS[convention]; names that are not among the 52 get zeros."""
+    """Track (T, K) -> (T, C), the columns of CONVENTIONS[convention]; columns that are none of the 52 are zero."""
     ours, zeros = [match(name) for name in CONVENTIONS[convention]], np.zeros(len(track), np.float32)
     return np.stack([track[:, ARKIT_NAMES.index(our)] if our else zeros for our in ours], axis=1)
 
@@ -249,7 +249,7 @@ def tidy(track, where: str = "the track") -> np.ndarray:
 
 
 def scaled(track, names: list, texts: list, notes: list) -> np.ndarray:
-    """A track (R, K) in the scale of its file -> as weights, per cent divided by 100. What is odd about it is noted."""
+    """Track (R, K) as in its file -> the same with per cent divided by 100. Odd values are reported in `notes`."""
     said = [name for name in names if "%" in name]
     said = said[:1] if len(said) > 25 else [text for text in texts if PERCENT.search(text)]
     if said and track.max() > 1.1:
@@ -265,8 +265,10 @@ def scaled(track, names: list, texts: list, notes: list) -> np.ndarray:
 
 
 def in_radians(turned, texts: list, notes: list) -> np.ndarray:
-    """Rotations (R, 9) in the unit of their file -> in radians. It is what the names or texts say, unless no head turns
-    so far; unsaid it is degrees above a quarter turn in radians."""
+    """Rotations (R, 9) in the unit of their file -> in radians.
+
+    The unit is the one that the names or texts say; but radians above a full turn must be degrees. If none is said,
+    values above a quarter turn are degrees."""
     most = float(abs(turned).max())
     said = {match[1].lower() for match in map(TURNED.search, texts) if match}
     degrees = most > (2 * np.pi if said == {"rad"} else np.pi / 2) if said != {"deg"} else True
@@ -278,15 +280,15 @@ def in_radians(turned, texts: list, notes: list) -> np.ndarray:
 
 
 def rotations_of(values, names: list) -> np.ndarray:
-    """Values (R, C) of the columns called `names` -> (R, 9) in the order of ROTATIONS, zero where there are none."""
+    """Values (R, C) with column names -> (R, 9) in the order of ROTATIONS; missing ones are zero."""
     ours, zero = matches(names), np.zeros(len(values), np.float32)
     return np.stack([values[:, ours.index(name)] if name in ours else zero for name in ROTATIONS], axis=1)
 
 
 def resample(track, times, length: float) -> np.ndarray:
-    """Rows (R, K) with their times (R,) in seconds -> (T, K) at 30 frames per second for `length` seconds.
+    """Rows (R, K) at times (R,) in seconds -> (T, K) at 30 frames per second for `length` seconds.
 
-    Times increase and begin at 0. Linear between rows; the last row is held.
+    Times increase from 0. Linear interpolation; the last row is held.
     """
     frames = max(1, round(length * FPS))
     now = np.arange(frames) / FPS
@@ -296,13 +298,13 @@ def resample(track, times, length: float) -> np.ndarray:
 # --- written ---------------------------------------------------------------------------------------------------------
 
 def listed(facts: dict):
-    """The list among an object's values that names shapes, whatever its key, or None."""
+    """The first list among an object's values of which most items are names of shapes, or None. Its key may be any."""
     return next((part for part in facts.values() if isinstance(part, list) and part and all(
         isinstance(name, str) for name in part) and sum(map(bool, matches(part))) > len(part) / 2), None)
 
 
 def audio2face(track, fps: int, audio: str) -> dict:
-    """A track (T, K) -> the json object that Audio2Face writes and its readers expect (docs/spec/face.md 3.1).
+    """Track (T, K) -> the json object that Audio2Face writes (docs/spec/face.md 3.1).
 
     Weights are clipped to [0, 1]. audio: path of the sound that belongs to the track.
     """
@@ -312,14 +314,14 @@ def audio2face(track, fps: int, audio: str) -> dict:
 
 
 def write_json(path, track, audio: str = "") -> None:
-    """Write a track (T, K) as Audio2Face json. T may be 0: the answer of an empty reply."""
+    """Write a track (T, K) as Audio2Face json. T may be 0, for an empty reply."""
     with disk.replacing(path) as temporary:
         temporary.write_text(json.dumps(audio2face(track, FPS, audio)), encoding="utf-8")
 
 
 def write_npy(path, track) -> None:
     """Write a track as a bare float32 array (T, K)."""
-    content = io.BytesIO()                                  # numpy does not say that a disk is full
+    content = io.BytesIO()                                  # np.save does not report a full disk
     np.save(content, np.asarray(track, np.float32))
     with disk.replacing(path) as temporary:
         temporary.write_bytes(content.getvalue())
@@ -328,7 +330,7 @@ def write_npy(path, track) -> None:
 def write_csv(path, track, rotations=None) -> None:
     """Write a track (T, K) as Live Link Face csv (docs/spec/face.md 3.2): 30 frames per second from 00:00:00:00.
 
-    rotations: (T, 9) in the order of ROTATIONS, as they stood in the file that they were read from; zero without them.
+    rotations: (T, 9) in radians, in the order of ROTATIONS; zero if None.
     """
     rotations = np.zeros((len(track), len(ROTATIONS))) if rotations is None else rotations
     with disk.replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
