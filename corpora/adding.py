@@ -1,11 +1,12 @@
-"""What `prepare.py units`, `label` and `speak` share: an array for many rows of finished prepared data, made in hours
-or days by one or more processes, and put in at the end, all at once.
+"""Shared by `prepare.py units`, `label` and `speak`: add an array to many rows of finished prepared data.
 
-    SPLIT/.adding-NAME-KEY/RANK.bin     what a process made so far, one array after the other
-    SPLIT/.adding-NAME-KEY/RANK.txt     a line "ROW LENGTH" for each of them, written after it
+One or more processes compute the arrays, for hours or days; at the end all are put in at once. Until then they are in:
 
-KEY is a checksum of the data and of what makes the arrays: work for other data is never taken up. A killed command goes
-on after its last whole array, with any number of processes, and ends with the same files, bit for bit.
+    SPLIT/.adding-NAME-KEY/RANK.bin     the arrays of a process, one after the other
+    SPLIT/.adding-NAME-KEY/RANK.txt     a line "ROW LENGTH" per array, written after it
+
+KEY is a checksum of the data and of what computes the arrays, so work for other data is never resumed. A killed command
+resumes after its last complete array, with any number of processes, and ends with the same files, bit for bit.
 """
 import json
 import os
@@ -29,7 +30,7 @@ KEPT = "what was made is kept, the same command goes on from there"
 # ---- rows ---------------------------------------------------------------------------------------------------------
 
 def splits(data) -> list:
-    """Directories of prepared data: `data` itself, or those in it. Raises FileNotFoundError where there is none."""
+    """The splits in prepared data: `data` itself, or directories in it. Raises FileNotFoundError if there is none."""
     data = Path(data)
     found = [data] if (data / "samples.jsonl").exists() else sorted(p.parent for p in data.glob("*/samples.jsonl"))
     if not found:
@@ -39,24 +40,24 @@ def splits(data) -> list:
 
 
 def sound_of(row: dict) -> list | None:
-    """[start, length] of the sound of a row's answer, in audio.i16; None where it has none."""
+    """[start, length] in audio.i16 of the sound of a row's answer; None if it has none."""
     return row.get("answer_audio", row.get("audio") if row["task"] in ("tts", "face") else None)
 
 
 def waveform(split: Split, sound: list) -> np.ndarray:
-    """(samples,) float32 of a [start, length]."""
+    """[start, length] -> waveform (samples,) float32."""
     return split.arrays["audio"][sound[0]:sum(sound)].astype(np.float32) / 32767
 
 
 def to_read_aloud(split: Split) -> list:
-    """Numbers of the `asr` rows whose text is not yet read aloud by a `tts` row of their own."""
+    """Numbers of the `asr` rows that have no `tts` row of their own yet."""
     ids = {row["id"] for row in split.rows}
     return [n for n, row in enumerate(split.rows) if row["task"] == "asr" and row.get("answer", "").strip()
             and f"{row['id']}-tts" not in ids]
 
 
 def read_aloud(row: dict, **arrays) -> dict:
-    """The `tts` row that asks for the text of an `asr` row; arrays: name -> [start, length] of its answer."""
+    """The `tts` row for an `asr` row: it asks to read its text aloud. arrays: name -> [start, length] of the answer."""
     about = {name: value for name, value in row.items() if name not in ENTRIES}
     return about | {"id": f"{row['id']}-tts"} | spoken(row["id"], row["answer"]) | arrays
 
@@ -65,7 +66,7 @@ def read_aloud(row: dict, **arrays) -> dict:
 
 @contextmanager
 def processes(device):
-    """Those of torchrun meet; without it there is one."""
+    """Joins the processes of torchrun, if it started this one."""
     if "RANK" in os.environ:
         ranks.join(device, os.getppid())
     try:
@@ -78,7 +79,7 @@ def processes(device):
 
 @contextmanager
 def together():
-    """Where one process fails inside, all end after it. Raises ValueError or OSError."""
+    """If one process fails inside, all raise after it: ValueError or OSError."""
     failure = None
     try:
         yield
@@ -89,8 +90,9 @@ def together():
 
 @contextmanager
 def claimed(directory, name: str):
-    """Yields the Split of a directory; nobody else writes there meanwhile. On all processes together. name: of the
-    array that is added: when all is done, what was made for it, now or by commands that were killed, is removed."""
+    """Yields the Split of a directory, locked against other writers; all processes call it together.
+
+    At the end it removes all work directories of the array `name`, those of killed commands too."""
     with ExitStack() as stack:
         with together():
             if ranks.rank_and_world()[0] == 0:
@@ -104,7 +106,7 @@ def claimed(directory, name: str):
 # ---- arrays -------------------------------------------------------------------------------------------------------
 
 def one_by_one(size):
-    """Batches of one row, the largest first. size(row number): a number."""
+    """A function for `Adding`'s batches: one row each, the largest first. size(row number) -> a number."""
     return lambda numbers: [[number] for number in sorted(numbers, key=size, reverse=True)]
 
 
@@ -112,14 +114,15 @@ class Adding:
     """Adds the array `name` (units, face or audio) to rows of a split.
 
     with Adding(split, "units", {7: "a", 9: "b", 12: "a"}, made_by, batches) as adding:
-        for batch in adding.jobs:                   # of rows with the same key only the first: 7 and 9
+        for batch in adding.jobs:                   # only the first row of each key: 7 and 9
             for number in batch:
                 adding.add(number, array)
         adding.finish(lambda row, where: [row | {"units": where}])
 
-    keys: row number -> key. made_by: json of what decides the arrays. batches(row numbers) -> lists of them, what is
-    computed together; processes take turns, and a batch that was interrupted is computed again as a whole: its company
-    may be seen in the last digit of a number. Raises ValueError or OSError."""
+    keys: row number -> key; rows with equal keys share an array. made_by: json of all that determines the arrays.
+    batches(row numbers) -> lists of row numbers that are computed together. Batches are dealt out to the processes. An
+    interrupted batch is computed again as a whole, since the other rows of a batch may change the last digit of a
+    number. Raises ValueError or OSError."""
 
     def __init__(self, split: Split, name: str, keys: dict, made_by, batches):
         self.split, self.name, self.keys, self.first = split, name, keys, {}
@@ -145,23 +148,23 @@ class Adding:
             _, end, rows = self.lines(path)
         with ExitStack() as stack:
             self.index, self.data = (stack.enter_context(open(p, "ab")) for p in (path, path.with_suffix(".bin")))
-            self.index.truncate(end)                    # what a kill left half written
+            self.index.truncate(end)                    # drop what a killed process left half written
             self.data.truncate(rows * self.dtype.itemsize * self.width)
             self.opened = stack.pop_all()
         return self
 
     def __exit__(self, *_):
-        with suppress(OSError):                             # `add` has written everything, or said why not
+        with suppress(OSError):                             # `add` has flushed everything, or raised
             self.opened.close()
-        with suppress(OSError):                             # it is gone, or other processes' files are there
-            if not os.path.getsize(self.index.name):        # a refused command leaves nothing
+        with suppress(OSError):                             # removed already, or it has files of other processes
+            if not os.path.getsize(self.index.name):        # a command that made nothing leaves nothing
                 for file in (self.index, self.data):
                     os.unlink(file.name)
                 self.directory.rmdir()
 
     def lines(self, path: Path) -> tuple:
-        """An index -> {row number: (path of its arrays, first, length)}, the bytes of its whole lines and the rows of
-        the arrays that they name."""
+        """Read an index file -> {row number: (path of the .bin, first, length)}, the number of bytes of its complete
+        lines, and the number of array rows that they list."""
         arrays, made, end, first = path.with_suffix(".bin"), {}, 0, 0
         there = arrays.stat().st_size // (self.dtype.itemsize * self.width) if arrays.exists() else 0
         with open(path, "rb") as file:
@@ -177,32 +180,33 @@ class Adding:
         return made, end, first
 
     def made(self) -> dict:
-        """What all processes have made so far, of the rows that are asked for."""
+        """`lines` of all processes together, only of the requested rows."""
         found = {}
         for path in self.directory.glob("*.txt"):
             found |= self.lines(path)[0]
         return {number: found[number] for number in sorted(found) if number in self.keys}
 
     def add(self, number: int, array) -> None:
-        """Keep the array of a row, unless it was kept before. Raises ValueError for what the format cannot hold,
-        OSError where the disk is full."""
+        """Store the array of a row, unless it is stored already. Raises ValueError for what the format cannot hold,
+        OSError if the disk is full."""
         if number in self.before:
             return
         array = encode_array(self.name, array)
         try:
             self.data.write(array)
             self.data.flush()
-            self.index.write(b"%d %d\n" % (number, len(array)))     # never before the array is there
+            self.index.write(b"%d %d\n" % (number, len(array)))     # never before the array is written
             self.index.flush()
         except OSError as error:
             raise OSError(f"{self.directory} cannot be written ({error.strerror or error}): make room and run the "
                           "same command again, it goes on from there") from None
 
     def finish(self, change, keep=True, **about) -> None:
-        """Put in what was made, by all processes; called by one. change(row, [start, length]) -> the rows that replace
-        the row. keep=False: what the array held before is left out. about: for the manifest.
+        """Put the arrays of all processes into the data; one process calls it.
 
-        At any moment, whatever is killed, a reader finds the old data or the new data. Raises OSError."""
+        change(row, [start, length]) -> the rows that replace the row. keep=False: drop the old content of the array.
+        about: entries for the manifest. Even if it is killed, readers find either the old or the new data. Raises
+        OSError."""
         if not self.made():
             return
         new = self.split.directory / ".new"
@@ -216,7 +220,7 @@ class Adding:
             lies = where.get(self.first.get(self.keys.get(number)))
             for changed in [row] if lies is None else change(row, lies):
                 line = json.dumps(changed, ensure_ascii=False) + "\n"
-                written.write(line.encode(errors="backslashreplace"))           # half a character: \ud800
+                written.write(line.encode(errors="backslashreplace"))           # lone surrogates, \ud800
                 count += 1
         manifest["files"]["samples.jsonl"], manifest["samples"] = written.close(), count
         disk.write_json(new / "manifest.json", manifest)
@@ -224,7 +228,7 @@ class Adding:
         replace_files(new)
 
     def write_array(self, path: Path, keep: bool) -> tuple:
-        """{row number: [start, length]} in the new file of the array, and what the manifest says of it."""
+        """Write the new file of the array. Returns {row number: [start, length]} and the file's manifest entry."""
         where, out = {}, Checked(path)
         before = self.split.arrays[self.name] if keep else self.split.arrays[self.name][:0]
         step = CHECKSUM_BYTES // (self.dtype.itemsize * self.width)
@@ -241,7 +245,7 @@ class Adding:
 
 
 class Checked:
-    """A file that is written, and what the manifest says of it."""
+    """Writes a file; `close` returns its manifest entry."""
 
     def __init__(self, path: Path):
         self.path, self.file, self.bytes, self.crc32 = path, open(path, "wb"), 0, 0

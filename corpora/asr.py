@@ -71,7 +71,7 @@ def aishell(source: Path, args):
 
 
 def aishell_clip(name: str, text, parts: tuple, load, tasks):
-    """parts: of the path; load: gives the Sound."""
+    """parts: of the path, with the split and the speaker. load() -> Sound."""
     if text is None:
         raise Skip("missing text", "a wav without a transcript")
     split = {"train": "train", "dev": "val", "test": "test"}[parts[-3]]
@@ -79,7 +79,7 @@ def aishell_clip(name: str, text, parts: tuple, load, tasks):
 
 
 def unpacked(path: Path, tar, member) -> Sound:
-    """A file of a compressed tar that is read from start to end: now or never."""
+    """A file of a compressed tar, which is a stream: it must be read now. Raises Skip."""
     try:
         return Sound(f"{path} {member.name}", data=tar.extractfile(member).read())
     except (tarfile.TarError, OSError, EOFError) as error:
@@ -117,7 +117,7 @@ def gigaspeech(source: Path, args):
 
 
 def punctuated(segment: dict) -> str:
-    """GigaSpeech's text with punctuation for its marks. Raises Skip where it is no speech."""
+    """GigaSpeech's text with its marks replaced by punctuation. Raises Skip if it is no speech."""
     words = segment["text_tn"].split()
     if set(words) & set(NO_SPEECH):
         raise Skip("no speech", segment["sid"])
@@ -125,8 +125,8 @@ def punctuated(segment: dict) -> str:
 
 
 def segments(load, path: Path, tasks, text, val: str, test: str, least=0.0) -> list:
-    """The rows of one recording. text: gives that of a segment; val, test: what subsets of these begin with; least:
-    confidence that is enough."""
+    """The rows of one recording. text(segment) -> its text. val, test: prefixes of the names of these subsets. least:
+    the least confidence of a transcript that is taken."""
     recording = load()
     where = f"{path.name}, {disk.typed(recording, 'aid', str, path.name)}"
     sound = path.parent / disk.typed(recording, "path", str, where)
@@ -161,7 +161,7 @@ def emilia(source: Path, args):
         for where, load in json_rows(path):
             yield where, partial(emilia_clip, load, lambda row, path=path: Sound(path.parent / row["wav"]), args)
     for path in find(source, ".tar"):
-        pending = {}                                            # name -> its json or its sound, until both are there
+        pending = {}                                            # name -> its json or its sound, until both are read
         for name, member, tar in tar_files(path):
             key = str(name.with_suffix(""))
             if tar is None:
@@ -180,13 +180,13 @@ def emilia(source: Path, args):
 
 
 def json_at(text: Sound):
-    """The json that lies where a sound might. Raises Skip where the tar is cut off, ValueError where it is no json."""
+    """The json at a place described by a Sound. Raises Skip if the tar is cut off, ValueError if it is no json."""
     with opened(text) as file:
         return json.load(file)
 
 
 def emilia_clip(load, sound, args, name=None):
-    """load: gives the row; sound: gives the Sound of a row; name: of the sample, unless the row has one."""
+    """load() -> the row. sound(row) -> its Sound. name: of the sample, unless the row has an id."""
     row = load()
     name = disk.typed(row, "id", str, "the row", name)
     about = {key: row[key] for key in ("speaker", "language", "dnsmos") if key in row}
