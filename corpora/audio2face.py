@@ -4,16 +4,16 @@ A directory as NVIDIA publishes it (nvidia/Audio2Face-3D-v2.3-Mark on Hugging Fa
 
     network.onnx            `input` (B, 1, 8320) sound and `emotion` (B, 1, 26) -> `result` (B, 1, 301), of which the
                             first 272 are coefficients of the skin
-    network_info.json       what these numbers are
-    model_data.npz          the skin: its mean (X, 3), and what a coefficient of 1 adds (272, X, 3)
-    bs_skin.npz             the 52 shapes as vertex offsets (X, 3) each, by name, and the vertices that count for them
+    network_info.json       the meaning of these numbers
+    model_data.npz          the skin: its mean (X, 3), and the offsets of each coefficient (272, X, 3)
+    bs_skin.npz             the 52 shapes by name as vertex offsets (X, 3), and the vertices that are compared
     bs_skin_config.json     strengths of the regularisation; shapes that are not solved for, by index
     model_config.json       how strongly the skin moves
     implicit_emo_db.npz     the 16 implicit emotion values; the other 10 have names, such as joy
 
-A window of .52 s is centred on its frame, so the teacher is asked at our 30 frames a second directly. Its skin becomes
-weights in blendshapes.py. Left out of NVIDIA's own program: the tongue, the eyeballs, random blinks, and its smoothing
-over some milliseconds.
+The network sees a window of 0.52 s around a frame, at any time, so we run it at 30 frames per second directly.
+blendshapes.py turns its skin into weights. Left out of NVIDIA's own program: the tongue, the eyeballs, random blinks,
+and its smoothing over some milliseconds.
 
 Shapes: T face frames, K = 52 blendshapes, B windows, C coefficients, X vertices.
 """
@@ -31,7 +31,7 @@ from whisper import SAMPLE_RATE
 
 FILES = ("network.onnx", "network_info.json", "model_data.npz", "bs_skin.npz", "bs_skin_config.json",
          "model_config.json", "implicit_emo_db.npz")
-BATCH = 64                          # windows at once
+BATCH = 64                          # windows per call of the network
 
 
 @dataclass
@@ -45,16 +45,16 @@ class Params:
 
 @dataclass
 class Window:
-    """audio_params of network_info.json: samples of a window, and which of them is its frame's."""
-    buffer_len: Size
-    buffer_ofs: Annotated[int, 0, 1 << 20]
+    """audio_params of network_info.json."""
+    buffer_len: Size                            # samples of a window
+    buffer_ofs: Annotated[int, 0, 1 << 20]      # the sample at the time of its frame
     samplerate: Annotated[int, SAMPLE_RATE, SAMPLE_RATE]
 
 
 class Audio2Face:
-    """The teacher; `track` is what it is for. emotion: name -> 0 to 1, those left out are the network's default.
+    """The teacher: call `track`. emotion: name -> 0 to 1; missing ones have the network's default.
 
-    Raises ValueError or OSError where the directory holds anything else, or for an emotion that it does not know."""
+    Raises ValueError or OSError if the directory holds anything else, or for an unknown emotion."""
 
     def __init__(self, directory, emotion: dict | None = None, device="cpu"):
         directory = Path(directory)
@@ -84,7 +84,7 @@ class Audio2Face:
         return values[0]
 
     def explicit(self, emotion: dict) -> np.ndarray:
-        """The emotion values with a name."""
+        """The emotion values that have names. Raises ValueError for an unknown name."""
         names = self.params.explicit_emotions
         unknown = [name for name in emotion if name not in names]
         if unknown:
@@ -92,7 +92,7 @@ class Audio2Face:
         return np.array([emotion.get(name, value) for name, value in zip(names, self.params.default_emotion)])
 
     def open(self, path: Path, device):
-        """The network. device: a torch.device or its name."""
+        """Open the network. device: a torch.device or its name."""
         try:
             import onnxruntime
         except ModuleNotFoundError:
@@ -109,7 +109,7 @@ class Audio2Face:
                                                    [*providers, "CPUExecutionProvider"])
         except FileNotFoundError:
             raise
-        except Exception as error:                          # its own classes, which are no ValueError
+        except Exception as error:                          # onnxruntime has its own classes
             raise ValueError(f"{path} cannot be opened by onnxruntime ({error})") from None
         seen = {port.name: port.shape[1:] for port in [*session.get_inputs(), *session.get_outputs()]}
         expected = {"input": [1, self.window.buffer_len], "emotion": [1, len(self.emotion)]}
@@ -121,11 +121,11 @@ class Audio2Face:
         return session
 
     def track(self, sound, frames: int) -> np.ndarray:
-        """(samples,) at 16 kHz -> (T, K) float32 in [0, 1] for T = frames. Raises ValueError where it fails."""
+        """Sound (samples,) at 16 kHz -> track (T, K) float32 in [0, 1], T = frames. Raises ValueError if it fails."""
         return self.solver.track(self.coefficients(sound, frames))
 
     def coefficients(self, sound, frames: int) -> np.ndarray:
-        """(samples,) -> (T, C): of each frame's window, zeros beyond the ends of the sound."""
+        """Sound (samples,) -> coefficients (T, C) of each frame. The sound is padded with zeros."""
         centres = np.round(np.arange(frames) * SAMPLE_RATE / FPS).astype(int)
         length, before = self.window.buffer_len, self.window.buffer_ofs
         padded = np.pad(sound.astype(np.float32) * np.float32(self.style.input_strength),

@@ -1,9 +1,9 @@
 """A moving skin -> weights of blendshapes, as Audio2Face-3D does it: bounded least squares (docs/spec/paper.md, Data).
 
-Weights x in [0, 1] minimise |D x - d|^2, plus terms that keep them small, the two sides alike, and each frame near the
-one before; D are the shapes' vertex offsets, d is how far the skin is from its neutral form. The terms and their
-factors are those of NVIDIA's program. With M x = b the normal equations, it goes on to minimise |M x - b|^2; here it is
-the least squares themselves, x M x / 2 - b x: the same x where no bound is met.
+Weights x in [0, 1] minimise |D x - d|^2, plus terms that keep them small, left and right alike, and each frame near the
+one before. D are the shapes' vertex offsets, d the offset of the skin from its neutral form; terms and factors are
+those of NVIDIA's program. One difference: with the normal equations M x = b, NVIDIA minimises |M x - b|^2, we minimise
+x M x / 2 - b x, the least squares themselves. Both give the same x if no bound is active.
 
 Shapes: T face frames, K = 52 blendshapes, C coefficients of the skin, X vertices, A active shapes.
 """
@@ -18,7 +18,7 @@ from disk import Positive, Scale, Size
 from face.arkit import from_names, tidy
 
 WHAT = "Audio2Face-3D v2.3 as NVIDIA publishes it"
-PRECISION, ROUNDS = 1e-8, 20_000    # of the weights in a step, and steps at most
+PRECISION, ROUNDS = 1e-8, 20_000    # the solver stops at smaller changes of the weights, or after so many steps
 Flags, Factors = Annotated[list[int], 1, 1024], Annotated[list[float], 1, 1024]
 
 
@@ -39,8 +39,8 @@ class Style:
 
 @dataclass
 class Solver:
-    """blendshape_params of bs_skin_config.json. A list has a value for each shape; of two shapes with the same number
-    in ...CancelPoses only one may be active, in ...SymmetryPoses they should be alike; -1 stands for none."""
+    """blendshape_params of bs_skin_config.json. Lists have a value per shape. Two shapes with the same number in
+    ...CancelPoses exclude each other, in ...SymmetryPoses they should be alike; -1 stands for none."""
     numPoses: Size
     strengthL1regularization: Scale
     strengthL2regularization: Scale
@@ -55,8 +55,8 @@ class Solver:
 
 
 class Shapes:
-    """Skin coefficients -> weights of the 52 shapes. The skin is linear in the coefficients: they are projected onto
-    the shapes without computing a vertex."""
+    """Skin coefficients -> weights of the 52 shapes. As the skin is linear in the coefficients, they are projected onto
+    the shapes without computing vertices."""
 
     def __init__(self, directory: Path, style: Style, coefficients: int):
         path = directory / "bs_skin_config.json"
@@ -83,7 +83,7 @@ class Shapes:
         self.regularise(offsets.astype(float), (size / self.options.templateBBSize) ** 2)
 
     def project(self, path: Path, style: Style, neutral, vertices, offsets, coefficients: int) -> None:
-        """self.basis (C, A), self.base (A,): coefficients c are c @ basis + base on the shapes."""
+        """Set self.basis (C, A) and self.base (A,): the skin of coefficients c, projected, is c @ basis + base."""
         data = read_npz(path, "shapes_matrix_skin", "shapes_mean_skin", "eye_close_pose_delta", "lip_open_pose_delta")
         mean, moves = data["shapes_mean_skin"], data["shapes_matrix_skin"]
         if mean.shape != neutral.shape or moves.size != coefficients * mean.size:
@@ -101,8 +101,8 @@ class Shapes:
         self.base = flat((mean - neutral)[vertices] + gain * rest.reshape(mean.shape)[vertices]) @ offsets.T
 
     def regularise(self, offsets, scale: float) -> None:
-        """self.matrix (A, A) of the least squares, self.temporal: how much the weights of the frame before count. The
-        factors are NVIDIA's, the temporal one on the right included."""
+        """Set self.matrix (A, A) of the least squares; self.temporal, the factor of the previous frame's weights on the
+        right-hand side; and self.exclusive, pairs of shapes. All factors are NVIDIA's."""
         o, n = self.options, len(offsets)
         apart = np.zeros((n, n))
         for one, other in self.pairs(o.bsSolveSymmetryPoses):
@@ -114,13 +114,13 @@ class Shapes:
         self.exclusive = self.pairs(o.bsSolveCancelPoses)
 
     def pairs(self, numbers: list) -> list:
-        """Positions among the active shapes of two that have the same number."""
+        """Pairs of active shapes, by position, that have the same number."""
         own = [numbers[k] for k in self.active]
         found = [[i for i, number in enumerate(own) if number == pair] for pair in sorted(set(own) - {-1})]
         return [pair for pair in found if len(pair) == 2]
 
     def track(self, coefficients) -> np.ndarray:
-        """(T, C) -> (T, K). Raises ValueError where the numbers are not finite."""
+        """Coefficients (T, C) -> track (T, K). Raises ValueError if they are not finite."""
         target = coefficients.astype(float) @ self.basis + self.base                    # (T, A)
         if not np.isfinite(target).all():
             raise ValueError("the network's coefficients are not finite")
@@ -138,8 +138,8 @@ class Shapes:
 # ---- bounded least squares ----------------------------------------------------------------------------------------
 
 def smooth(matrix, target, upper, temporal: float) -> np.ndarray:
-    """As `bounded`, but each frame's target has `temporal` times the frame before added. All frames are solved at once,
-    until those before no longer change: temporal is a hundredth of the matrix at most."""
+    """As `bounded`, with `temporal` times the previous frame's x added to each target. All frames are solved at once,
+    again and again until nothing changes; as temporal is at most a hundredth of the matrix, that is soon."""
     x = np.zeros_like(target)
     for _ in range(10):
         before = np.vstack([np.zeros_like(x[:1]), x[:-1]])
@@ -150,8 +150,8 @@ def smooth(matrix, target, upper, temporal: float) -> np.ndarray:
 
 
 def bounded(matrix, target, upper, x) -> np.ndarray:
-    """Of each row the x in [0, upper] (T, A) that minimises x M x / 2 - target x, from a first guess: accelerated
-    projected gradient (Nesterov), M (A, A) symmetric."""
+    """For each row the x in [0, upper] (T, A) that minimises x M x / 2 - target x; M (A, A) is symmetric. x: a first
+    guess. Accelerated projected gradient (Nesterov)."""
     least, most = np.linalg.eigvalsh(matrix)[[0, -1]]
     root = np.sqrt(max(least / most, 1e-8))
     momentum, ahead = (1 - root) / (1 + root), x
@@ -166,16 +166,16 @@ def bounded(matrix, target, upper, x) -> np.ndarray:
 # ---- files -------------------------------------------------------------------------------------------------------
 
 def read_npz(path: Path, *names) -> dict:
-    """Arrays of a npz file; all of them where none is named. Raises FileNotFoundError or ValueError."""
+    """Arrays of an npz file, all if none is named. Raises FileNotFoundError or ValueError."""
     try:
         with np.load(disk.regular(path, WHAT), allow_pickle=False) as file:
             return {name: file[name] for name in names or file.files}
     except FileNotFoundError:
         raise
-    except Exception as error:                              # a damaged zip ends in any of them
+    except Exception as error:                              # a damaged zip raises any kind
         raise ValueError(f"{path} cannot be read ({error}): expected {WHAT}, fetch it again") from None
 
 
 def texts(names) -> list:
-    """An array of bytes or texts as texts."""
+    """An array of bytes or texts -> list of str."""
     return [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names]
