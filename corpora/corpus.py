@@ -1,15 +1,15 @@
-"""From a public corpus to prepared data (data.py): what all readers share. `python prepare.py corpus NAME SOURCE`.
+"""A public corpus -> prepared data (data.py): what all readers share. `python prepare.py corpus NAME SOURCE`.
 
-A reader (asr.py, dialogues.py, faces.py, table.py; readers.py lists them) is a generator function of one layout. It
-yields rows, (where, make): where a row stands, for messages, and a function that gives its Clip (sound.py) or a list of
-the rows inside it, as the segments of a recording. It loads no sound. Here clips are decoded by worker processes,
-written in the reader's order, and counted where they are left out.
+A reader (asr.py, dialogues.py, faces.py, table.py; readers.py lists them) is a generator function for one layout. It
+yields rows (where, make): where the row is, for messages, and a function that returns its Clip (sound.py) or a list of
+rows, such as the segments of a recording. It loads no sound. Here worker processes decode the clips; they are written
+in the reader's order, and those left out are counted.
 
     OUT/train, OUT/val    prepared data
-    OUT/corpus.json       the command that made it: another one is refused
-    OUT/skipped.jsonl     the clips whose sound or face was of no use. Remove it, and the command tries them again
+    OUT/corpus.json       the command that made it; any other one is refused
+    OUT/skipped.jsonl     clips whose sound or face was unusable. Remove the file to try them again
 
-It may be killed at any time: the same command goes on after the last whole sample, and the files come out the same.
+It may be killed at any time: the same command resumes after the last complete sample and ends with the same files.
 """
 import json
 import os
@@ -33,46 +33,46 @@ from corpora.sound import Clip, Skip, Sound, decode
 from data import Writer
 from prepared import ENTRIES, ROW
 
-# What the user's turn says, next to the sound or before the text. Which one is chosen by the id of the sample.
+# What the user says beside the sound or before the text; `chosen` by the id of the sample.
 TRANSCRIBE = ("Write down what you hear.", "Transcribe the speech.", "What is being said?",
               "Convert the audio to text.", "Please turn this speech into text.",
               "Repeat in writing what the speaker says.")
 READ_ALOUD = ("Read aloud: ", "Read this text aloud: ", "Say the following: ", "Speak this sentence: ",
               "Please read out: ", "Turn this text into speech: ")
-# Task -> what of a clip its sample has.
+# Task -> arrays of the clip that its sample has.
 PARTS = {"asr": ("audio",), "tts": ("answer_audio", "units"), "face": ("answer_audio", "units", "face"),
          "qa": ("audio", "answer_audio", "units", "face"), "chat": ()}
-VAL = 0.01                  # share of val, where the corpus has none of its own
-AHEAD = 4                   # clips for each worker that are in memory at once
+VAL = 0.01                  # share of val if the corpus has none of its own
+AHEAD = 4                   # clips in memory per worker
 SPLITS = ("train", "val")
 
 
 # ---- samples ------------------------------------------------------------------------------------------------------
 
 def chosen(texts: tuple, name: str) -> str:
-    """One of the texts, always the same for a name."""
+    """One of the texts, always the same one for a name."""
     return texts[zlib.crc32(name.encode(errors="replace")) % len(texts)]
 
 
 def user(*parts) -> dict:
-    """A user's turn: a str is text, None is the speech."""
+    """A user's turn. parts: a str is text, None is the speech."""
     content = [{"type": "speech"} if part is None else {"type": "text", "text": part} for part in parts]
     return {"role": "user", "content": content if None in parts else "".join(parts)}
 
 
 def asr(name: str, text: str) -> dict:
-    """The sample of one who transcribes."""
+    """A sample that asks to transcribe the speech."""
     return {"task": "asr", "messages": [user(None, chosen(TRANSCRIBE, name))], "answer": text}
 
 
 def spoken(name: str, text: str, task="tts") -> dict:
-    """The sample of one who reads a text aloud; task: tts, or face where the face is seen."""
+    """A sample that asks to read a text aloud. task: tts, or face if it has a face track."""
     return {"task": task, "messages": [user(chosen(READ_ALOUD, name) + text)], "answer": text}
 
 
 def utterance(name: str, text: str, sound: Sound, tasks=("asr",), **options) -> Clip:
-    """The clip of an utterance of some speaker: of tasks, asr has its sound and its text; tts its text alone, to be
-    spoken by the voice of the answers."""
+    """The clip of an utterance of some speaker. Its asr sample has sound and text; its tts sample only the text, which
+    the model's own voice will speak."""
     make = {"asr": asr, "tts": spoken}
     return Clip(name, [make[task](name, text.strip()) for task in tasks], audio=sound if "asr" in tasks else None,
                 **options)
@@ -81,12 +81,12 @@ def utterance(name: str, text: str, sound: Sound, tasks=("asr",), **options) -> 
 # ---- what is left out ---------------------------------------------------------------------------------------------
 
 class Skipped:
-    """Counts what is left out by its reason, remembers the first of each, and keeps the clips that had to be decoded to
-    know it in a file, so that they are not decoded again."""
+    """Counts rows that are left out by reason, with the first of each. A file lists clips that were left out after
+    decoding, so that a resumed command does not decode them again."""
 
     def __init__(self, path: Path):
         self.path, self.counts, self.first, self.known = path, Counter(), {}, {}
-        with open(path, "a+b") as file:                     # without the line that an interrupt broke
+        with open(path, "a+b") as file:                     # drops a last line that an interrupt left incomplete
             file.seek(0)
             end = 0
             for line in file:
@@ -106,7 +106,7 @@ class Skipped:
         self.first.setdefault(skip.reason, f"{where}: {skip.detail}".removesuffix(": "))
 
     def keep(self, name: str, skip: Skip) -> None:
-        """Count a clip that was decoded in vain, and write it down."""
+        """Count a clip that was left out after decoding, and write it to the file."""
         self.count(name, skip)
         row = {"id": name, "reason": skip.reason, "detail": skip.detail}
         self.file.write(json.dumps(row, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
@@ -116,15 +116,15 @@ class Skipped:
         self.file.close()
 
 
-# ---- the work -----------------------------------------------------------------------------------------------------
+# ---- import -------------------------------------------------------------------------------------------------------
 
 def import_corpus(rows, out: Path, about: dict, longest: dict, share=None, workers=1, manifest=None) -> str:
-    """Write the rows of a reader to out/train and out/val, and say what was written and what was not.
+    """Write the rows of a reader to out/train and out/val. Returns a summary to print.
 
-    about: the command that makes it, for corpus.json. longest: seconds of audio and of answer_audio at most. share: of
-    val, by a hash of the group (VAL where the corpus has no split of its own). manifest: more for the manifests.
-    Raises ValueError where `out` is of another command, or where no row is of use: then nothing of it stays; OSError
-    where it cannot be written."""
+    about: the command, for corpus.json. longest: most seconds of audio and of answer_audio. share: of val, chosen by a
+    hash of the group; None: the corpus's own split, else VAL. manifest: more entries for the manifests. Raises
+    ValueError if `out` is of another command, or if no row is usable, which leaves no files; OSError if it cannot
+    write."""
     made = not out.exists()
     begin(out, about)
     with ExitStack() as stack:
@@ -155,8 +155,8 @@ def import_corpus(rows, out: Path, about: dict, longest: dict, share=None, worke
 
 @contextmanager
 def nothing_left(out: Path, outs: dict, made: bool):
-    """Where the command inside is refused before it wrote a sample, its files in `out` are removed, or `out` itself if
-    it was made for them: another command may take the place."""
+    """If a ValueError ends the command before it wrote a sample, removes its files from `out`, or `out` itself if the
+    command made it, so that another command can use the directory."""
     try:
         yield
     except ValueError:
@@ -167,8 +167,8 @@ def nothing_left(out: Path, outs: dict, made: bool):
 
 
 def begin(out: Path, about: dict) -> None:
-    """Write out/corpus.json, or compare the one that is there. Raises ValueError where it is of another command, or
-    where other data is there."""
+    """Write out/corpus.json, or check the existing one. Raises ValueError if `out` is of another command, or holds
+    other data."""
     path = out / "corpus.json"
     if path.exists():
         before = disk.read_json(path)
@@ -183,7 +183,7 @@ def begin(out: Path, about: dict) -> None:
 
 
 def new_clips(rows, outs: dict, skipped: Skipped, share, bar):
-    """Yield the clips that are neither written nor known to be of no use, with their split; count all others."""
+    """Yield the clips that are neither written nor known to be unusable, with their split; count all others."""
     seen = set()
     for where, made in flattened(rows):
         try:
@@ -207,7 +207,7 @@ def new_clips(rows, outs: dict, skipped: Skipped, share, bar):
 
 
 def flattened(rows):
-    """Yield (where, Clip or Skip) of rows and of the rows inside them."""
+    """Yield (where, Clip or Skip) for rows and the rows inside them."""
     for where, make in rows:
         try:
             made = make()
@@ -215,7 +215,7 @@ def flattened(rows):
             made = skip
         except MemoryError:
             raise
-        except Exception as error:          # whatever a row may hold: it is one of many
+        except Exception as error:          # one bad row must not end the import
             made = Skip("bad row", f"{type(error).__name__}: {error}")
         if isinstance(made, list):
             yield from flattened(made)
@@ -224,37 +224,37 @@ def flattened(rows):
 
 
 def checked(clip: Clip, share) -> Clip:
-    """The clip with its split, its samples with all that they keep. Raises Skip for what no sample can be."""
+    """The clip with its split and complete rows. Raises Skip for a clip that cannot become a sample."""
     if clip.split == "test":
         raise Skip("test split", clip.id)
     if share is not None or clip.split is None:
         part = zlib.crc32((clip.group or clip.id).encode(errors="replace")) / 2 ** 32
         clip.split = "val" if part < (VAL if share is None else share) else "train"
-    about = {key: value for key, value in clip.about.items() if key not in ROW}         # no name that means something
+    about = {key: value for key, value in clip.about.items() if key not in ROW}         # ROW: names of the format
     clip.rows = [{"id": f"{clip.id}-{row['task']}" if number else clip.id} | row | about
                  for number, row in enumerate(clip.rows)]
     for row in clip.rows:
         if not row["answer"].strip() and row["task"] != "face":
             raise Skip("empty text", clip.id)
         try:
-            json.dumps(row, allow_nan=False, ensure_ascii=False).encode()       # no half characters, no NaN
+            json.dumps(row, allow_nan=False, ensure_ascii=False).encode()       # refuses NaN and lone surrogates
         except (ValueError, TypeError) as error:
             raise Skip("bad row", f"{clip.id}: {error}") from None
     return clip
 
 
 def write(out: Writer, clip: Clip, arrays: dict) -> None:
-    """Write the samples of a clip that are missing; they share its arrays."""
-    lie = {}                                # array -> [start, length], once it is written
+    """Write the missing samples of a clip. They share its arrays."""
+    stored = {}                             # array -> [start, length], once it is written
     for row in clip.rows:
-        parts = {name: lie.get(name, arrays[name]) for name in PARTS[row["task"]] if name in arrays}
+        parts = {name: stored.get(name, arrays[name]) for name in PARTS[row["task"]] if name in arrays}
         written = out.rows[row["id"]] if row["id"] in out else out.add(row, **parts)
-        lie |= {name: written[name] for name in parts}
+        stored |= {name: written[name] for name in parts}
 
 
 def summary(split: str, rows) -> str:
     """A split in one line: samples by task, hours of sound."""
-    tasks, end = Counter(), 0               # end: of the last sound in the file that they share
+    tasks, end = Counter(), 0               # end: of the last sound in audio.i16
     for row in rows:
         tasks[row["task"]] += 1
         end = max([end, *(sum(row[name]) for name, array in ENTRIES.items() if array == "audio" and name in row)])
@@ -265,17 +265,17 @@ def summary(split: str, rows) -> str:
 # ---- workers ------------------------------------------------------------------------------------------------------
 
 def decoded(clips, longest: dict, workers: int):
-    """Yield (clip, its arrays or a Skip), in order, from worker processes. Raises OSError where one was ended."""
+    """Yield (clip, its arrays or a Skip), in order, from worker processes. Raises OSError if one was killed."""
     if workers == 1:
         yield from ((clip, decode(clip, longest)) for clip in clips)
         return
     kind = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
     context = get_context(kind)
     if kind == "forkserver":
-        context.set_forkserver_preload(["__main__", "corpora.sound"])               # imported once, not by each worker
+        context.set_forkserver_preload(["__main__", "corpora.sound"])               # imported once, not per worker
     pool, waiting = ProcessPoolExecutor(workers, context, follow_parent), deque()
     try:
-        for clip in chain(clips, [None] * workers * AHEAD):                         # at the end what still waits
+        for clip in chain(clips, [None] * workers * AHEAD):                         # None: empty the queue
             if clip is not None:
                 waiting.append((clip, pool.submit(decode, clip, longest)))
             if waiting and (clip is None or len(waiting) == workers * AHEAD):
@@ -289,6 +289,6 @@ def decoded(clips, longest: dict, workers: int):
 
 
 def follow_parent() -> None:
-    """In a worker: Ctrl-C is for the parent alone, and where that was killed, the worker ends too."""
+    """In a worker: leave Ctrl-C to the parent, and end when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()

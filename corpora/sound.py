@@ -1,7 +1,7 @@
-"""One clip of a corpus -> its arrays: the part that is slow, and that worker processes do (corpus.py).
+"""One clip of a corpus -> its arrays: the slow part, which the worker processes of corpus.py do.
 
-Each clip is read from a file that is opened anew, and only its own span of it. So its samples do not depend on what was
-read before, and a long recording is decoded once, however many clips are cut from it.
+Each clip opens its file anew and reads only its own span. So its samples do not depend on what was read before, and a
+long recording is decoded once, however many clips are cut from it.
 
 Shapes: U units, T face frames, K = 52 blendshapes.
 """
@@ -20,15 +20,15 @@ from face.captures import read_capture
 from face_decoder import FPS, UNIT_RATE, frames_for_units
 from prepared import encode_array
 
-UNIT_SAMPLES = round(SAMPLE_RATE / UNIT_RATE)       # 1280: the speech tokenizer makes a unit of each, begun or whole
-WARM = 0.5                  # seconds decoded before a span: after a jump Opus is itself again only after a while
+UNIT_SAMPLES = round(SAMPLE_RATE / UNIT_RATE)       # 1280 samples per unit; a last, shorter piece gets a unit too
+WARM = 0.5                  # seconds decoded before a span: after a seek, Opus needs a while to decode correctly
 APART = 1.0                 # seconds by which a face track may be longer or shorter than its sound
-KIND = 40                   # letters of a note on a face that tell its kind
-LACKING = 0.9               # a span of which the file holds less than this share is refused
+KIND = 40                   # notes on faces that begin with the same 40 characters are of one kind
+LACKING = 0.9               # a span is refused if the file holds less than this share of it
 
 
 class Skip(Exception):
-    """Why a row does not become a sample. reason: one of few, they are counted; detail: about this row."""
+    """Why a row does not become a sample. reason: one of a few, which are counted; detail: about this row."""
 
     def __init__(self, reason: str, detail=""):
         super().__init__(reason, detail)
@@ -36,33 +36,33 @@ class Skip(Exception):
 
 
 class Sound(NamedTuple):
-    """Where a sound lies; it is not loaded."""
-    path: Path | str                # the file, or the tar it lies in; in messages
-    begin: float = 0.0              # seconds of the file
+    """Where to find a sound; it is not loaded yet."""
+    path: Path | str                # the file, or the tar that it is in; also for messages
+    begin: float = 0.0              # seconds from the start of the file
     end: float | None = None        # None: to its end
     member: tuple | None = None     # (offset, bytes) of the file in an uncompressed tar
-    data: bytes | None = None       # the file itself, where it came out of a compressed one
+    data: bytes | None = None       # the content of the file, if it came from a compressed tar or a table
 
 
 @dataclass
 class Clip:
-    """What a corpus has of one utterance or turn: the samples it becomes, and where their sound and face lie."""
+    """An utterance or turn of a corpus: the samples that it becomes, and where to find their sound and face."""
     id: str
-    rows: list                              # a dict for each sample: task, messages, answer
+    rows: list                              # a dict per sample: task, messages, answer
     audio: Sound | None = None              # what the user says
     answer_audio: Sound | None = None       # the answer, spoken
     units: Path | None = None               # (U,) units of the answer, .npy
     face: Path | None = None                # the answer's face track, as face.captures.read_track reads it
-    face_form: dict = field(default_factory=dict)       # how it reads it: fps, order
-    group: str = ""                         # speaker or dialogue, which is wholly in train or in val; the id without it
-    split: str | None = None                # train, val or test, where the corpus says
+    face_form: dict = field(default_factory=dict)       # its arguments: fps, order
+    group: str = ""                         # speaker or dialogue; it goes to train or val as a whole. "": the id
+    split: str | None = None                # train, val or test, if the corpus says so
     about: dict = field(default_factory=dict)           # kept with each sample
 
 
 def decode(clip: Clip, longest: dict):
-    """The arrays of a clip as their files hold them: audio and answer_audio (samples,), units (U,), face (T, K), and
-    notes, kind -> what is to be said of its sounds and its face; or a Skip. longest: seconds of audio and of
-    answer_audio at most."""
+    """The arrays of a clip, as the files of prepared data hold them: audio and answer_audio (samples,), units (U,),
+    face (T, K), and notes {kind: note} on its sounds and its face; or a Skip. longest: most seconds of audio and of
+    answer_audio."""
     try:
         arrays = {"notes": {}}
         for name in ("audio", "answer_audio"):
@@ -77,16 +77,16 @@ def decode(clip: Clip, longest: dict):
         return skip
     except MemoryError:
         raise
-    except Exception as error:              # whatever a damaged file brings about: it is one clip of many
+    except Exception as error:              # one damaged file must not end the import
         return Skip("unreadable", f"{type(error).__name__}: {error}")
 
 
 # ---- sound --------------------------------------------------------------------------------------------------------
 
 def read_sound(sound: Sound, longest: float, notes: dict | None = None) -> np.ndarray:
-    """A sound as (samples,) float32 at 16 kHz, mono as `audio.Levels.mix` says; what was odd is added to `notes`.
-    Raises Skip where it is missing, unreadable, cut off, or not between MIN_SECONDS and `longest` seconds long; then no
-    more than that is read."""
+    """A sound as (samples,) float32 at 16 kHz, mixed to mono by `audio.Levels.mix`; adds to `notes` what is odd. Raises
+    Skip if it is missing, unreadable, cut off, or not MIN_SECONDS to `longest` seconds long. Never reads more than
+    that."""
     notes = {} if notes is None else notes
     with opened(sound) as raw:
         samples, rate = read_numpy(raw) if str(sound.path).endswith(".npy") else read_span(raw, sound, longest, notes)
@@ -102,14 +102,14 @@ def read_sound(sound: Sound, longest: float, notes: dict | None = None) -> np.nd
         raise Skip("unreadable sound", error) from None
     samples = mix(samples)
     notes.update(mix.notes)
-    import soxr                             # here, as soundfile below: prepare.py has commands that need no sound
+    import soxr                             # here, like soundfile below, as some commands of prepare.py need no sound
     samples = samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE)
     return samples[:round(longest * SAMPLE_RATE)]                   # resampling may round up
 
 
 @contextmanager
 def opened(sound: Sound):
-    """The bytes of a sound as an open file. Raises Skip where it is missing or cut off."""
+    """The file of a sound, opened. Raises Skip if it is missing or cut off."""
     try:
         raw = io.BytesIO(sound.data) if sound.data is not None else open(sound.path, "rb")
     except OSError as error:
@@ -129,8 +129,8 @@ def opened(sound: Sound):
 
 
 def read_span(raw, sound: Sound, longest: float, notes: dict) -> tuple:
-    """The span of an open sound file -> (samples, channels) float32, and its rate. What is odd about the file is added
-    to `notes`. Raises Skip, also where the span is not whole because the file is cut off."""
+    """The span of an open sound file -> (samples, channels) float32, and its rate. Adds to `notes` what is odd. Raises
+    Skip, also if the file is cut off within the span."""
     import soundfile
     bad = lambda why: Skip("unreadable sound", f"{sound.path} {why}")
     try:
@@ -148,7 +148,7 @@ def read_span(raw, sound: Sound, longest: float, notes: dict) -> tuple:
             if begin:
                 file.seek(begin - warm)
             samples = file.read(warm + (stated if known else int(longest * rate) + 1), "float32", always_2d=True)[warm:]
-            if sound.end is None or len(samples) < stated:          # what follows a span may lack
+            if sound.end is None or len(samples) < stated:          # a file cut off after the span is no problem
                 notes.update(notes_of(file, begin + len(samples)))
     except soundfile.LibsndfileError as error:
         raise bad(f"({error.error_string.rstrip('.')})") from None
@@ -179,9 +179,9 @@ def read_units(path: Path) -> np.ndarray:
 
 
 def read_face(clip: Clip, arrays: dict) -> np.ndarray:
-    """The face track of a clip, as long as the units of its sound are: (T, K); the last frame is held. What there is to
-    say of it is added to the notes, those that differ in numbers alone as one kind. Raises Skip where it cannot be
-    read, or is not of the length of the sound."""
+    """The face track (T, K) of a clip, cut to the frames of its units, or padded with its last frame. Adds its notes;
+    those that differ only in numbers are of one kind. Raises Skip if it is unreadable, or if its length and the sound's
+    differ by more than APART."""
     try:
         capture = read_capture(clip.face, **clip.face_form)
     except (OSError, ValueError) as error:
