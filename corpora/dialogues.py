@@ -11,7 +11,7 @@ from corpora.files import find, json_rows
 from corpora.sound import Clip, Skip, Sound
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-SPEECH = "<speech>"         # stands for the sound in the text of a turn
+SPEECH = "<speech>"         # marks the sound in the text of a turn
 
 
 def instructs2s(source: Path, args):
@@ -33,13 +33,13 @@ def instructs2s(source: Path, args):
 
 
 def dialogue(load, root: Path, with_units: bool) -> list:
-    """The rows of one dialogue: one for each answered turn."""
+    """The rows of a dialogue, one per answered turn."""
     row = load()
     name, turns = str(row["id"]), row["conversations"] if "conversations" in row else row["conversation"]
     turns = [dict(turn) | {"role": ROLES[turn["from"]], "said": (turn["value"] if "value" in turn else turn["text"])}
              for turn in turns]
     asked = [turn for turn in turns if turn["role"] == "user"]
-    if row.get("speech"):                                       # of the turn that says so, or else of the last
+    if row.get("speech"):                                       # the sound of the turn with <speech>, else of the last
         next((turn for turn in asked if SPEECH in turn["said"]), asked[-1])["speech"] = row["speech"]
     if row.get("units") and with_units:
         turns[-1]["units"] = row["units"]
@@ -52,7 +52,7 @@ def dialogue(load, root: Path, with_units: bool) -> list:
 
 
 def answered(name: str, group: str, turns: list, root: Path) -> Clip:
-    """The last of the turns, an answer, as a clip: spoken to where its question has a sound."""
+    """The clip of the last turn, which is an answer; its question is speech if it has a sound, else text."""
     *history, question, answer = turns
     messages = [{"role": turn["role"], "content": plain(turn)} for turn in history]
     if question.get("speech"):
@@ -69,7 +69,7 @@ def answered(name: str, group: str, turns: list, root: Path) -> Clip:
 
 
 def plain(turn: dict) -> str:
-    """What a turn says, as text. Raises Skip where only its sound is known."""
+    """The text of a turn. Raises Skip if only its sound is known."""
     if SPEECH in turn["said"]:
         raise Skip("earlier turn without text", "only one turn of a sample has sound, the others need their words")
     return turn["said"].strip()

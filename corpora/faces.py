@@ -1,7 +1,7 @@
-"""Readers of speech with face tracks: BEAT, UniTalker's A2F-Bench, folders of one's own. See corpus.py.
+"""Readers of speech with face tracks: BEAT, UniTalker's A2F-Bench, your own folders. See corpus.py.
 
-A clip becomes a tts and a face sample where its text is known, else a face sample with an empty answer. The sound is
-the answer's: `prepare.py units` makes units from it.
+A clip becomes a tts and a face sample if its text is known, else a face sample with an empty answer. Its sound is that
+of the answer; `prepare.py units` makes the units from it.
 """
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ TRACKS = [ending for ending in READERS if ending != ".txt"]     # a .txt next to
 
 
 def face_clip(name: str, text: str, sound: Sound, face: Path, **options) -> Clip:
-    """The clip of a sound with its face. Raises Skip where there is no such track."""
+    """The clip of a sound with its face track. Raises Skip if the track is missing."""
     if not face.is_file():
         raise Skip("missing face", face)
     tasks = ("tts", "face") if text.strip() else ("face",)
@@ -24,7 +24,7 @@ def face_clip(name: str, text: str, sound: Sound, face: Path, **options) -> Clip
 
 
 def words(path: Path) -> str:
-    """The text next to a sound, empty where there is none."""
+    """The text in the file beside a sound, "" if there is no such file."""
     if not path.is_file():
         return ""
     with disk.open_text(path) as file:

@@ -1,6 +1,6 @@
-"""The files that corpora come in, read a piece at a time: json of any size, lists of sound files, tars.
+"""Files of corpora, read piece by piece: json of any size, folders of sound files, tars.
 
-A row is (where, make): where it stands, for messages, and a function that gives it, which may fail.
+A row is (where, make): where it is, for messages, and a function that returns it or raises Skip.
 """
 import json
 import os
@@ -14,18 +14,18 @@ from urllib.parse import unquote
 from corpora.sound import Skip
 from disk import open_text
 
-BLOCK = 1 << 20             # letters that are read at once
-LONGEST = 1 << 26           # letters of a row at most: what is longer is damaged
-HEAD = 1000                 # letters that a key and its colon may be apart by
+BLOCK = 1 << 20             # characters that are read at once
+LONGEST = 1 << 26           # characters of a row at most; longer ones are taken as damaged
+HEAD = 1000                 # characters kept from block to block, so that a key and its list are found across two
 SOUNDS = (".wav", ".flac", ".mp3", ".ogg", ".opus")
-# Around a path nobody sees these, or does not mean them: spaces, quotes, Unicode's marks without width.
+# Characters around a path that are invisible or not meant: spaces, quotes, Unicode's marks without width.
 AROUND = "\"'`\u2018\u2019\u201c\u201d\xa0\u3000\u2060\ufeff" + "".join(
     map(chr, (*range(33), *range(0x200b, 0x2010), *range(0x202a, 0x202f))))
 
 
 def find(source: Path, *endings):
-    """Yield the files in or below a directory whose names end so, in small or large letters, or `source` itself, in an
-    order that does not change."""
+    """Yield, in a fixed order, the files in or below a directory with one of these endings, in upper or lower case; or
+    `source` itself if it is such a file."""
     fits = lambda name: name.lower().endswith(tuple(map(str.lower, endings)))
     if source.is_file() and fits(source.name):
         yield source
@@ -35,9 +35,10 @@ def find(source: Path, *endings):
 
 
 def located(cell: str, root: Path, column: str) -> Path:
-    """The file that a cell of a table names, from the directory `root`; also without what nobody sees around its path
-    (spaces, quotes, marks of direction and byte order), from file://, with the backslashes of Windows, or with accents
-    written in the other of Unicode's two ways. Raises Skip saying what was tried."""
+    """The file that a cell of a table names, relative to `root`.
+
+    Also tried: without invisible characters and quotes around the path, from a file:// address, with the backslashes of
+    Windows as slashes, and in Unicode's forms NFC and NFD. Raises Skip with the paths that were tried."""
     plain = cell.strip(AROUND)
     plain = unquote(plain.removeprefix("file://")) if plain.startswith("file://") else os.path.expanduser(plain)
     slashes = plain.replace("\\", "/")
@@ -51,13 +52,13 @@ def located(cell: str, root: Path, column: str) -> Path:
 
 
 def fail(reason: str, detail):
-    """A row that is none."""
+    """The `make` of a row that cannot be read."""
     raise Skip(reason, detail)
 
 
 def is_lines(file, name: str) -> bool:
-    """Whether an open json file holds a value on each line, whatever its name says: the first line is an object and
-    another line follows, or it is called .jsonl and its first line does not begin a list of several."""
+    """Whether an open json file has a value per line: its first line is an object and another line follows, or its name
+    ends in .jsonl and its first line does not begin a list of several lines."""
     lines = (line.strip() for line in iter(partial(file.readline, LONGEST), ""))
     first, more = (next(filter(None, lines), "") for _ in range(2))
     try:
@@ -70,7 +71,7 @@ def is_lines(file, name: str) -> bool:
 
 
 def json_row(line: str) -> dict:
-    """The object on a line. Raises Skip."""
+    """A line of json -> its object. Raises Skip."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -79,16 +80,15 @@ def json_row(line: str) -> dict:
 
 
 def checked_row(value) -> dict:
-    """A row of json, which is an object. Raises Skip."""
+    """The value, which must be an object. Raises Skip."""
     if not isinstance(value, dict):
         raise Skip("bad row", f"{json.dumps(value)[:60]}, expected an object")
     return value
 
 
 def json_rows(path: Path, key: str | None = None):
-    """Yield the rows of a jsonl file; or of the first list, or the list under `key`, in a json file of any size; what
-    it holds decides, not its name. A json file that is damaged ends with a row that fails: where the next one would
-    begin cannot be known."""
+    """Yield the rows of a jsonl file (see `is_lines`), or of a list in a json file of any size: the one under `key`, or
+    the first. Where a json file is damaged it ends with a failing row, as the start of the next one is unknown."""
     name, count = path.name, 0
     with open_text(path) as file:
         lines = key is None and is_lines(file, name)
@@ -111,7 +111,7 @@ def json_rows(path: Path, key: str | None = None):
             except (ValueError, RecursionError):
                 if found and text[at:at + 1] == "]":
                     return
-                block = file.read(max(BLOCK, len(text) - at))       # a row that is longer: twice as much each time
+                block = file.read(max(BLOCK, len(text) - at))       # for a long row, twice as much each time
                 text, at = text[at:] + block, 0
                 if not block or len(text) > LONGEST:
                     yield f"{name} after row {count}", partial(fail, "bad row", "no json from here on: is it cut off?")
@@ -122,13 +122,13 @@ def json_rows(path: Path, key: str | None = None):
 
 
 def tar_files(path: Path, mode="r:"):
-    """Yield (name, member, the open tar) of the files in a tar, in their order; a row that fails, as the member, where
-    it is damaged. mode: "r:" uncompressed, "r|*" compressed in any way, read once from start to end."""
+    """Yield (name, member, the open tar) of the files in a tar, in order. A damaged tar ends with (name, the `make` of
+    a failing row, None). mode: "r:" uncompressed, "r|*" a stream with any compression."""
     try:
         with tarfile.open(path, mode) as tar:
             for member in tar:
                 if member.isfile():
                     yield PurePosixPath(member.name), member, tar
-                tar.members = []                                    # tarfile keeps them all
+                tar.members = []                                    # else tarfile would keep them all in memory
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         yield PurePosixPath(path.name), partial(fail, "unreadable sound", f"{path}: {error}"), None

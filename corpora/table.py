@@ -1,4 +1,4 @@
-"""Readers of tables: csv, jsonl or parquet, with columns for sound and text. What no other reader knows fits them. See
+"""Readers of tables with columns for sound and text: csv, jsonl or parquet. Any corpus can be written as one. See
 corpus.py.
 """
 import csv
@@ -12,10 +12,10 @@ from corpora.sound import Clip, Skip, Sound
 from disk import first_duplicate, open_text
 
 COLUMNS = ("id", "audio", "text", "answer", "answer_audio", "face", "speaker", "split")
-# What a cell of a row of json or parquet may be.
+# Types of the cells in a row of json or parquet.
 KINDS = dict.fromkeys(("id", "text", "answer"), (str, int, float)) | {"face": (str,), "split": (str,)} | dict.fromkeys(
     ("audio", "answer_audio"), (str, bytes, dict))
-ROWS = 16                   # of a parquet file that are in memory at once: they hold the sound itself
+ROWS = 16                   # rows of a parquet file in memory at once; they may contain the sound
 
 
 def table(source: Path, args):
@@ -45,9 +45,9 @@ def table(source: Path, args):
 
 
 def csv_rows(path: Path):
-    """The rows of a table, as json_rows gives them. Raises ValueError where its header names none of COLUMNS, or one of
-    them twice."""
-    with warnings.catch_warnings(record=True) as warned:                # of what is refused, the refusal alone
+    """Yield the rows of a table, like files.json_rows. Raises ValueError if its header has no column for sound or text,
+    or one name twice."""
+    with warnings.catch_warnings(record=True) as warned:                # a refused file gives its error alone
         warnings.simplefilter("always")
         opened = open_text(path)
     with opened as file:
@@ -65,7 +65,7 @@ def csv_rows(path: Path):
             warnings.warn(each.message, stacklevel=2)
         rows = csv.reader(lines, delimiter=delimiter, strict=True)      # a quote that is never closed is an error
         while True:
-            begun = rows.line_num + 2                                   # after the header
+            begun = rows.line_num + 2                                   # line number in the file, header included
             try:
                 cells = next(rows)
             except StopIteration:
@@ -80,7 +80,7 @@ def csv_rows(path: Path):
 
 
 def columns(line: str, delimiter: str) -> list:
-    """The names in the first line of a table; those that we know in small letters. None where it is no such line."""
+    """The names in the first line of a table, known ones in lower case; [] if it is not csv."""
     try:
         names = [name.strip(AROUND) for name in next(csv.reader([line], delimiter=delimiter), [])]
     except csv.Error:
@@ -89,16 +89,16 @@ def columns(line: str, delimiter: str) -> list:
 
 
 def named(header: list, cells: list) -> dict:
-    """A row of a table by the names of its columns, without the empty ones. Raises Skip where it has more cells."""
+    """{column: cell} of a row, without empty cells. Raises Skip if it has more cells than the header."""
     if len(cells) > len(header):
         raise Skip("bad row", f"{len(cells)} cells, expected {len(header)}")
     return {name: cell for name, cell in zip(header, cells) if cell.strip()}
 
 
 def table_clip(load, name: str, root: Path, form: dict) -> Clip:
-    """The clip of a row, as `table` says. form: of its face, as read_track takes it."""
-    row = {key.lower() if key.lower() in COLUMNS else key: value for key, value in load().items() if value is not None and value != ""
-           and (value == value or key not in COLUMNS)}              # NaN, as pandas writes an empty cell
+    """The clip of a row, as described in `table`. form: arguments of read_track for its face."""
+    row = {key.lower() if key.lower() in COLUMNS else key: value for key, value in load().items()
+           if value is not None and value != "" and (value == value or key not in COLUMNS)}     # pandas writes NaN
     for key, kinds in KINDS.items():
         if key in row and (isinstance(row[key], bool) or not isinstance(row[key], kinds)):
             what = "sound" if bytes in kinds else "text"
@@ -129,7 +129,8 @@ def table_clip(load, name: str, root: Path, form: dict) -> Clip:
 
 
 def sound_of(cell, root: Path, name: str, column: str):
-    """A cell -> its Sound: a path, the bytes of a sound file, or {bytes, path} as `datasets` writes them; None."""
+    """A cell -> its Sound, or None if it is empty. It may be a path, the bytes of a sound file, or {bytes, path} as
+    `datasets` writes them. Raises Skip."""
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if not isinstance(cell, (str, bytes, bytearray, type(None))):
@@ -160,7 +161,7 @@ def parquet(source: Path, args):
         where = path.relative_to(source).as_posix() if source.is_dir() else path.name
         try:
             file = ParquetFile(path)
-        except (OSError, ValueError) as error:              # pyarrow's own are such
+        except (OSError, ValueError) as error:              # the base classes of pyarrow's own
             yield where, partial(fail, "bad row", f"{path}: {error}")
             continue
         lacking = set(names.values()) - set(file.schema_arrow.names)
@@ -171,7 +172,7 @@ def parquet(source: Path, args):
 
 
 def parquet_rows(file, where: str, names: dict, root: Path):
-    """The rows of an open parquet file. names: ours -> the column's."""
+    """Yield the rows of an open parquet file. names: {our name: the column's}."""
     number = 0
     try:
         for batch in file.iter_batches(ROWS, columns=[*dict.fromkeys(names.values())]):
