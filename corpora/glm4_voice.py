@@ -1,7 +1,7 @@
-"""GLM-4-Voice's tokenizer and decoder, as published -> a checkpoint's speech_tokenizer/ and speech_decoder/.
+"""GLM-4-Voice's published tokenizer and decoder -> a checkpoint's speech_tokenizer/ and speech_decoder/.
 
-The tokenizer is a safetensors file whose names speech_tokenizer.py knows. The decoder is config.yaml (hyperpyyaml) with
-flow.pt and hift.pt; they are read without importing or running anything that they name. Names of tensors:
+The tokenizer is a safetensors file; speech_tokenizer.py maps its names. The decoder is config.yaml (hyperpyyaml) with
+flow.pt and hift.pt, which are read without importing or running the code that they name. Names of tensors:
 docs/spec/glm4_voice.md 1.4, 2.7 and 3.3.
 """
 import itertools
@@ -19,16 +19,16 @@ from corpora.tally import Tally
 from speech_decoder import SpeechDecoder
 from speech_tokenizer import SpeechTokenizer
 
-# Of config.yaml at most: the published one is a few pages.
+# Limits for config.yaml; the published one is a few pages.
 YAML_BYTES, YAML_VALUES, YAML_DEPTH = 100_000, 10_000, 50
-SHARED = 4                      # names that a tensor of a .pt file may have, each of which takes its memory
+SHARED = 4                      # names that may share one tensor of a .pt file; each becomes a copy in memory
 
 
 def convert_tokenizer(source: Path, out: Path, tally: Tally) -> int:
-    """Write GLM-4-Voice's tokenizer to `out`, without what only its training needed. Returns the number of its units.
+    """Write GLM-4-Voice's tokenizer to `out`, without tensors of its training. Returns the number of its units.
 
-    One that we wrote is copied byte for byte, because prepared data knows its tokenizer by the file's checksum. Raises
-    OSError or ValueError."""
+    One that we wrote is copied byte for byte, as prepared data records the file's checksum. Raises OSError or
+    ValueError."""
     tokenizer = SpeechTokenizer.from_pretrained(source)
     stored = weights.shapes(source / "model.safetensors")
     tally.loaded += len(tokenizer.state_dict())
@@ -41,8 +41,8 @@ def convert_tokenizer(source: Path, out: Path, tally: Tally) -> int:
 
 
 def convert_decoder(source: Path, out: Path, tally: Tally) -> int:
-    """Write GLM-4-Voice's decoder to `out`, its weight norm folded (docs/spec/glm4_voice.md 3.2). Returns the number of
-    units it knows.
+    """Write GLM-4-Voice's decoder to `out`, its weight norm folded (docs/spec/glm4_voice.md 3.2). Returns the size of
+    its unit table.
 
     source: config.yaml, flow.pt and hift.pt, or a speech_decoder directory of ours. Raises OSError or ValueError."""
     ours = (source / "flow.safetensors").is_file()
@@ -57,7 +57,7 @@ def convert_decoder(source: Path, out: Path, tally: Tally) -> int:
         disk.write_json(out / "config.json", {part: values[part] for part in ("flow", "hift")})
     try:
         decoder = SpeechDecoder.from_pretrained(source if ours else out)
-    except ValueError as error:                             # it may name a file in `out`, which is about to vanish
+    except ValueError as error:                             # it may name a file in `out`, which will be removed
         raise ValueError(f"the speech decoder {source} cannot be converted: {error}") from None
     tally.loaded += len(decoder.state_dict())
     if ours:
@@ -68,7 +68,7 @@ def convert_decoder(source: Path, out: Path, tally: Tally) -> int:
 
 
 def copy(source: Path, out: Path, *names) -> None:
-    """Copy files of one directory into another, which is made where it does not exist."""
+    """Copy files of one directory into another, which is made if it does not exist."""
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         shutil.copy(source / name, out)
@@ -77,20 +77,20 @@ def copy(source: Path, out: Path, *names) -> None:
 # ---- .pt files ----------------------------------------------------------------------------------------------------
 
 def read_pt(path: Path) -> tuple:
-    """A torch file of tensors, bare or under "state_dict" or "model" -> ({name: tensor}, names of other entries, such
-    as the epoch). Nothing but tensors is unpickled, and no more memory taken than the file is large. Raises
-    FileNotFoundError or ValueError."""
+    """A torch file of tensors, maybe under "state_dict" or "model" -> ({name: tensor}, names of other entries, such as
+    the epoch). Only tensors are unpickled, and memory is limited by the size of the file. Raises FileNotFoundError or
+    ValueError."""
     size = disk.regular(path, "config.yaml, flow.pt and hift.pt").stat().st_size
     try:
-        mapped = zipfile.is_zipfile(path)                   # the older of torch's two formats cannot be mapped
+        mapped = zipfile.is_zipfile(path)                   # torch's older format cannot be memory-mapped
         if mapped:
-            with zipfile.ZipFile(path) as archive:          # torch compresses nothing, and checks no checksum
+            with zipfile.ZipFile(path) as archive:          # torch never compresses, and does not verify checksums
                 members = archive.infolist()
                 large = sum(member.file_size for member in members) > size
                 if large or any(member.compress_type for member in members) or archive.testzip():
                     raise ValueError("a compressed or damaged member")
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:                              # a damaged pickle ends in any of them
+    except Exception as error:                              # a damaged pickle raises any kind
         code = re.search(r"GLOBAL (\S+)", str(error))
         problem = f"holds code ({code[1]}), not only tensors: it was not run, use another file" if code else \
             "is not a complete torch file: fetch it again"
@@ -113,12 +113,12 @@ def read_pt(path: Path) -> tuple:
 # ---- hyperpyyaml --------------------------------------------------------------------------------------------------
 
 class Reference(str):
-    """`<key>` or `<key[inner]>`: stands for another value of the same file."""
+    """`<key>` or `<key[inner]>`: a reference to another value of the same file."""
 
 
 def read_hyperpyyaml(path: Path) -> dict:
-    """A hyperpyyaml file as plain values: of `!new:class`, `!name:function` and `!apply:function` only the arguments
-    remain, nothing is imported or called. Raises OSError or ValueError."""
+    """A hyperpyyaml file as plain values. `!new:class`, `!name:function` and `!apply:function` become their arguments;
+    nothing is imported or called. Raises OSError or ValueError."""
     try:
         import yaml
     except ImportError:
@@ -128,7 +128,7 @@ def read_hyperpyyaml(path: Path) -> dict:
         raise ValueError(f"{path} has {size} bytes, expected at most {YAML_BYTES}: is it the decoder's config.yaml?")
     try:
         root = yaml.load(path.read_text(encoding="utf-8-sig"), hyperpyyaml_loader(yaml))
-    except Exception as error:                            # PyYAML's own, and any other for an odd scalar
+    except Exception as error:                            # PyYAML's own classes, and others for odd scalars
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ValueError(f"{path} is not valid yaml ({reason}): fetch it again") from None
     if not isinstance(root, dict):
@@ -137,7 +137,7 @@ def read_hyperpyyaml(path: Path) -> dict:
 
 
 def hyperpyyaml_loader(yaml):
-    """PyYAML's safe loader with hyperpyyaml's tags, each read as a `Reference` or as its arguments alone."""
+    """PyYAML's safe loader with hyperpyyaml's tags, which become a `Reference` or their arguments."""
 
     def tagged(loader, tag, node):
         if tag == "ref":
@@ -149,7 +149,7 @@ def hyperpyyaml_loader(yaml):
 
     class Loader(yaml.SafeLoader):
         def compose_node(self, parent, index):
-            """No aliases (`*name`): ten lines of them can stand for more values than memory holds."""
+            """Refuses aliases (`*name`): ten lines of them can expand to more values than memory holds."""
             if self.check_event(yaml.AliasEvent):
                 alias = self.peek_event()
                 raise yaml.YAMLError(f"alias *{alias.anchor} in line {alias.start_mark.line + 1}, expected the values "
@@ -157,14 +157,14 @@ def hyperpyyaml_loader(yaml):
             return super().compose_node(parent, index)
 
     Loader.add_multi_constructor("!", tagged)
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float",         # YAML 1.1 reads 1e-06, without a point, as a word
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float",         # YAML 1.1 reads 1e-06, without a point, as text
                                  re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
     return Loader
 
 
 def resolve(root: dict, path: Path) -> dict:
-    """The file at `path` with each `Reference` in it replaced by what it stands for. Raises ValueError for one that
-    stands for nothing, for itself, or for more than a configuration has."""
+    """The values with each `Reference` replaced by its target. Raises ValueError for one without a target, one that
+    refers to itself, or too many values. path: for messages."""
     values = itertools.count()
 
     def walk(value, depth=0):

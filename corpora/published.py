@@ -1,8 +1,8 @@
-"""Published weights to one checkpoint directory: Qwen3, Whisper and GLM-4-Voice, or the official Ex-Omni release.
+"""Published weights -> one checkpoint directory: Qwen3, Whisper and GLM-4-Voice, or the official Ex-Omni release.
 
-The layout is the release's (docs/spec/ex_omni.md 7), with speech_tokenizer/ and speech_decoder/ in it;
-`ExOmni.from_pretrained` opens it. Every tensor is accounted for. What no published model holds (projector, generator
-parts, face decoder) starts from random weights: `train.py` is for that.
+The layout is the release's (docs/spec/ex_omni.md 7) plus speech_tokenizer/ and speech_decoder/;
+`ExOmni.from_pretrained` opens it. Every tensor is accounted for. Parts that no published model has (projector, parts of
+the generator, face decoder) get random weights, for `train.py` to train.
 """
 import shutil
 from dataclasses import replace
@@ -23,7 +23,7 @@ from model import ExOmni
 from qwen3 import Qwen3Config
 from whisper import WhisperConfig
 
-# Where the parts come from unless the command line says otherwise: Hugging Face repositories.
+# Default sources of the parts: Hugging Face repositories.
 LLMS = {"qwen3-0.6b": "Qwen/Qwen3-0.6B", "qwen3-1.7b": "Qwen/Qwen3-1.7B", "qwen3-4b": "Qwen/Qwen3-4B",
         "qwen3-8b": "Qwen/Qwen3-8B"}
 SOURCES = {"speech_encoder": "openai/whisper-large-v3", "speech_generator": "Qwen/Qwen3-0.6B",
@@ -72,11 +72,11 @@ def convert_published(out: Path, args, tally: Tally, before: dict) -> None:
         disk.write_json(out / hub.RECORD, record)
 
 
-# ---- name maps: a file's tensor name -> our parameter name, None for what is dropped on purpose. A name that no
-# ---- parameter has is reported as left over. The official release's is checkpoint.our_name.
+# ---- name maps: a file's tensor name -> our parameter name, or None to drop it on purpose. A result that is no
+# ---- parameter is reported as left over. The official release's map is checkpoint.our_name.
 
 def llm_name(name: str, tied: bool) -> str | None:
-    """Hugging Face's Qwen3. Files of a tied model may hold the output matrix a second time."""
+    """Hugging Face's Qwen3. Files of a model with tied embeddings may hold the output matrix a second time."""
     if name == "lm_head.weight":
         return None if tied else name
     return "llm." + name.removeprefix("model.")
@@ -96,7 +96,7 @@ def backbone_name(name: str) -> str | None:
 # ---- configurations -----------------------------------------------------------------------------------------------
 
 def published_config(base: ExOmniConfig, llm: Path, encoder: Path, generator: Path, units: int) -> ExOmniConfig:
-    """The preset's own parts around the geometry of the published ones. Raises ValueError where they do not fit."""
+    """The preset with the sizes of the published parts. Raises ValueError if they do not fit together."""
     values = read_config(llm)
     text = Qwen3Config.from_dict(values, llm / "config.json")
     backbone = Qwen3Config.from_dict(read_config(generator), generator / "config.json")
@@ -112,8 +112,8 @@ def published_config(base: ExOmniConfig, llm: Path, encoder: Path, generator: Pa
 
 
 def release_config(release: Path, fetch) -> ExOmniConfig:
-    """The official config.json. It names directories for the geometry of Whisper and of the generator's backbone; where
-    they did not come along, fetch(part) gives one that has it."""
+    """The official config.json. It names directories with the sizes of Whisper and of the generator's backbone; if they
+    are missing, fetch(part) returns a directory with a config.json."""
     values, given = read_config(release), {}
     for ours, named, part in (("speech_encoder_config", "pretrain_speech_encoder_weights", "speech_encoder"),
                               ("speech_generator_config", "pretrain_speech_generator_weights", "speech_generator")):
@@ -123,8 +123,8 @@ def release_config(release: Path, fetch) -> ExOmniConfig:
 
 
 def copy_tokenizer(source: Path, out: Path, config: ExOmniConfig) -> None:
-    """Copy the text tokenizer's files; print a note where there are none. Raises ValueError where the tokenizer is not
-    the language model's."""
+    """Copy the text tokenizer's files, or print a note if there are none. Raises ValueError if the tokenizer does not
+    fit the language model."""
     files = [path for name in (*TOKENIZER_FILES, "*.tiktoken") for path in source.glob(name)]
     if not files:
         print(f"note: {source} has no tokenizer files, the checkpoint will take token ids only")
@@ -137,9 +137,9 @@ def copy_tokenizer(source: Path, out: Path, config: ExOmniConfig) -> None:
 # ---- the model ----------------------------------------------------------------------------------------------------
 
 def convert(out: Path, config: ExOmniConfig, sources: list, seed: int, tally: Tally) -> None:
-    """Write config.json and the model's tensors, shard by shard: one shard is all that memory holds of them.
+    """Write config.json and the model's tensors, with one shard in memory at a time.
 
-    sources: (directory, prefixes of the parameters it gives, name map). Parameters of no source are initialised.
+    sources: (directory, prefixes of the parameters in it, name map). Parameters without a source are initialised.
     Raises ValueError, before anything is written, for tensors that are missing, left over or of another shape.
     """
     dtype = getattr(torch, config.dtype)
@@ -159,10 +159,10 @@ def convert(out: Path, config: ExOmniConfig, sources: list, seed: int, tally: Ta
     tally.new |= {name: target[name].numel() for name in missing}
 
     bar = tqdm(total=sum(target[name].nbytes for name in origin), unit="B", unit_scale=True, desc="converting",
-               disable=None)                                # no bar in a log file
+               disable=None)                                # None: no bar in a log file
 
     def read(shard) -> dict:
-        """The tensors of one shard, by their official names."""
+        """The tensors of a shard, by their official names."""
         tensors = {official_name(name): new[name].to(dtype) for name in missing if official_name(name) in shard}
         files = {}
         for name, (path, stored) in origin.items():
@@ -179,7 +179,7 @@ def convert(out: Path, config: ExOmniConfig, sources: list, seed: int, tally: Ta
 
 
 def random_tensors(config: ExOmniConfig, seed: int) -> dict:
-    """{our name: random tensor} of what no published model holds, from a model whose backbones have no layers."""
+    """{our name: random tensor} of the unpublished parts, from a model whose backbones have no layers."""
     def without_layers(llm):
         return replace(llm, num_hidden_layers=0, vocab_size=1)
 

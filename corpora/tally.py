@@ -1,4 +1,4 @@
-"""What became of every tensor of a conversion: loaded, ignored, or newly initialised."""
+"""Counts of the tensors in a conversion: loaded, ignored, or newly initialised."""
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -7,7 +7,7 @@ import weights
 
 @dataclass
 class Tally:
-    """Filled in by the functions that convert; `str` of it is the summary line."""
+    """The functions that convert fill it in; `str` gives the summary line."""
     loaded: int = 0
     ignored: list = field(default_factory=list)     # names in the files, dropped on purpose
     new: dict = field(default_factory=dict)         # our name -> number of parameters, newly initialised
