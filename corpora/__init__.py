@@ -1,12 +1,17 @@
-"""What others have published, and how it becomes ours; `prepare.py` is the front door.
+"""Published weights -> a checkpoint, public corpora -> prepared data. The command is `prepare.py`.
 
+`prepare.py weights`
+    published.py    Qwen3, Whisper and GLM-4-Voice, or the official Ex-Omni release -> one checkpoint directory
     glm4_voice.py   GLM-4-Voice's speech tokenizer and speech decoder -> speech_tokenizer/, speech_decoder/
-    published.py    Qwen3, Whisper and the two above, or the official Ex-Omni release -> one checkpoint directory
-    hub.py          Hugging Face repositories: fetched at one commit, which the checkpoint remembers
-    tally.py        what became of every tensor
+    hub.py          downloads Hugging Face repositories at one commit, which the checkpoint records
+    tally.py        counts of the tensors that were loaded, ignored or initialised
 
-    adding.py       arrays put into finished prepared data: units.py, label.py, speak.py are `prepare.py units` ...
-    audio2face.py   NVIDIA's Audio2Face-3D as teacher; blendshapes.py: its skin -> 52 weights
-    readers.py      `prepare.py corpus NAME`: asr.py, dialogues.py, faces.py and table.py read the layouts, corpus.py
-                    does the rest with sound.py and files.py
+`prepare.py corpus NAME`
+    readers.py      the list of readers; asr.py, dialogues.py, faces.py and table.py hold them, one per layout
+    corpus.py       what all readers share; sound.py decodes a clip, files.py reads json, tars and folders
+
+`prepare.py units`, `label` and `speak`
+    units.py, label.py, speak.py    add speech units, face tracks or speech to prepared data
+    adding.py       what these three share
+    audio2face.py   the teacher of `label`, NVIDIA's Audio2Face-3D; blendshapes.py: its skin -> 52 weights
 """

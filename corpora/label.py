@@ -1,10 +1,10 @@
-"""`prepare.py label`: face tracks from the sound of answers by a teacher; the paper's is Audio2Face-3D (audio2face.py).
+"""`prepare.py label`: a teacher makes face tracks from the sound of answers; the paper's is Audio2Face-3D.
 
     python prepare.py label data/mine --teacher audio2face3d models/Audio2Face-3D-v2.3-Mark
     python prepare.py label data/mine --teacher audio2face3d models/Audio2Face-3D-v2.3-Mark --emotion joy=.5
 
-A track has exactly the frames of the answer's units. A `tts` row keeps its task, and a `face` row with its units and
-face follows it: v1 learns to speak from the one (stage II) and to move a face from the other (stage III).
+A track has exactly the frames of the answer's units. A `tts` row stays, and a `face` row with its units and its face is
+added after it: v1 learns speech from the first (stage II) and the face from the second (stage III).
 """
 from argparse import ArgumentTypeError
 
@@ -24,7 +24,7 @@ TEACHERS = {"audio2face3d": Audio2Face}
 
 
 def emotion(text: str) -> tuple:
-    """For argparse: joy=.5 -> ("joy", 0.5)."""
+    """An argparse type: joy=.5 -> ("joy", 0.5)."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise ArgumentTypeError(f"{text[:40]!r}: expected NAME=STRENGTH, such as joy=.5")
@@ -63,7 +63,7 @@ def make_labels(args) -> None:
 
 
 def label(split: Split, teacher, made_by: dict) -> None:
-    """Add the faces to a split and print what was done. teacher.track(sound, frames) -> (frames, 52)."""
+    """Add the faces to a split and print a summary. teacher.track(sound, frames) -> (frames, 52)."""
     ids = {row["id"] for row in split.rows}
     sounds = {n: tuple(sound) for n, row in enumerate(split.rows)
               if (sound := adding.sound_of(row)) and "units" in row and "face" not in row
@@ -81,7 +81,7 @@ def label(split: Split, teacher, made_by: dict) -> None:
 
 
 def make(split: Split, teacher, sounds: dict, keys: dict, frames, made_by: dict) -> int:
-    """Make the tracks, by all processes, and put them in. Returns how many an earlier command had made."""
+    """Make the tracks with all processes and put them in. Returns how many an earlier command had made."""
     with adding.Adding(split, "face", keys, made_by, adding.one_by_one(frames)) as work:
         with adding.together():
             for number, in tqdm(work.jobs, desc=f"faces of {split.directory}", unit="clip", disable=None):
@@ -101,7 +101,7 @@ def face_id(row: dict) -> str:
 
 
 def with_face(row: dict, where: list) -> list:
-    """A row -> it with its face; a `tts` row -> it and the `face` row."""
+    """The rows that replace a row: the same with its face; for a `tts` row itself and the `face` row."""
     if row["task"] == "tts":
         return [row, row | {"id": face_id(row), "task": "face", "face": where}]
     return [row | {"face": where}]

@@ -15,7 +15,7 @@ share = cli.number(0, 1)
 
 
 def some_of(*kinds):
-    """For argparse: text such as asr,tts -> a list of some of `kinds`."""
+    """An argparse type: asr,tts -> a list of some of `kinds`."""
     def read(text: str) -> list:
         found = text.split(",")
         if set(found) - set(kinds) or len(set(found)) < len(found):
@@ -24,7 +24,7 @@ def some_of(*kinds):
     return read
 
 
-# Option -> what argparse needs to know.
+# Option -> its arguments for argparse.
 OPTIONS = {
     "--tasks": {"type": some_of("asr", "tts"), "default": ["asr"], "metavar": "asr,tts",
                 "help": "samples of each clip; tts: its text alone, to be spoken by another voice (default: asr)"},
@@ -42,7 +42,7 @@ OPTIONS = {
     "--order": {"choices": sorted(ORDERS), "help": "of the columns of face tracks without names"},
 }
 PATHS, COLUMNS = ("--root",), ("--question-audio", "--question", "--answer", "--answer-audio", "--id")
-# Name -> its reader, its options, what its source looks like.
+# Name -> its reader, its options, the layout of its source.
 READERS = {
     "librispeech": (asr.librispeech, ("--tasks",), "SPEAKER/CHAPTER/*.trans.txt in it"),
     "aishell": (asr.aishell, ("--tasks",), "transcript/*.txt and wav/ in it"),
@@ -60,7 +60,7 @@ ALIASES = {"unitalker": ["a2f-bench"]}
 
 
 def add_arguments(command) -> None:
-    """The corpora as subcommands, each with its own options."""
+    """Add the corpora as subcommands, each with its own options."""
     corpora = command.add_subparsers(required=True, metavar="NAME", dest="corpus")
     for name, (reader, options, _) in READERS.items():
         about = inspect.getdoc(reader)
@@ -101,8 +101,8 @@ def command(args) -> None:
 
 
 def units_made_by(checkpoint) -> dict:
-    """What the manifest says of units that this checkpoint's speech tokenizer has made; nothing where there are none.
-    Raises FileNotFoundError or ValueError where it has no speech tokenizer."""
+    """The manifest's entries for units made by this checkpoint's speech tokenizer; {} without a checkpoint. Raises
+    FileNotFoundError or ValueError if it has no speech tokenizer."""
     if checkpoint is None:
         return {}
     path = Path(checkpoint) / "speech_tokenizer" / "config.json"

@@ -1,10 +1,10 @@
-"""`prepare.py speak`: answers spoken by any text-to-speech program that has a command line, as v2 did with one voice.
+"""`prepare.py speak`: any text-to-speech program with a command line speaks the answers, as in v2 with one voice.
 
     python prepare.py speak data/mine --tts "espeak-ng -v en-us -w {out} {text}"
     python prepare.py speak data/mine --tts "piper --model en_US-lessac-medium.onnx --output_file {out}"
 
-{out} is the sound file that it is to write, {text} the answer; without {text} the program reads it from its standard
-input. No shell is involved. Every text is spoken once, however many rows have it as their answer.
+{out} is the sound file to write, {text} the answer; without {text} the program gets it on standard input. No shell is
+involved. A text is spoken once, however many rows have it as their answer.
 """
 import re
 import shlex
@@ -26,12 +26,12 @@ from corpora import adding
 from data import Split
 
 QUIET = 10 ** (-50 / 20)        # a peak below -50 dB is silence
-TRIED = 8                       # texts that fail one after the other at the start: then the command is wrong
-AHEAD = 2                       # answers for each worker that wait to be written
+TRIED = 8                       # if the first 8 texts all fail, the command is wrong
+AHEAD = 2                       # answers in memory per worker
 
 
 class Failure(Exception):
-    """Why a text has no sound. reason: one of few, they are counted; detail: about this one."""
+    """Why a text has no sound. reason: one of a few, which are counted; detail: about this text."""
 
     def __init__(self, reason: str, detail=""):
         super().__init__(reason, detail)
@@ -69,7 +69,7 @@ def make_speech(args) -> None:
 
 
 def speak(split: Split, command: list, workers: int, timeout: float, longest: float) -> None:
-    """Add the sounds to a split and print what was done. Raises ValueError where the command speaks nothing."""
+    """Add the sounds to a split and print a summary. Raises ValueError if the command speaks nothing."""
     texts = {n: text for n, row in enumerate(split.rows) if row["task"] in ("tts", "face", "qa")
              and (text := row.get("answer", "").strip()) and "units" not in row and adding.sound_of(row) is None}
     if not texts:
@@ -99,7 +99,7 @@ def speak(split: Split, command: list, workers: int, timeout: float, longest: fl
 
 
 def in_order(numbers: list, function, pool, workers: int):
-    """Yield (number, function(number)) in order; a few are computed ahead."""
+    """Yield (number, function(number)) in order, computed by the pool a few ahead."""
     waiting = deque()
     try:
         for number in chain(numbers, [None] * len(numbers)):
@@ -109,12 +109,12 @@ def in_order(numbers: list, function, pool, workers: int):
                 done, future = waiting.popleft()
                 yield done, future.result()
     finally:
-        for _, future in waiting:                           # an interrupt, or an error: nothing new is begun
+        for _, future in waiting:                           # after an interrupt or an error: start nothing new
             future.cancel()
 
 
 def spoken(text: str, command: list, timeout: float, longest: float):
-    """A text -> (samples,) float32 at 16 kHz, or the Failure that it ended in."""
+    """A text -> its sound (samples,) float32 at 16 kHz, or a Failure."""
     try:
         with tempfile.TemporaryDirectory(prefix="speak.") as folder:
             out = Path(folder) / "answer.wav"
@@ -125,8 +125,8 @@ def spoken(text: str, command: list, timeout: float, longest: float):
 
 
 def run(text: str, command: list, out: Path, timeout: float) -> None:
-    """Have the text spoken to the file `out`. Raises Failure."""
-    argument = f" {text}" if text.startswith("-") else text             # an option it must never be
+    """Run the program: it speaks the text into the file `out`. Raises Failure."""
+    argument = f" {text}" if text.startswith("-") else text             # it must not be taken for an option
     fill = {"{text}": argument, "{out}": str(out)}
     words = [re.sub(r"\{text\}|\{out\}", lambda found: fill[found[0]], word) for word in command]
     with tempfile.TemporaryFile() as errors:
@@ -135,7 +135,7 @@ def run(text: str, command: list, out: Path, timeout: float) -> None:
                                   stdout=subprocess.DEVNULL, stderr=errors, timeout=timeout)
         except subprocess.TimeoutExpired:
             raise Failure(f"not done in {timeout:g} s") from None
-        except (OSError, ValueError) as error:                          # too long an argument, a zero byte in it
+        except (OSError, ValueError) as error:                          # the argument is too long, or has a zero byte
             raise Failure("not a text for a command line", error) from None
         if done.returncode:
             errors.seek(max(0, errors.seek(0, 2) - 300))
@@ -143,7 +143,7 @@ def run(text: str, command: list, out: Path, timeout: float) -> None:
 
 
 def checked(out: Path, longest: float) -> np.ndarray:
-    """The sound in a file that was written. Raises Failure."""
+    """The sound that the program wrote. Raises Failure."""
     if not out.exists() or not out.stat().st_size:
         raise Failure("wrote no sound")
     try:

@@ -1,10 +1,10 @@
-"""`prepare.py units`: the speech units of every answer that has sound, by the speech tokenizer of a checkpoint.
+"""`prepare.py units`: the speech tokenizer of a checkpoint makes speech units of every answer that has sound.
 
     python prepare.py units data/mine --checkpoint mini
     torchrun --nproc_per_node=8 prepare.py units data/mine --checkpoint checkpoints/qwen3-8b
 
-Clips of the same number of units are batched: padding would change the last unit of the shorter ones (docs/spec/
-glm4_voice.md 1.1), so the units are those that `SpeechTokenizer.encode` gives for each clip alone.
+Only clips with the same number of units are batched, as padding would change the last unit of shorter ones (docs/spec/
+glm4_voice.md 1.1). So the units are those that `SpeechTokenizer.encode` gives for each clip alone.
 """
 from itertools import groupby
 from pathlib import Path
@@ -49,7 +49,7 @@ def make_units(args) -> None:
 
 
 def unitise(split: Split, tokenizer, made_by: str, from_asr=False, overwrite=False) -> None:
-    """Add the units to a split and print what was done. made_by: the tokenizer's fingerprint."""
+    """Add the units to a split and print a summary. made_by: the tokenizer's fingerprint."""
     with adding.together():
         sounds, anew = clips(split, tokenizer, made_by, from_asr, overwrite)
     before = make(split, tokenizer, sounds, made_by, anew) if sounds else 0
@@ -63,7 +63,7 @@ def unitise(split: Split, tokenizer, made_by: str, from_asr=False, overwrite=Fal
 
 
 def make(split: Split, tokenizer, sounds: dict, made_by: str, anew: bool) -> int:
-    """Make the units of the sounds, by all processes, and put them in. Returns how many an earlier command had made."""
+    """Make the units of the sounds with all processes and put them in. Returns how many an earlier command had made."""
     with adding.Adding(split, "units", sounds, [made_by, anew], of_one_length(sounds, tokenizer)) as work:
         with adding.together(), tqdm(total=work.left, desc=f"units of {split.directory}", unit="clip",
                                      disable=None) as bar:
@@ -80,7 +80,8 @@ def make(split: Split, tokenizer, sounds: dict, made_by: str, anew: bool) -> int
 
 
 def of_one_length(sounds: dict, tokenizer):
-    """Batches of clips of as many units; those that are cut into pieces come alone, their pieces are a batch."""
+    """A function for `Adding`'s batches: clips with the same number of units. A clip that is too long for one piece is
+    alone, as its pieces fill a batch."""
     count = lambda number: -(-sounds[number][1] // tokenizer.config.samples_per_unit)
 
     def batches(numbers):
@@ -94,8 +95,8 @@ def of_one_length(sounds: dict, tokenizer):
 
 
 def clips(split: Split, tokenizer, made_by: str, from_asr: bool, overwrite: bool) -> tuple:
-    """{row number: (start, length) of the sound} of the rows that get units, and whether those that are there are
-    replaced. Raises ValueError where that is not to be done."""
+    """{row number: (start, length) of its sound} of the rows that get units, and whether existing units are replaced.
+    Raises ValueError if they must not be, or if a face is too short for its sound."""
     have = [n for n, row in enumerate(split.rows) if "units" in row]
     stated = split.manifest.get("speech_tokenizer")
     anew = bool(have) and stated != made_by
@@ -119,12 +120,12 @@ def clips(split: Split, tokenizer, made_by: str, from_asr: bool, overwrite: bool
 
 
 def with_units(row: dict, where: list) -> list:
-    """A row -> it with its units; an `asr` row -> it and the `tts` row that reads it aloud."""
+    """The rows that replace a row: the same with its units; for an `asr` row itself and the `tts` row made of it."""
     if row["task"] == "asr":
         return [row, adding.read_aloud(row, answer_audio=row["audio"], units=where)]
     row = row | {"answer_audio": adding.sound_of(row), "units": where}
     if row["task"] in ("tts", "face"):
-        row.pop("audio", None)                          # it was the answer's
+        row.pop("audio", None)                          # this was the sound of the answer
     if "face" in row:
         row["face"] = [row["face"][0], frames_for_units(where[1])]
     return [row]
