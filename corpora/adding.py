@@ -217,8 +217,8 @@ class Adding:
         where, manifest["files"][self.file] = self.write_array(new / self.file, keep)
         count, written = 0, Checked(new / "samples.jsonl")
         for number, row in enumerate(self.split.rows):
-            lies = where.get(self.first.get(self.keys.get(number)))
-            for changed in [row] if lies is None else change(row, lies):
+            stored = where.get(self.first.get(self.keys.get(number)))
+            for changed in [row] if stored is None else change(row, stored):
                 line = json.dumps(changed, ensure_ascii=False) + "\n"
                 written.write(line.encode(errors="backslashreplace"))           # lone surrogates, \ud800
                 count += 1

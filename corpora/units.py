@@ -51,20 +51,20 @@ def make_units(args) -> None:
 def unitise(split: Split, tokenizer, made_by: str, from_asr=False, overwrite=False) -> None:
     """Add the units to a split and print a summary. made_by: the tokenizer's fingerprint."""
     with adding.together():
-        sounds, anew = clips(split, tokenizer, made_by, from_asr, overwrite)
-    before = make(split, tokenizer, sounds, made_by, anew) if sounds else 0
+        sounds, replace = clips(split, tokenizer, made_by, from_asr, overwrite)
+    before = make(split, tokenizer, sounds, made_by, replace) if sounds else 0
     if rank_and_world()[0] == 0:
         hours = sum(length for _, length in set(sounds.values())) / SAMPLE_RATE / 3600
-        mute = sum(row["task"] in ("tts", "face", "qa") and "units" not in row and n not in sounds
+        soundless = sum(row["task"] in ("tts", "face", "qa") and "units" not in row and n not in sounds
                    for n, row in enumerate(split.rows))
         print(f"{split.directory}: units for {len(sounds)} answers, {hours:.2f} h of speech"
               + f" ({before} clips of it were made before)" * bool(before)
-              + f"; {mute} answers have no sound: `prepare.py speak` speaks them" * bool(mute))
+              + f"; {soundless} answers have no sound: `prepare.py speak` speaks them" * bool(soundless))
 
 
-def make(split: Split, tokenizer, sounds: dict, made_by: str, anew: bool) -> int:
+def make(split: Split, tokenizer, sounds: dict, made_by: str, replace: bool) -> int:
     """Make the units of the sounds with all processes and put them in. Returns how many an earlier command had made."""
-    with adding.Adding(split, "units", sounds, [made_by, anew], of_one_length(sounds, tokenizer)) as work:
+    with adding.Adding(split, "units", sounds, [made_by, replace], of_one_length(sounds, tokenizer)) as work:
         with adding.together(), tqdm(total=work.left, desc=f"units of {split.directory}", unit="clip",
                                      disable=None) as bar:
             for batch in work.jobs:
@@ -74,7 +74,7 @@ def make(split: Split, tokenizer, sounds: dict, made_by: str, anew: bool) -> int
                 bar.update(len(set(batch) - work.before.keys()))
         with adding.together():
             if rank_and_world()[0] == 0:
-                work.finish(with_units, keep=not anew, speech_tokenizer=made_by,
+                work.finish(with_units, keep=not replace, speech_tokenizer=made_by,
                             unit_vocab=tokenizer.config.quantize_vocab_size)
         return len(work.before)
 
@@ -99,16 +99,16 @@ def clips(split: Split, tokenizer, made_by: str, from_asr: bool, overwrite: bool
     Raises ValueError if they must not be, or if a face is too short for its sound."""
     have = [n for n, row in enumerate(split.rows) if "units" in row]
     stated = split.manifest.get("speech_tokenizer")
-    anew = bool(have) and stated != made_by
-    if anew and not overwrite:
+    replace = bool(have) and stated != made_by
+    if replace and not overwrite:
         raise ValueError(f"{split.directory} has units of the speech tokenizer {stated or 'unknown'}, the checkpoint's "
                          f"is {made_by}: --overwrite replaces them")
-    mute = [split.rows[n]["id"] for n in have if adding.sound_of(split.rows[n]) is None]
-    if anew and mute:
-        raise ValueError(f"{split.directory}: {len(mute)} samples, {mute[0]} first, have units but no sound to make "
-                         "others from: start from the recordings again")
+    soundless = [split.rows[n]["id"] for n in have if adding.sound_of(split.rows[n]) is None]
+    if replace and soundless:
+        raise ValueError(f"{split.directory}: {len(soundless)} samples, {soundless[0]} first, have units but no sound "
+                         "to make others from: start from the recordings again")
     sounds = {n: tuple(sound) for n, row in enumerate(split.rows)
-              if (sound := adding.sound_of(row)) and sound[1] and (anew or "units" not in row)}
+              if (sound := adding.sound_of(row)) and sound[1] and (replace or "units" not in row)}
     if from_asr:
         sounds |= {n: tuple(split.rows[n]["audio"]) for n in adding.to_read_aloud(split)}
     for number, (_, length) in sounds.items():
@@ -116,7 +116,7 @@ def clips(split: Split, tokenizer, made_by: str, from_asr: bool, overwrite: bool
         if "face" in row and row["face"][1] < needed:
             raise ValueError(f"{split.directory}: sample {row['id']} has {row['face'][1]} face frames, its sound needs "
                              f"{needed}: hold the last one")
-    return sounds, anew
+    return sounds, replace
 
 
 def with_units(row: dict, where: list) -> list:
