@@ -1,7 +1,7 @@
 """The neutral mesh of our head: skin with mouth and lids, eyes, brows, teeth, tongue, ears, hair, neck, shirt.
 
-docs/spec/face.md 5.2. Lengths are centimetres, +Y up, +Z forward, +X the face's own left. Every part is its left half
-only; `head.make_head` mirrors them and adds the shapes. Letters: V vertices, R rows and C columns of a sheet.
+docs/spec/face.md 5.2. Lengths are centimetres, +Y up, +Z forward, +X the face's own left. Only the left half of each
+part is made here; `head.make_head` mirrors it and adds the shapes. Letters: V vertices, R rows, C columns of a sheet.
 """
 import numpy as np
 
@@ -9,13 +9,13 @@ from face.mesh import Mesh, gauss, grid, join, mix, smooth
 
 SKULL = np.array([7.3, 10.6, 9.2])  # half axes of the skull
 BOXY = 2.35                         # exponent of the skull's upright section: 2 is an ellipse, more is boxier
-MOUTH_TILT = np.radians(27)         # the mouth lies this far below the horizon, seen from the middle of the head
+MOUTH_TILT = np.radians(27)         # angle of the mouth below the horizon, seen from the middle of the head
 MOUTH = 2.35, 0.22                  # half width of the slit, and how far the red reaches past its corner
 LIP = 0.58, 0.80                    # height of the red of the upper and the lower lip
 EYE, EYE_RADIUS = np.array([3.2, 1.0, 5.75]), 1.90
 HALF, RED, RINGS = 48, 6, 36        # columns of half a mouth; rings on the lips, and from there out to the scalp
-# Rings inside the mouth, back to front: v, share of the full height, cm behind the face. The last is short and straight
-# behind the slit: the normals there are means over it and the red of the lips, and must not turn away from the viewer.
+# Rings inside the mouth, back to front: v, share of the full height, cm behind the face. The last one is close behind
+# the slit: normals at the slit are means over it and the red of the lips, and must not turn away from the viewer.
 BAG = np.array([(-1, 0, 4.5), (-.8, .5, 3.2), (-.6, .9, 2.1), (-.4, 1, 1.3), (-.2, .5, .7), (-.05, .02, .2)])
 
 SKINTONE, BLUSH, LIPRED, INSIDE = (.95, .745, .62), (.93, .53, .46), (.81, .44, .41), (.36, .09, .10)
@@ -42,7 +42,7 @@ def taper(y):
 
 
 def relief(x, y):
-    """How far the features of the face stand out from the skull, cm, at (x, y) seen from the front."""
+    """Height of the face over the skull, cm, at (x, y) seen from the front: nose, cheeks, chin and so on."""
     x = np.abs(x)
     down = np.clip((2.9 - y) / 4.5, 0, 1)
     nose = (.15 + 1.00 * down ** 1.2) * smooth((3.9 - y) / 2) * smooth((y + 3.1) / 1.6)
@@ -95,10 +95,11 @@ def complexion(points):
 # The parts, each the left half only
 
 def mouth_and_skin() -> Mesh:
-    """Rings around the mouth: the bag inside it, the slit (v = 0), the red of the lips (to v = 1), then the skin.
+    """Rings around the mouth: the bag inside it, the slit, the red of the lips, then the skin.
 
     u is the angle: -90 degrees at the chin, 0 at the corner, 90 at the nose. v runs from -1 at the back of the bag to 0
-    at the slit and 1 at the edge of the red, then 1 + cm. Upper and lower slit are different vertices that touch.
+    at the slit and 1 at the edge of the red; on the skin it is 1 + the distance from there in cm. Upper and lower slit
+    are different vertices that touch.
     """
     u = np.linspace(-np.pi / 2, np.pi / 2, HALF + 1)
     cos, sin = np.cos(u), np.sin(u)
@@ -131,7 +132,7 @@ def mouth_and_skin() -> Mesh:
 
 
 def wrapped(flat):
-    """(…, 3) x and y in cm along the face from the middle of the mouth, and height -> points on the face."""
+    """x and y in cm along the face from the middle of the mouth, and height over it (…, 3) -> points (…, 3)."""
     x, y = flat[..., 0] / 7.8, flat[..., 1] / 9.6
     angle = np.hypot(x, y)
     ratio = np.sinc(angle / np.pi)
@@ -155,7 +156,8 @@ def lid_plane(u, v):
 
 
 def lid_surface(x, y, skin, lift=0.0):
-    """Points of a lid: the edge (skin = 0) lies on the eyeball, the rim (skin = 1) on ball or face, as is in front."""
+    """Points of a lid: the edge (skin = 0) is on the eyeball, the rim (skin = 1) on ball or face, whichever is in
+    front."""
     ball = EYE[2] + np.sqrt(np.maximum((EYE_RADIUS + .12 + lift) ** 2 - x * x - y * y, 0))
     face = front(x + EYE[0], y + EYE[1])
     outer = (ball + face + np.hypot(ball - face, .30)) / 2
@@ -163,7 +165,8 @@ def lid_surface(x, y, skin, lift=0.0):
 
 
 def lid_points(u, v, upper=0.0, lower=0.0, lift=0.0):
-    """Points of the lids, their edges moved along the eyeball: 0 neutral, 1 closed, on the line where both meet."""
+    """Points of the lids. upper and lower move their edges along the eyeball: 0 neutral, 1 to the line where both meet.
+    lift: cm in front of the eyeball."""
     x, y = lid_plane(u, v)
     _, top = lid_plane(np.abs(u), 0)
     _, bottom = lid_plane(-np.abs(u), 0)
@@ -189,7 +192,7 @@ def eyelids() -> Mesh:
 
 
 def sew(skin: Mesh, patch: Mesh) -> Mesh:
-    """Cut the skin open where the patch lies and zip the rim of the hole to the patch's last row."""
+    """Cut a hole into the skin where the patch lies, and join its rim to the last row of the patch."""
     x, y, z = skin.points.T
     inside = (((x - EYE[0]) / 2.6) ** 2 + ((y - EYE[1]) / 2.0) ** 2 < 1) & (z > 0)
     cut = inside[skin.faces].any(1)
@@ -237,7 +240,7 @@ def eyeball() -> Mesh:
 
 
 def highlight(side) -> Mesh:
-    """A white spot on the eye, up and to the viewer's left on both eyes. It stays with the light when the eye turns."""
+    """A white spot on the eye, up and to the viewer's left on both eyes. It does not move when the eye turns."""
     ring, around = np.array([0, .6, 1])[:, None], np.linspace(0, 2 * np.pi, 12, endpoint=False)[None]
     x, y = -.30 + .19 * ring * np.cos(around), .36 + .22 * ring * np.sin(around)
     z = np.sqrt((EYE_RADIUS + .035) ** 2 - x * x - y * y) + 0 * x
