@@ -1,14 +1,19 @@
-"""When each row of a face capture is shown: its times and rate, from all that the file says about them.
+"""The times of the rows of a face capture, and its rate, from all that the file says about time.
 
-The times are taken from the first of these that moves forward: a column of seconds, the timecodes, a column of frame
-numbers, the rows themselves at an even rate. Rows in another order are sorted where that makes a clock even; single
-faults in a clock are repaired, gaps are kept; a clock that still runs backwards is refused. How many frames the
-timecodes count in a second is read from the step over the end of a second (`..:29` to `..:00`: 30). Takes too short for
-that, frame numbers and bare rows get the rate that the file states, else the one in its name (`take_29_97fps`), else
-30, or 60, 120, 240 if a frame number is higher; but no rate is assumed where the file has a clock or a rate that is not
-understood. 01:02:03 may be MM:SS:FF (`with_hours`). A stated or named 29.97 (59.94, 23.976) also tells that a count of
-30 is 29.97 frames long, so that the timecodes run 0.1 % slow; drop-frame timecodes always do. What contradicts the
-choice is noted. --fps overrules: the clock is stretched until its frames come at that rate. R: rows of a file.
+- The first of these that moves forward gives the times: a column of seconds; the timecodes; a column of frame numbers;
+  evenly spaced rows. Notes report what disagrees with it.
+- Rows are sorted if that makes a clock even. Single faults in a clock are repaired, gaps are kept. A clock that still
+  runs backwards is an error.
+- How many frames timecodes count in a second is read from the step over its end (`..:29` to `..:00`: 30). If there is
+  none, and for frame numbers and rows without times, the rate is the one that the file states, else the one in its name
+  (`take_29_97fps`), else 30, or 60, 120, 240 if a frame number is higher. No rate is assumed if the file has a clock or
+  a rate that is not understood.
+- 01:02:03 may be MM:SS:FF, see `with_hours`.
+- NTSC: if the file or its name says 29.97 (59.94, 23.976), timecodes that count 30 run 0.1 % slow; drop-frame timecodes
+  always do.
+- `--fps` overrides: the clock is stretched so that its frames come at that rate.
+
+R: rows of a file.
 """
 import re
 from functools import partial
@@ -21,7 +26,7 @@ from face_decoder import FPS
 
 MIN_FPS, MAX_FPS = 1, 1000              # frames per second
 MAX_SECONDS = 4 * 3600
-COUNTS = (5, 10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 72, 75, 90, 100, 120, 240, 1000)    # a second, as clocks count it
+COUNTS = (5, 10, 12, 15, 20, 24, 25, 30, 48, 50, 60, 72, 75, 90, 100, 120, 240, 1000)       # usual frames per second
 CODE = re.compile(r"(?:(\d{1,3}):)?(\d{1,3}):(\d{1,3})(?:([:;.,])(\d{1,9})\d*(?:[.,](\d{1,9})\d*)?)?", re.ASCII)
 IN_NAME = re.compile(r"(?:(\d{1,9})([._]))?(\d{1,9})[ _-]?(?:fps|hz)", re.ASCII | re.IGNORECASE)
 middle = partial(np.quantile, q=0.5, method="lower")    # the median; of an even number of values the lower
@@ -30,36 +35,36 @@ ADVICE = "give the rate with --fps, and --ignore-timecodes for rows at even time
 
 class Timing(NamedTuple):
     times: np.ndarray       # (R,) float64, seconds from 0, increasing
-    length: float           # seconds: the last time and one frame
+    length: float           # seconds: the last time plus one frame
     rate: float             # rows per second
     how: str                # where the times come from, in a phrase
     notes: tuple            # contradictions and repairs
-    order: np.ndarray       # (R,) the row of the file that each of the times belongs to
+    order: np.ndarray       # (R,) the row of the file that each time belongs to
 
 
 class Clock(NamedTuple):
-    seconds: np.ndarray     # (R,) float64: as written at first, from 0 and increasing after `in_order`
-    count: float | None     # the frames that it counts in a second, None: it counts none
+    seconds: np.ndarray     # (R,) float64: as in the file; after `in_order` increasing from 0
+    count: float | None     # frames that it counts in a second; None: it counts no frames
     how: str
 
 
 class Codes(NamedTuple):
-    parts: np.ndarray       # (R, 3) float64: seconds, frames or parts of a second, sub-frames in [0, 1)
-    width: int              # digits of the frames, or parts
-    point: bool             # a point is before them
-    marked: bool            # a semicolon is: drop-frame
+    parts: np.ndarray       # (R, 3) float64: seconds; frames or fractions of a second; sub-frames in [0, 1)
+    width: int              # digits of the frames or fractions
+    point: bool             # a point or comma stands before them
+    marked: bool            # a semicolon does: drop-frame
 
 
 def frame_times(rows: int, codes=None, stamps=None, numbers=None, name: str = "", stated: float | None = None,
                 fps: float | None = None, ignore_timecodes: bool = False, unclear: str = "") -> Timing:
-    """The times of the rows of a capture, by the order of evidence at the top of this file.
+    """The times of the rows of a capture, by the rules at the top of this file. Arguments that the file lacks are None.
 
-    codes: R strings, the timecodes: HH:MM:SS with :FF or ;FF (frames; .sss of a frame may follow), .mmm ,mmm or :mmm
-    (parts of a second) or nothing. stamps, numbers: (R,) columns of seconds and of frame numbers. name: the file's.
-    stated: the rate that the file states. fps: the user's, which overrules. ignore_timecodes: rows at even times,
-    whatever the columns say. unclear: what in the file may say a rate. What is absent is None.
-    Raises ValueError for a timecode that is none, a clock that runs backwards, a rate outside MIN_FPS to MAX_FPS, more
-    than MAX_SECONDS, or a rate that would be assumed although something unclear or a clock that stands still is there.
+    codes: R timecodes, HH:MM:SS with :FF or ;FF (frames; a fraction .sss of a frame may follow), .mmm ,mmm or :mmm
+    (fractions of a second) or nothing. stamps, numbers: (R,) columns of seconds and of frame numbers. name: the file's.
+    stated: the rate that the file states. fps: the user's rate. ignore_timecodes: ignore codes, stamps and numbers.
+    unclear: what in the file may state a rate but is not understood.
+    Raises ValueError for an invalid timecode, a clock that runs backwards, a rate outside MIN_FPS to MAX_FPS, more than
+    MAX_SECONDS, or if a rate would be assumed although the file has something unclear or a clock that stands still.
     """
     if rows < 1:
         raise ValueError("no rows: expected at least one")
@@ -69,7 +74,7 @@ def frame_times(rows: int, codes=None, stamps=None, numbers=None, name: str = ""
     if ignore_timecodes and not hints:
         try:
             rate, who = frame_times(rows, codes, stamps, numbers).rate, "as by the file's clock"
-        except ValueError:                                              # no usable clock: the assumed rate stays
+        except ValueError:                                              # no usable clock: keep the assumed rate
             pass
     times, frame, how = np.arange(rows) / rate, 1 / rate, f"rows at an even {rate:.6g} per second ({who})"
     order, found = np.arange(rows), []
@@ -100,7 +105,7 @@ def frame_times(rows: int, codes=None, stamps=None, numbers=None, name: str = ""
 
 
 def row_order(rows: int, *keys) -> np.ndarray:
-    """The rows (R,) in the order of the first clock that needs no sorting, or is even once it is sorted."""
+    """The order (R,) of the rows by the first clock that is in order, or that sorting makes even."""
     for key in keys:
         if key is None or not np.ptp(key):
             continue
@@ -113,7 +118,7 @@ def row_order(rows: int, *keys) -> np.ndarray:
 
 
 def parsed(codes: list) -> Codes:
-    """Timecodes -> their parts. Midnight is passed. Raises ValueError for one that is none."""
+    """Timecodes -> their parts; seconds go on past midnight. Raises ValueError for an invalid one."""
     found = [CODE.fullmatch(code.strip()) for code in codes]
     if None in found:
         row = found.index(None)
@@ -130,19 +135,19 @@ def parsed(codes: list) -> Codes:
 
 
 def counted(codes: Codes) -> np.ndarray:
-    """(R,) numbers in the order of the timecodes, whose steps are even where those of their frames are."""
+    """(R,) the timecodes as numbers, in frames: they rise evenly where the timecodes do."""
     second, frame, _ = codes.parts.T
     sorted_codes = codes._replace(parts=codes.parts[np.lexsort((frame, second))])
     return second * max(frames_in_a_second(sorted_codes, [], []), frame.max() + 1) + frame
 
 
-def evenly(key, ordered: bool = False) -> np.ndarray | None:
-    """The order (R,) in which a clock is even, or None: all its times differ, seven of ten steps are about as long as
-    the middle one, and it takes at most twice as long as with all of them so. ordered: only if it is in order already.
+def evenly(key) -> np.ndarray | None:
+    """The order (R,) that makes a clock even, or None. Even: all times differ, 70 % of the steps are about as long as
+    the median one, and the whole takes at most twice as long as that many median steps.
 
-    A clock that is set back a few times is another: its steps in the order of the file are longer than those sorted."""
+    None too for a clock that was set back a few times: sorting would mix the rows before and after."""
     key = np.asarray(key, np.float64)
-    if not np.isfinite(key).all() or len(key) < 2 or ordered and not (np.diff(key) > 0).all():
+    if not np.isfinite(key).all() or len(key) < 2:
         return None
     if (np.diff(key) <= 0).all() and np.ptp(key):
         return np.arange(len(key))[::-1]                                # the same time in several rows, too
@@ -157,7 +162,7 @@ def evenly(key, ordered: bool = False) -> np.ndarray | None:
 
 
 def rates_said(name: str, stated, fps, notes: list) -> list:
-    """[(rate, who says it)], the best first: --fps alone, else what the file states, then what its name says."""
+    """[(rate, its source)], the best first: --fps alone, else what the file states, then what its name says."""
     said = [(fps, "--fps")] if fps is not None else [(stated, "the file")] if stated is not None else []
     for rate, who in said:
         if not MIN_FPS <= rate <= MAX_FPS:
@@ -173,8 +178,7 @@ def rates_said(name: str, stated, fps, notes: list) -> list:
 
 
 def clocks(codes, stamps, numbers, hints: list, notes: list) -> list:
-    """The clocks of a file that can be used, the best first, in order. Raises ValueError where none is, and one of them
-    runs backwards."""
+    """The usable clocks of a file, the best first. Raises ValueError if there is none because one runs backwards."""
     found = [] if stamps is None else [Clock(np.asarray(stamps, np.float64), None, "by the column of seconds")]
     found += [] if codes is None else [clock_of_codes(codes, hints, notes)]
     usable = [clock for clock in (in_order(clock, notes) for clock in found) if clock]
@@ -190,24 +194,24 @@ def clocks(codes, stamps, numbers, hints: list, notes: list) -> list:
 
 
 def clock_of_codes(codes: Codes, hints: list, notes: list) -> Clock:
-    """The clock of timecodes."""
+    """Timecodes -> their clock."""
     second, frame, sub = codes.parts.T
     count = frames_in_a_second(codes, hints, notes)
     if count == 10 ** codes.width and (codes.point or codes.width > 2):
         return Clock(second + frame / count, None, "by the timecodes, in seconds")
     lost = frames_left_out(second, frame, count, codes.marked, hints)
     ticks = second * count + frame - lost * (second // 60 - second // 600)
-    # Sub-frames of some recorders only count up: they count where they make the steps more even.
+    # Sub-frames of some recorders are mere counters: they are added only if that makes the steps more even.
     ticks = min(ticks, ticks + sub, key=lambda ticks: np.diff(ticks).std())
     rate = count / 1.001 if lost else count
     return Clock(ticks / rate, rate, f"by the timecodes, {count} frames in each second{', drop-frame' * bool(lost)}")
 
 
 def with_hours(codes: list, hints: list) -> list:
-    """Timecodes; MM:SS:FF and SS:FF get the hours and minutes that they leave out.
+    """Timecodes, with 00 for the hours and minutes that MM:SS:FF and SS:FF leave out.
 
-    They look like HH:MM:SS and MM:SS. Of these the last part goes to 59, and a second has several rows; as frames it
-    stays below the rate, at which it begins again. Raises ValueError where both are possible and no rate is said.
+    These look like HH:MM:SS and MM:SS. If the last part counts seconds, it goes up to 59 and a second has several rows;
+    if it counts frames, it stays below the rate. Raises ValueError if both are possible and no rate is known.
     """
     parts = [re.fullmatch(r"(\d{1,3}:)?(\d{1,3}):(\d{1,9})", code.strip()) for code in codes]
     if None in parts or len(codes) < 2:
@@ -229,8 +233,8 @@ def with_hours(codes: list, hints: list) -> list:
 
 
 def frames_in_a_second(codes: Codes, hints: list, notes: list) -> int:
-    """How many frames (or parts) the timecodes count in a second. Each row that is one second further than the row
-    before says it: from `:29` to `:00`, with steps of 1, 30."""
+    """How many frames (or fractions) the timecodes count in a second. Each row that begins a new second shows it: from
+    `:29` to `:00`, in steps of 1, are 30."""
     (second, frame, _), (_, width, point, _) = codes.parts.T, codes
     passed, steps, top = np.diff(second), np.diff(frame), int(frame.max())
     inside = steps[(passed == 0) & (steps > 0)]
@@ -246,10 +250,10 @@ def frames_in_a_second(codes: Codes, hints: list, notes: list) -> int:
             notes.append(f"no timecode passes the end of a second: {count} frames/s are a guess, as the highest frame "
                          f"number is {top}; --fps sets another rate")
         return count
-    count = ends[int(0.75 * (len(ends) - 1) + 0.5)]                     # lost frames make some of them too small
+    count = ends[int(0.75 * (len(ends) - 1) + 0.5)]                     # lost frames make some too small
     if len(ends) < 3:
         count = max(count, top + 1)
-        likely = said if (inside == step).all() else [*said, *COUNTS]   # uneven: frames were lost, here too perhaps
+        likely = said if (inside == step).all() else [*said, *COUNTS]   # uneven: frames were lost, perhaps here too
         near = [each for each in likely if top < each and 0.98 * count <= each <= 1.1 * count + 1]
         if near:
             return near[0]
@@ -258,8 +262,8 @@ def frames_in_a_second(codes: Codes, hints: list, notes: list) -> int:
 
 
 def frames_left_out(second, frame, count: int, marked: bool, hints: list) -> int:
-    """How many frame numbers drop-frame timecodes skip in each minute that ten does not divide: 0 if they are none.
-    Without their mark, the semicolon, two minutes must show it, or one and a rate such as 29.97 be said."""
+    """How many frame numbers drop-frame timecodes skip in each minute that is no multiple of ten; 0 if they are not
+    drop-frame. Without the semicolon, two minutes must show the skip, or one minute and a rate such as 29.97."""
     lost = count // 15
     opens = (second % 60 == 0) & (second // 60 % 10 != 0)
     if count not in (30, 60, 120) or (frame[opens] < lost).any():
@@ -269,10 +273,10 @@ def frames_left_out(second, frame, count: int, marked: bool, hints: list) -> int
 
 
 def in_order(clock: Clock, notes: list) -> Clock | None:
-    """The clock from 0, increasing, gaps kept; None, and a note, if it cannot be trusted.
+    """The clock made to increase from 0, with its gaps; None, and a note, if it cannot be trusted.
 
-    One or two rows off the line of their neighbours are put on it; where the clock is set back, the rows go on; rows of
-    one time get times up to the next one, a frame apart at most.
+    One or two rows out of line get times between their neighbours'. Where the clock was set back, the rows go on
+    without a gap. Rows that share a time are spread up to the next time, a frame apart at most.
     """
     seconds, rows, lengths = clock.seconds, len(clock.seconds), run_lengths(clock.seconds)
     if not (abs(seconds) < 1e12).all() or len(lengths) < 3 and max(lengths) > 3 or seconds.max() == seconds[0]:
@@ -300,7 +304,7 @@ def in_order(clock: Clock, notes: list) -> Clock | None:
     lengths = run_lengths(seconds)
     if len(lengths) < rows:
         notes.append(f"{rows} rows have {len(lengths)} times: rows of the same time get times up to the next")
-    first = np.cumsum(lengths) - lengths                                # the row that begins each run of one time
+    first = np.cumsum(lengths) - lengths                                # the first row of each time
     room = np.diff(np.r_[seconds[first], np.inf])
     apart = np.minimum(room / lengths, row)
     start = seconds[first]
@@ -310,33 +314,34 @@ def in_order(clock: Clock, notes: list) -> Clock | None:
             ": they get even times before the others" if stuck[0] else ""))
     if stuck[0]:
         apart[0], start[0] = row, start[1] - lengths[0] * row
-    elif lengths[0] < usual and room[0] < 1.5 * usual * row:            # the take begins in the middle of a code
+    elif lengths[0] < usual and room[0] < 1.5 * usual * row:            # the take begins within the rows of a time
         start[0] = start[1] - lengths[0] * apart[0]
     within = np.arange(rows) - np.repeat(first, lengths)
     return clock._replace(seconds=np.repeat(start, lengths) + within * np.repeat(apart, lengths) - start[0])
 
 
 def stretch(clock: Clock, hints: list, fps, notes: list) -> float:
-    """How much longer than by its clock the take is, as --fps or a rate such as 29.97 says; others are noted."""
+    """The factor by which --fps, or an NTSC rate such as 29.97, lengthens the clock; other rates only give notes."""
     steps = np.diff(clock.seconds)
     row = typical(steps)
     average = len(steps) / clock.seconds[-1]
-    own = [1 / row]
-    if clock.count:                                                     # a frame in whole rows, or a row in frames
+    own = [1 / row]                                                     # rates that the clock itself may mean
+    if clock.count:                                                     # several frames per row, or rows per frame
         share = row * clock.count
         own = [clock.count, clock.count / round(share) if share > 1 else clock.count * round(1 / share)]
     for rate, who in hints:
         if not clock.count and abs(row * rate - 1) < 0.15:              # a coarse clock: frames in each of its steps
             own = [np.maximum(1, np.round(steps * rate)).sum() / clock.seconds[-1]]
-        near = [mine for mine in (*own, average) if abs(mine / rate - 1) < 0.04]
-        mine = near[0] if near else min(own, key=lambda mine: abs(np.log(mine / rate)))
-        if fps is not None or near and clock.count and ntsc(rate) and abs(mine / rate - 1) < 0.002:
-            if not clock.count and abs(mine / rate - 1) < 0.01:
-                return 1.0                                              # measured times agree with it: they stay
-            if abs(mine / rate - 1) > 5e-4:
-                notes.append(f"{who} says {rate:g} frames/s, the clock {mine:.4g}: the take lasts {mine / rate:.4g} "
+        near = [each for each in (*own, average) if abs(each / rate - 1) < 0.04]
+        clocked = near[0] if near else min(own, key=lambda each: abs(np.log(each / rate)))
+        factor = clocked / rate
+        if fps is not None or near and clock.count and ntsc(rate) and abs(factor - 1) < 0.002:
+            if not clock.count and abs(factor - 1) < 0.01:
+                return 1.0                                              # measured times that agree are kept
+            if abs(factor - 1) > 5e-4:
+                notes.append(f"{who} says {rate:g} frames/s, the clock {clocked:.4g}: the take lasts {factor:.4g} "
                              "times as long as by the clock")
-            return mine / rate
+            return factor
         if not near:
             notes.append(f"{who} says {rate:g} frames/s, the times {clock.how} {1 / row:.4g}: these are taken; "
                          f"--fps {rate:g} takes the other")
@@ -344,15 +349,15 @@ def stretch(clock: Clock, hints: list, fps, notes: list) -> float:
 
 
 def ntsc(rate: float) -> bool:
-    """Whether a rate is one of television's, 0.1 % below a whole number: 29.97, 59.94, 23.976, 23.98, ..."""
+    """Whether a rate is an NTSC one, 0.1 % below a whole number: 29.97, 59.94, 23.976, 23.98, ..."""
     return any(abs(rate * 1.001 - count) < 0.006 for count in (24, 30, 48, 60, 120))
 
 
 def typical(steps) -> float:
-    """The mean of the steps that are about as long as the middle one: rounding is evened out, gaps do not count."""
+    """The mean of the steps that are near the median one: evens out rounding, ignores gaps."""
     return float(steps[abs(steps / middle(steps) - 1) < 0.6].mean())
 
 
 def run_lengths(values):
-    """(R,) -> how many equal values stand in each run."""
+    """Values (R,) -> the length of each run of equal values."""
     return np.diff(np.r_[0, np.flatnonzero(np.diff(values)) + 1, len(values)])
