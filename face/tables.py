@@ -1,6 +1,6 @@
-"""Tables and json of other tools -> rows of named cells (`Rows`). docs/spec/face.md 2, 3.
+"""Tables and json of other tools -> `Rows`: weights, and what may say something about time. docs/spec/face.md 2, 3.
 
-What is not understood is refused with the cell at fault. What the other columns and facts say of time: evidence.py.
+A cell that is not understood raises an error that names it. evidence.py reads the columns and facts about time.
 
 Letters: R rows of a file, C its columns.
 """
@@ -19,14 +19,14 @@ import numpy as np
 import disk
 from face.arkit import ROTATIONS, few, folded, listed, matches, ordered, sources
 from face.timing import MAX_SECONDS, middle
-from face.words import UNITS, blank, is_clock, kind_of, number, readable, seen, telling
+from face.words import UNITS, blank, is_clock, kind_of, may_say_time, number, readable, seen
 
-MAX_ROWS = MAX_SECONDS * 60         # as long as a capture may be, at a camera's 60 frames per second
+MAX_ROWS = MAX_SECONDS * 60         # the longest capture at a camera's 60 frames per second
 MAX_COLUMNS = 2000
-MAX_KEPT = 64                       # columns that may say something of the time
-HEADER = 50, 100_000                # so many first lines of a table may hold its names, in so many letters at most
+MAX_KEPT = 64                       # columns kept because they may say something about time
+HEADER = 50, 100_000                # the names of a table are in its first 50 lines, in a line of 100,000 characters
 
-# Keys of json, as `folded` writes them.
+# Keys of json, folded (arkit.folded).
 NAMES = {"facsnames", "names", "blendshapenames", "blendshapekeys"}
 SHAPE, SCORE = {"categoryname", "blendshape", "shape", "name"}, {"score", "weight", "value"}
 WEIGHTS = {"weightmat", "frames", "weights", "blendshapes", "blendshapevalues", "blendshapeweights", "faceblendshapes",
@@ -35,26 +35,22 @@ WEIGHTS = {"weightmat", "frames", "weights", "blendshapes", "blendshapevalues", 
 
 @dataclass
 class Rows:
-    """A file as its reader gives it: values (R, C) float32 of the columns `names`; rows without a face hold NaN.
-
-    columns: (name, R cells) of others that may say something of the time; facts: (name, value) that the file says once;
-    where: what `kind` of the file (row, frame) each row is; others: the names of all other columns; bare: `order` was
-    needed; notes to print."""
-    values: np.ndarray
-    names: list
-    columns: list = field(default_factory=list)
-    facts: list = field(default_factory=list)
-    kind: str = "row"
-    where: list = field(default_factory=list)
-    others: list = field(default_factory=list)
-    bare: bool = False
-    notes: list = field(default_factory=list)
+    """The content of a file, as its reader returns it."""
+    values: np.ndarray                                  # (R, C) float32, weights and rotations; NaN: no face in the row
+    names: list                                         # of the C columns
+    columns: list = field(default_factory=list)         # (name, R cells) of others that may say something about time
+    facts: list = field(default_factory=list)           # (name, value) that the file states once
+    kind: str = "row"                                   # what a row is called in messages: row or frame
+    where: list = field(default_factory=list)           # the number of each row in the file, for messages
+    others: list = field(default_factory=list)          # names of all columns that are not among the C
+    bare: bool = False                                  # the file has no names, `order` gave them
+    notes: list = field(default_factory=list)           # lines to print
 
 
 def numbers(cells: list, names: list, row: str) -> list:
-    """The numbers in the cells. Raises ValueError for the first that holds none; `row` names file and row."""
+    """The numbers in the cells. Raises ValueError for the first that is none; `row` names file and row."""
     try:
-        values = [float(cell) for cell in cells]                            # fast, where all is well
+        values = [float(cell) for cell in cells]                            # the fast path
     except (TypeError, ValueError, OverflowError):
         values = [number(cell) for cell in cells]
     if not math.isfinite(sum(values)) or any("_" in cell for cell in cells if isinstance(cell, str)):
@@ -65,11 +61,11 @@ def numbers(cells: list, names: list, row: str) -> list:
 
 
 def parsed(header: list, rows, path: Path, kind: str, facts: list) -> Rows:
-    """Rows of cells under their names, and the facts of the file -> Rows.
+    """Column names, rows of cells and the facts of a file -> Rows.
 
-    rows: (number, cells), the number as `kind` (row, frame) of the file is counted. A row whose shapes are all blank,
-    or whose BlendShapeCount is 0, has no face. A comment or a sum between the rows, or after them, is none: it has text
-    where the others have numbers or times, and few shapes. Raises ValueError for a cell or names that are wrong.
+    rows: (number, cells), the number for messages. A row whose shapes are all blank, or whose BlendShapeCount is 0, has
+    no face. A line that is a comment or a sum is left out: most of its shapes are blank, and it has text where the
+    other rows have numbers or times. Raises ValueError for a cell or names that are wrong.
     """
     if len(header) > MAX_COLUMNS:
         raise ValueError(f"{path} has {len(header)} columns, expected at most {MAX_COLUMNS}")
@@ -78,24 +74,24 @@ def parsed(header: list, rows, path: Path, kind: str, facts: list) -> Rows:
     rows = iter(rows)
     first = list(itertools.islice(rows, 20))
     filled_in = {i for i in shapes if any(not blank(cells[i]) for _, cells in first)}
-    hollow = shapes - filled_in if {ours[i] for i in shapes - filled_in} == {"tongueOut"} else set()
-    shapes = sorted(shapes - hollow)
+    empty = shapes - filled_in if {ours[i] for i in shapes - filled_in} == {"tongueOut"} else set()
+    shapes = sorted(shapes - empty)
     used = sorted({*shapes} | {i for i, our in enumerate(ours) if our in ROTATIONS})
     names = [header[i] for i in used]
     count = next((i for i, name in enumerate(header) if folded(name) == "blendshapecount"), None)
-    left = [i for i in range(len(header)) if i not in {*used, *hollow, count}]
-    kept = [i for i in left if telling(header[i], [cells[i] for _, cells in first])][:MAX_KEPT]
-    firm = sorted([*shapes, *(i for i in kept if sum(readable(cells[i]) for _, cells in first) > len(first) / 2)])
+    unused = [i for i in range(len(header)) if i not in {*used, *empty, count}]
+    kept = [i for i in unused if may_say_time(header[i], [cells[i] for _, cells in first])][:MAX_KEPT]
+    numeric = sorted([*shapes, *(i for i in kept if sum(readable(cells[i]) for _, cells in first) > len(first) / 2)])
     columns = {i: [] for i in kept}
-    flat, where, said = array("f"), [], []
+    flat, where, comments = array("f"), [], []
     for at, cells in itertools.chain(first, rows):
         if len(where) == MAX_ROWS:
             raise ValueError(f"{path} has more than {MAX_ROWS} rows, expected at most {MAX_SECONDS // 3600} hours")
         missing = sum(blank(cells[i]) for i in shapes) if blank(cells[shapes[-1]]) else 0
-        if missing > len(shapes) / 2 and not all(blank(cells[i]) or readable(cells[i]) for i in firm):
-            said.append((f"{kind} {at}", " ".join(str(cell) for cell in cells if not blank(cell))))
+        if missing > len(shapes) / 2 and not all(blank(cells[i]) or readable(cells[i]) for i in numeric):
+            comments.append((f"{kind} {at}", " ".join(str(cell) for cell in cells if not blank(cell))))
             continue
-        for i in hollow:
+        for i in empty:
             if not blank(cells[i]):
                 raise ValueError(f"{path}: {kind} {at}, column {header[i]} {seen(cells[i])}, before it is blank")
         if count is not None and number(cells[count]) == 0 or missing == len(shapes):
@@ -105,18 +101,19 @@ def parsed(header: list, rows, path: Path, kind: str, facts: list) -> Rows:
         where.append(at)
         for i, column in columns.items():
             column.append(cells[i])
-    notes += [f"{header[i]} is blank throughout: taken as 0" for i in hollow]
-    notes += [f"left out, as they are no {kind}s of weights: {few(map(': '.join, said))}"] if said else []
-    others = [header[i] for i in left if re.sub(r"^unnamed\d+$", "", folded(header[i]))]
+    notes += [f"{header[i]} is blank throughout: taken as 0" for i in empty]
+    notes += [f"left out, as they are no {kind}s of weights: {few(map(': '.join, comments))}"] if comments else []
+    others = [header[i] for i in unused if re.sub(r"^unnamed\d+$", "", folded(header[i]))]
     return Rows(np.array(flat, np.float32).reshape(len(where), len(used)), names,
-                [(header[i], column) for i, column in columns.items()], facts + said, kind, where, others, notes=notes)
+                [(header[i], column) for i, column in columns.items()], facts + comments, kind, where, others,
+                notes=notes)
 
 
 def read_table(path: Path, order) -> Rows:
-    """A table as recorders and spreadsheets write it, with one of the delimiters , ; tab and |.
+    """Read a table with one of the delimiters , ; tab and |.
 
-    Its names are the line, among the first of HEADER, that holds most of them. Raises ValueError where none does, or
-    for a row that is longer than that one."""
+    The line of names is the one, among the first (see HEADER), with most known names. Raises ValueError if there is
+    none, or if a row is longer than it."""
     most = 0
     with disk.open_text(path) as text:
         for line, content in enumerate(itertools.islice(text, HEADER[0]), 1):
@@ -131,12 +128,13 @@ def read_table(path: Path, order) -> Rows:
         text.seek(0)
         above = [*itertools.islice(text, form[0] - 1)]
         rows = csv.reader(itertools.islice(text, 1, None), delimiter=form[1])
-        return parsed(header, filled(rows, form[0] + 1, len(header), path), path, "row", said_above(above, form[1]))
+        rows = padded_rows(rows, form[0] + 1, len(header), path)
+        return parsed(header, rows, path, "row", facts_above(above, form[1]))
 
 
-def said_above(lines: list, delimiter: str) -> list:
-    """The lines above the names of a table -> facts: `# fps: 60`, `Frame Rate,60`, `FrameRate=60`, several in one; and
-    each as a whole."""
+def facts_above(lines: list, delimiter: str) -> list:
+    """Facts in the lines above the names of a table: `# fps: 60`, `Frame Rate,60`, `FrameRate=60`, maybe several in a
+    line; and each line as a whole."""
     facts = []
     for line in lines:
         cells = [cell.strip(" \t\r\n#%/\"';") for cell in re.split(f"[{re.escape(delimiter)};=]|:(?!\\d)|\t", line)]
@@ -145,8 +143,8 @@ def said_above(lines: list, delimiter: str) -> list:
     return facts
 
 
-def filled(rows, start: int, width: int, path: Path):
-    """The rows of a table that are not empty, as (row number, its cells, blank ones added to the width)."""
+def padded_rows(rows, start: int, width: int, path: Path):
+    """Yield (row number, cells) of the rows that are not empty, padded with blank cells to `width`."""
     at = start - 1
     try:
         for at, cells in enumerate(rows, start):
@@ -160,11 +158,11 @@ def filled(rows, start: int, width: int, path: Path):
 
 
 def read_json(path: Path, order) -> Rows:
-    """Json in one of these shapes, each with or without a rate (RATES) and times:
+    """Read json in one of these forms, each with or without a rate and times:
 
     a list of names and rows of weights (Audio2Face: facsNames, weightMat; BEAT, LAM: names, frames[].weights); an
-    object of names and weights for each frame; MediaPipe's categories for each frame; a list of weights for each name;
-    rows of weights alone, for which `order` holds. Raises ValueError for another one.
+    object {name: weight} per frame; MediaPipe's categories per frame; a list of weights per name; rows of weights
+    without names, which are in `order`. Raises ValueError for any other form.
     """
     with disk.open_text(path) as file:
         text = file.read()
@@ -176,10 +174,10 @@ def read_json(path: Path, order) -> Rows:
 
 
 def values_of(text: str, path: Path):
-    """The value in a json text, or a list of them where it holds several, one a line say; a first one that has other
-    keys than the next is what the file says of them all."""
-    whole = lambda digits: int(digits) if len(digits) < 400 else math.inf       # int() refuses some thousands of them
-    decoder = json.JSONDecoder(parse_int=whole, object_pairs_hook=partial(once, where=path))
+    """The value in a json text; if it holds several (json lines), a list of them. If the first of several objects has
+    no key of the second, it is a header: then the header, with the others under "frames"."""
+    integer = lambda digits: int(digits) if len(digits) < 400 else math.inf     # int() refuses thousands of digits
+    decoder = json.JSONDecoder(parse_int=integer, object_pairs_hook=partial(unique, where=path))
     space, found = re.compile(r"\s*"), []
     at = space.match(text).end()
     while not found or at < len(text):
@@ -192,7 +190,8 @@ def values_of(text: str, path: Path):
 
 
 def unkeyed(value):
-    """Frames under their numbers, times or timecodes, {"0": {...}, "1": {...}} -> a list of them, and one of these."""
+    """Frames in an object under their numbers, times or timecodes, {"0": {...}, "1": {...}} -> a list of the frames and
+    a list of these keys."""
     if not isinstance(value, dict):
         return value
     parts = {key: part for key, part in value.items() if part and isinstance(part, (dict, list))}
@@ -206,9 +205,8 @@ def unkeyed(value):
     return {key: unkeyed(part) for key, part in value.items()}
 
 
-def once(pairs: list, where) -> dict:
-    """The keys and values of an object -> the object. Raises ValueError for a key that is
-    there twice; `where` names the file."""
+def unique(pairs: list, where) -> dict:
+    """(key, value) pairs -> dict. Raises ValueError for a key that is there twice; `where` names the file."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = disk.first_duplicate(key for key, _ in pairs)
@@ -221,20 +219,20 @@ def framed(value, path: Path, order) -> Rows:
     names, notes, facts = None, [], []
     if isinstance(value, dict):
         facts = [*leaves(value)]
-    while isinstance(value, dict):                                          # down to the frames
+    while isinstance(value, dict):                                          # descend to the frames
         for part in (value, *(part for part in value.values() if isinstance(part, dict))):
             names = entry(part, NAMES, listed(part)) if names is None else names
         lists = {key: part for key, part in value.items() if isinstance(part, list)}
         shapes = {key: part for (key, part), our in zip(lists.items(), matches([*lists])) if our}
         inner = entry({key: part for key, part in value.items() if isinstance(part, (list, dict))}, WEIGHTS)
-        if shapes:                                                          # a list for each name
+        if shapes:                                                          # a list of weights per name
             same_length(shapes, path)
             names, value = [*shapes], [*map(list, zip(*shapes.values()))]
         else:
             value = [value] if inner is None else inner
     if not isinstance(value, list) or not value:
         raise ValueError(f"{path} has no frames: nothing to show")
-    value = [value] if scored(value[0]) else value                          # MediaPipe's categories of a single frame
+    value = [value] if category(value[0]) else value                          # MediaPipe's categories of a single frame
     times = {key: part for key, part in facts if isinstance(part, list) and part is not names
              and not any(isinstance(cell, (list, dict)) for cell in part)
              and (len(part) == len(value) or is_clock(key.split(".")[-1]) and len(part) > 1)}
@@ -242,26 +240,25 @@ def framed(value, path: Path, order) -> Rows:
     row = next((row for row in value if row), None)
     bare = names is None and isinstance(row, list) and not any(isinstance(cell, (list, dict)) for cell in row)
     if bare:
-        names, said = ordered(len(row), order, str(path))
-        notes += said
+        names, notes = ordered(len(row), order, str(path))
     elif names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"{path}: its names are {few([names])}, expected a list of names")
-    once([(name, None) for name in names or ()], f"{path}: its list of names")
+    unique([(name, None) for name in names or ()], f"{path}: its list of names")
     frame = lambda i: cells_of(value[i], names, f"{path}: frame {i}") | {key: part[i] for key, part in times.items()}
     header = {}
     for i in range(len(value)):
         header.update(frame(i))
-    said = [(key, part) for key, part in facts if key not in times]
-    result = parsed([*header], ((i, [*map(frame(i).get, header)]) for i in range(len(value))), path, "frame", said)
+    facts = [(key, part) for key, part in facts if key not in times]
+    result = parsed([*header], ((i, [*map(frame(i).get, header)]) for i in range(len(value))), path, "frame", facts)
     result.bare, result.notes = bare, notes + result.notes
     return result
 
 
 def leaves(value: dict, above: str = ""):
-    """(name, value) of what an object holds, objects in objects under `outer.inner`: numbers, texts, lists.
+    """Yield (name, value) of the numbers, texts and lists in an object, nested ones as `outer.inner`.
 
-    Two numbers that are one stay one: {"numerator": 30000, "denominator": 1001}, {"value": 1001, "timescale": 30000},
-    {"sec": 12, "nanosec": 33000000}; of the last two the name gets the unit, seconds."""
+    Objects that stand for one number are yielded as one: {"numerator": 30000, "denominator": 1001}, {"value": 1001,
+    "timescale": 30000}, {"sec": 12, "nanosec": 33000000}. For the last two the name gets the unit, " s"."""
     for key, part in value.items():
         name = above + key
         if isinstance(part, list) and 0 < len(part) < 5 and all(isinstance(item, dict) for item in part):
@@ -284,44 +281,44 @@ def leaves(value: dict, above: str = ""):
 
 
 def entry(values: dict, keys: set, missing=None):
-    """The first value of an object whose key is one of `keys`, or `missing`."""
+    """The first value whose folded key is one of `keys`, or `missing`."""
     return next((value for key, value in values.items() if folded(key) in keys), missing)
 
 
 def same_length(lists: dict, path: Path) -> None:
-    """Raises ValueError with the name of a list that has another length than the first one."""
+    """Raises ValueError naming a list whose length differs from the first one's."""
     first = next(iter(lists))
     for name, part in lists.items():
         if len(part) != len(lists[first]):
             raise ValueError(f"{path}: {few([name])} has {len(part)} values, {few([first])} {len(lists[first])}")
 
 
-def scored(item) -> tuple | None:
-    """(name, weight) of an object such as {"categoryName": "jawOpen", "score": 0.1}, None for anything else."""
+def category(item) -> tuple | None:
+    """{"categoryName": "jawOpen", "score": 0.1} -> ("jawOpen", 0.1); None for anything else."""
     if not isinstance(item, dict) or entry(item, SCORE, item) is item or not isinstance(entry(item, SHAPE), str):
         return None
     return entry(item, SHAPE), entry(item, SCORE)
 
 
 def cells_of(frame, names, where: str) -> dict:
-    """Name -> cell of a frame of json: an object, with what is nested under the keys of WEIGHTS, a list of weights in
-    the order of `names`, or a list of categories. Raises ValueError otherwise; `where` names file and frame."""
-    if isinstance(frame, list) and len(frame) == 1 and isinstance(frame[0], (list, dict)) and not scored(frame[0]):
-        return cells_of(frame[0], names, where)                             # MediaPipe: the first of one face
+    """{name: cell} of a frame of json, which is an object, maybe with weights nested under a key of WEIGHTS; a list of
+    weights in the order of `names`; or a list of categories. Raises ValueError otherwise; `where` names the frame."""
+    if isinstance(frame, list) and len(frame) == 1 and isinstance(frame[0], (list, dict)) and not category(frame[0]):
+        return cells_of(frame[0], names, where)                             # MediaPipe: a list of faces
     pairs = []
     if isinstance(frame, dict):
         for key, value in frame.items():
             nested = isinstance(value, (list, dict)) and folded(key) in WEIGHTS
             pairs += cells_of(value, names, where).items() if nested else (
                 leaves({key: value}) if isinstance(value, dict) else [(key, value)])
-    elif isinstance(frame, list) and names is not None and frame and not scored(frame[0]):
+    elif isinstance(frame, list) and names is not None and frame and not category(frame[0]):
         if len(frame) != len(names):
             raise ValueError(f"{where} has {len(frame)} weights, expected {len(names)}")
         pairs = [*zip(names, frame)]
     elif isinstance(frame, list):
-        pairs = [*map(scored, frame)]
+        pairs = [*map(category, frame)]
     if not isinstance(frame, (dict, list, type(None))) or not all(pairs):
         raise ValueError(f"{where} is {few([frame])}, expected the weights of one face, with their names")
-    return once(pairs, where)
+    return unique(pairs, where)
 
 

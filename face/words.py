@@ -1,6 +1,6 @@
-"""What the names of columns and json keys mean for time, and what their cells hold: words, units, numbers, timecodes.
+"""Names of columns and json keys -> what they may say about time; cells -> numbers, units and timecodes.
 
-A name is read by its words, however they are written: frame_interval_ms, frameIntervalMs, FrameIntervalMS.
+A name is split into words, so that all of frame_interval_ms, frameIntervalMs and FrameIntervalMS mean the same.
 """
 import math
 import re
@@ -17,14 +17,14 @@ UNITS = {word: factor for factor, spelled in (
     (1e-6, "us usec usecs micro micros microsec microsecs microsecond microseconds"), (1e-7, "100ns filetime"),
     (1e-9, "ns nsec nsecs nano nanos nanosec nanosecs nanosecond nanoseconds")) for word in spelled.split()}
 
-# Words of columns that say when a row was, before all others, and of those that number them.
+# A column whose words are all in TIME gives the times of the rows, before all others; all in FRAME: their numbers.
 TIME = {"time", "timestamp", "timecode", "ts", "t", "elapsed", "in", *UNITS} - {
     "hour", "minute", "hours", "minutes", "days"}
 FRAME = {"frame", "index", "idx", "number", "num", "no", "count", "id", "framenum", "frameno", "frameidx", "frameid"}
 RATES = {"exportfps", "fps", "framerate", "framespersecond", "capturefps", "samplerate", "samplingrate"}
-DATE = re.compile(r"^\d{1,4}[-/.]\d\d?[-/.]\d{1,4}[T ]+|(?:Z|[+-]\d\d:?\d\d)$")       # around the clock of a date
+DATE = re.compile(r"^\d{1,4}[-/.]\d\d?[-/.]\d{1,4}[T ]+|(?:Z|[+-]\d\d:?\d\d)$")       # a date before, a zone after
 
-# The words of names. Those of LONG are also found at the end of a longer word: devicetime, frametimems.
+# Words that are also found at the end of a longer word: devicetime, frametimems.
 LONG = ("timestamp|timecode|time|stamp|frame|delta|elapsed|duration|interval|length|clock|epoch|millisecond|"
         "millis|microsecond|micros|nanosecond|nanos|second|tick|index|number|count|sampling|sample|capture|rate|"
         "fps|period|step|scale|base|diff")
@@ -41,7 +41,7 @@ LABEL = {"source", "id", "index", "idx", "no", "nr", "number", "name", "label", 
 PARTS = {word: part for part, spelled in (("hour", "h hh hr hour hours"), ("minute", "m mm min mins minute minutes"),
                                           ("frame", "f ff frame frames")) for word in spelled.split()}
 
-# Measurements and settings that have a time or a rate of their own.
+# Measurements and settings: their times and rates are not those of the rows.
 OTHER = set("exposure inference latency processing process proc render rendering compute cpu gpu delay shutter "
             "detection detect solve solver response reaction blink blinks hold attack release fade bit bitrate heart "
             "learning success error drop dropped loss pulse breath breathing decay smoothing smooth filter focal wave "
@@ -52,8 +52,8 @@ MEASURED = OTHER | set("temperature temp humidity battery distance depth positio
                        "weight value landmark gaze head eye mouth jaw age".split())
 SOUND = {"audio", "sound", "wav", "mic", "speech", "voice"}
 
-PLAIN_FPS = 4.9, 245                # rows per second that a time without a unit may give
-RATE_FORMS = "p", "df", "ndf", "frames", "frame"                # after the number of a rate
+PLAIN_FPS = 4.9, 245                # a unit that is not stated must give a number of rows per second in this range
+RATE_FORMS = "p", "df", "ndf", "frames", "frame"                # what may follow the number of a rate
 PROSE = re.compile(r"(?i)(?<![^\W_])(?<!\d[-.:/])(\d{1,3}(?:[.,]\d+)?|\d{5}/1001) ?"
                    r"(?:fps|f/s|hz|frames?(?: per | a |/)s)|"
                    r"\b(?:fps|frame ?rate)(?: is| of|[ :=@])*(\d{1,3}(?:\.\d+)?)\b|"
@@ -64,7 +64,7 @@ HEDGED = re.compile(r"(?i)hz\b|\b(?:from|not|max|maximum|up to|render|display|mo
 
 @lru_cache(4096)
 def words(name: str) -> tuple:
-    """The words of a name in lower case: frame_interval_ms and frameIntervalMs -> frame, interval, ms."""
+    """A name -> its words in lower case: frame_interval_ms and frameIntervalMs -> frame, interval, ms."""
     found = []
     for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", re.sub("[\u00b5\u03bc]", "u", name[:200])):
         word = word.lower()
@@ -80,30 +80,31 @@ def words(name: str) -> tuple:
 
 
 def unit_of(name: str) -> float | None:
-    """The seconds in the unit that a name says, None where it says none, or two."""
+    """The unit in a name, in seconds; None if it has none, or two."""
     factors = {UNITS[word] for word in words(name) if word in UNITS}
     return factors.pop() if len(factors) == 1 else None
 
 
 def is_clock(name: str) -> bool:
-    """Whether a name may be that of a column of times or time steps."""
-    mine = {*words(name)}
-    units = mine & {*UNITS} - {"s"}
-    return not mine & OTHER and bool(mine & (CLOCK | STEP - {"duration", "step", "diff"}) or units or mine == {"s"})
+    """Whether a column of this name may hold times or time steps."""
+    terms = {*words(name)}
+    units = terms & {*UNITS} - {"s"}
+    return not terms & OTHER and bool(terms & (CLOCK | STEP - {"duration", "step", "diff"}) or units or terms == {"s"})
 
 
 def is_group(name: str) -> bool:
-    """Whether a column says whose row it is, of several faces or takes."""
-    mine = {word for word in words(name) if not word.isdigit()}
-    return bool(mine & FACE) and mine <= FACE | LABEL or mine == {"id"}
+    """Whether a column of this name tells apart the rows of several faces or takes."""
+    terms = {word for word in words(name) if not word.isdigit()}
+    return bool(terms & FACE) and terms <= FACE | LABEL or terms == {"id"}
 
 
 def is_counter(name: str) -> bool:
+    """Whether a column of this name may number the rows."""
     return {word for word in words(name) if not word.isdigit()} <= COUNTER | FRAME
 
 
-def telling(name: str, cells: list) -> bool:
-    """Whether a column may say something of the time, by its name or its first cells."""
+def may_say_time(name: str, cells: list) -> bool:
+    """Whether a column may say something about time, by its name or its first cells."""
     if is_clock(name) or is_group(name) or is_counter(name) or kind_of(name):
         return True
     values = np.array([number(cell) for cell in cells])
@@ -111,8 +112,8 @@ def telling(name: str, cells: list) -> bool:
 
 
 def number(cell) -> float:
-    """A cell -> its number, with a decimal point or comma; NaN where it is none."""
-    if isinstance(cell, bool) or isinstance(cell, str) and "_" in cell:        # which Python takes as thousands
+    """A cell -> its number, with a decimal point or comma; NaN if it is none."""
+    if isinstance(cell, bool) or isinstance(cell, str) and "_" in cell:        # float() accepts "1_000"
         return math.nan
     try:
         return float(cell.replace(",", ".") if isinstance(cell, str) else cell)
@@ -126,17 +127,17 @@ def blank(cell) -> bool:
 
 
 def seen(cell) -> str:
-    """What a cell is, for errors."""
+    """What to say about a cell in an error message: that it is blank, or what it holds."""
     return "is blank" if cell in (None, "") else f"holds {cell[:40] if isinstance(cell, str) else few([cell])!r}"
 
 
 def clean(cell) -> str:
-    """A timecode without the date around it."""
+    """A timecode without a date before it and a time zone after it."""
     return DATE.sub("", str(cell).strip()).strip().replace(",", ".")
 
 
 def like_a_clock(cell) -> bool:
-    """Whether a text holds the time of a day or a date in any notation."""
+    """Whether a text holds a time of day, or a date with a time, in any notation."""
     return isinstance(cell, str) and bool(re.search(r"\d:\d\d|\dT\d{6}", cell))
 
 
@@ -146,45 +147,46 @@ def readable(cell) -> bool:
 
 
 def coded(cells: list) -> list | None:
-    """Cells -> their timecodes, None if they are not all timecodes."""
+    """Cells -> their timecodes; None if any is none."""
     codes = [clean(cell) for cell in cells]
     return codes if all(CODE.fullmatch(code) for code in codes) else None
 
 
 def leaf_of(name: str) -> str:
-    """The last part of a fact's name, or of `frameTime.mean` the one before."""
+    """The last part of a fact's dotted name; the one before if the last is a word such as mean: frameTime.mean."""
     *above, leaf = name.split(".")
     return above[-1] if above and folded(leaf) in ("mean", "avg", "average", "median", "nominal", "value") else leaf
 
 
 def kind_of(name: str) -> str:
-    """What a fact is of: scale (ticks in a second), rate, period, duration, count (of frames); "" for anything else."""
+    """What a fact of this name is: "scale" (ticks in a second), "rate", "period" (of a frame), "duration", "count" (of
+    frames), or "" for anything else."""
     ordered, all_words = words(leaf_of(name)), {*words(name)}
-    mine = {*ordered}
-    both = lambda *two: {*two} <= mine
+    terms = {*ordered}
+    both = lambda *two: {*two} <= terms
     if all_words & OTHER:
         return ""
-    if mine & {"timescale", "timebase"} or both("time", "scale") or both("time", "base") or both("tick", "per") or \
+    if terms & {"timescale", "timebase"} or both("time", "scale") or both("time", "base") or both("tick", "per") or \
             both("tick", "rate"):
         return "scale"
     if "per frame" in " ".join(ordered):
         return "period"
-    if mine & {"fps", "hz", "hertz", "rate", "frequency"} or mine == {"fr"} or "frame per" in " ".join(ordered) or \
-            "per" in mine and mine & {"s", "sec", "second"}:
+    if terms & {"fps", "hz", "hertz", "rate", "frequency"} or terms == {"fr"} or "frame per" in " ".join(ordered) or \
+            "per" in terms and terms & {"s", "sec", "second"}:
         return "" if all_words & SOUND else "rate"
     frames = {"frame", "row", "rows", "keyframe", "keyframes"}
-    if mine & frames and mine <= frames | {"num", "number", "n", "total", "count", "of", "nr"}:
+    if terms & frames and terms <= frames | {"num", "number", "n", "total", "count", "of", "nr"}:
         return "count"
-    if not mine & {"frame", "sample"} and (
-            mine & {"duration", "length"} or both("total", "time") or both("run", "time")):
+    if not terms & {"frame", "sample"} and (
+            terms & {"duration", "length"} or both("total", "time") or both("run", "time")):
         return "duration"
-    steps = mine & (STEP - {"step", "diff"}) or both("time", "step") or both("frame", "time") or both("frame", "length")
-    return "period" if steps else ""
+    steps = terms & (STEP - {"step", "diff"})
+    return "period" if steps or both("time", "step") or both("frame", "time") or both("frame", "length") else ""
 
 
 def amount(value) -> tuple:
-    """A fact's value -> (number, seconds in the unit that it names or None): 60, "60 fps", "16.7 ms", "30000/1001",
-    "00:00:02.5". The number is NaN where there is none."""
+    """A fact's value -> (number, its unit in seconds or None): 60, "60 fps", "16.7 ms", "30000/1001", "00:00:02.5".
+    The number is NaN if the value has none."""
     if not isinstance(value, str):
         return number(value), None
     text = value.strip()
@@ -201,12 +203,13 @@ def amount(value) -> tuple:
 
 
 def plain(rate: float) -> bool:
+    """Whether a rate is in the range of usual ones."""
     return PLAIN_FPS[0] <= rate <= PLAIN_FPS[1]
 
 
 def rates_in(text: str) -> tuple:
-    """The frames per second that a sentence says, and whether they are plainly those of the rows: "Recorded with X
-    (60 FPS)", "fps 60", "1080p60"; not "downsampled from 120 fps"."""
+    """Rates, in frames per second, in a sentence, and whether they are surely those of the rows: "Recorded with X (60
+    FPS)", "fps 60", "1080p60" are, "downsampled from 120 fps" is not."""
     text = re.sub(f"(?i)\\b({'|'.join(SPELLED).replace(' ', '[ -]')})\\b",
                   lambda found: SPELLED[found[0].lower().replace("-", " ")], text)
     rates = [amount(next(filter(None, found)))[0] for found in PROSE.findall(text)]
