@@ -1,9 +1,9 @@
 """Face captures of other tools -> tracks: tables (.csv .tsv .txt), json, arrays (.npy .npz). docs/spec/face.md 2, 3.
 
-One reader for each of the three kinds gives `Rows` (tables.py); `read_capture` does the rest: names to the 52 shapes
-(arkit.py), what the file says of time (evidence.py), times (timing.py), 30 frames per second. What is not understood is
-refused with the cell at fault, what is left out is said in the notes. Left and right are taken as the file names them:
-a mirrored picture cannot be known from it.
+Each kind has a reader that returns `Rows` (tables.py). `read_capture` does the rest: map names to the 52 shapes
+(arkit.py), collect what the file says about time (evidence.py), find the times of the rows (timing.py), resample to 30
+frames per second. A cell that is not understood raises an error; what is left out is listed in the notes. Left and
+right are taken as the file names them: whether the camera mirrored the face cannot be seen in it.
 
 Shapes: R rows of a file, C its columns, T face frames at 30 per second, K = 52 blendshapes.
 """
@@ -18,35 +18,34 @@ import numpy as np
 
 import disk
 from face.arkit import ORDERS, few, from_names, in_radians, ordered, resample, rotations_of, scaled, tidy
-from face.evidence import weigh
+from face.evidence import evidence_of
 from face.tables import MAX_ROWS, Rows, read_json, read_table
 from face.timing import frame_times, run_lengths
 from face.words import words
 
 MAX_BYTES = 200 << 20               # of a file, and of an array once unpacked
 
+
 @dataclass
 class Capture:
-    """A capture that was read. track (T, K) in [0, 1]; rotations (T, 9) in the order of ROTATIONS, None where the file
-    has none but zeros; rate and length (seconds) of the file, and how they were found; notes to print."""
-    track: np.ndarray
-    rotations: np.ndarray | None
-    notes: list
-    how: str
-    rate: float
-    length: float
+    track: np.ndarray               # (T, K) in [0, 1]
+    rotations: np.ndarray | None    # (T, 9) in radians, in the order of arkit.ROTATIONS; None if all are zero
+    notes: list                     # lines to print
+    how: str                        # how the rate was found, in a phrase
+    rate: float                     # rows of the file per second
+    length: float                   # seconds
 
 
 def read_track(path, fps: float | None = None, order: str | None = None, ignore_timecodes: bool = False) -> np.ndarray:
-    """A face track in a file -> (T, K) at 30 frames per second: `read_capture` without the rest."""
+    """`read_capture`, only its track (T, K)."""
     return read_capture(path, fps, order, ignore_timecodes).track
 
 
 def read_capture(path, fps: float | None = None, order: str | None = None, ignore_timecodes: bool = False) -> Capture:
-    """A capture in a file -> its track at 30 frames per second, and what there is to say of it.
+    """Read a capture and resample it to 30 frames per second.
 
-    fps: the rate of the file, before whatever it says itself. order: of the columns of a bare array, one of ORDERS.
-    ignore_timecodes: the rows follow each other at an even rate, whatever their times are.
+    fps: overrides the rate that the file states. order: of the columns of a bare array, one of ORDERS.
+    ignore_timecodes: ignore all times in the file; its rows are evenly spaced.
     Raises FileNotFoundError, or ValueError for a file that is no capture, with the row and the column at fault.
     """
     path = Path(path)
@@ -57,7 +56,7 @@ def read_capture(path, fps: float | None = None, order: str | None = None, ignor
     size = disk.regular(path, "a face track").stat().st_size
     if size > MAX_BYTES:
         raise ValueError(f"{path} has {size >> 20} MiB, expected a face track of at most {MAX_BYTES >> 20}")
-    with warnings.catch_warnings(record=True) as warned:                # of what is refused, the refusal alone
+    with warnings.catch_warnings(record=True) as warned:                # a refused file gives its error alone
         warnings.simplefilter("always")
         rows = READERS[path.suffix.lower()](path, order)
     for each in warned:
@@ -66,13 +65,13 @@ def read_capture(path, fps: float | None = None, order: str | None = None, ignor
     seen = ~np.isnan(rows.values).all(axis=1)
     if not seen.any():
         raise ValueError(f"{path} has no face in any of its {count} rows: nothing to show")
-    found = weigh(rows, seen, path, fps)
+    found = evidence_of(rows, seen, path, fps)
     if found.wrong and found.codes is None and found.stamps is None and not ignore_timecodes:
         raise ValueError(found.wrong)
     notes += found.notes
-    left = [name for name in rows.others if name not in found.used]
-    if left:
-        notes.append(f"left out, as they are none of the 52 shapes: {few(left)}")
+    unused = [name for name in rows.others if name not in found.used]
+    if unused:
+        notes.append(f"left out, as they are none of the 52 shapes: {few(unused)}")
     if order and not rows.bare:
         notes.append(f"--order {order} is not used: the file has names")
     if not seen.all():
@@ -92,19 +91,20 @@ def read_capture(path, fps: float | None = None, order: str | None = None, ignor
     track, turned = scaled(track, rows.names, texts, notes), in_radians(turned, rows.names + texts, notes)
     track = tidy(track, str(path))
     clocks = [each for each in (found.stamps, found.codes, found.numbers) if each is not None]
-    mixed = several(track, [clocks[0][row] for row in timing.order[seen]] if clocks and not ignore_timecodes else None)
-    if mixed:
-        raise ValueError(f"{path}: {mixed}; expected those of one face: write each into a file of its own")
+    clock = [clocks[0][row] for row in timing.order[seen]] if clocks and not ignore_timecodes else None
+    problem = several_faces(track, clock)
+    if problem:
+        raise ValueError(f"{path}: {problem}; expected those of one face: write each into a file of its own")
     at_30 = lambda values: resample(values, timing.times[seen], timing.length)
     return Capture(at_30(track), at_30(turned) if turned.any() else None, [*notes, *timing.notes], timing.how,
                    timing.rate, timing.length)
 
 
-def several(track, clock) -> str:
-    """Why rows (R, K) are of several faces, "" if they are of one. clock: R times or None.
+def several_faces(track, clock) -> str:
+    """Why rows (R, K) must be of several faces, "" if they are of one. clock: R times or None.
 
-    Each is far from the row before and near the one before that; or rows of the same time are farther from each other
-    than from those of the next time; or most times come back later."""
+    One of: a row is far from the previous one, but near the one before it; rows of the same time differ more from each
+    other than from those of the next time; most times come back later."""
     in_turn = "the rows are of two or more faces in turn"
     far = lambda gap: float(np.abs(track[gap:] - track[:-gap]).sum(axis=1).mean())
     if len(track) > 5 and far(1) > 0.05 and far(1) > 2 * far(2):
@@ -125,13 +125,13 @@ def several(track, clock) -> str:
 
 
 def read_array(path: Path, order) -> Rows:
-    """The array (R, C) in a .npy file, or the only one in a .npz: numbers, columns as `ordered`. Nothing is unpickled.
+    """Read the array (R, C) in a .npy file, or the only one in a .npz; columns as in `ordered`. Nothing is unpickled.
 
-    Raises ValueError for another array, or one that is larger or smaller than its own header says.
+    Raises ValueError for anything else, or where the header and the size of the file differ.
     """
     try:
         values = array_of(unpacked(path) if path.suffix.lower() == ".npz" else path.read_bytes())
-    except Exception as error:                      # numpy and zipfile raise many kinds at damaged files
+    except Exception as error:                      # numpy and zipfile raise many kinds for damaged files
         raise ValueError(f"{path} is not a bare {path.suffix} array: {error or type(error).__name__}") from None
     if values.ndim != 2 or len(values) > MAX_ROWS:
         raise ValueError(f"{path} has shape {values.shape}, expected (frames, 52), at most {MAX_ROWS} frames")
@@ -140,7 +140,7 @@ def read_array(path: Path, order) -> Rows:
 
 
 def unpacked(path: Path) -> bytes:
-    """The only member of an npz file. Raises ValueError where there are more, or where it is too large."""
+    """The bytes of the only array in an npz file. Raises ValueError if there are more, or if it is too large."""
     with zipfile.ZipFile(path) as file:
         if len(file.infolist()) != 1 or not file.namelist()[0].endswith(".npy"):
             raise ValueError(f"it holds {few(file.namelist()) or 'nothing'}, expected one array")
@@ -151,11 +151,11 @@ def unpacked(path: Path) -> bytes:
 
 
 def array_of(data: bytes) -> np.ndarray:
-    """The array in the bytes of a .npy file, which must hold all of it. Raises ValueError otherwise."""
+    """The bytes of a .npy file -> its array. Raises ValueError if it has no numbers, or not as many as it says."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, by_column, kind = read(file)             # version 3 is for names in Unicode, which numbers have not
+    shape, by_column, kind = read(file)             # version 3 is as 2; only arrays with field names need it
     if kind.kind not in "fiub":
         raise ValueError(f"it holds {kind}, expected numbers")
     count, there = math.prod(shape), len(data) - file.tell()
