@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from audio import blocks, open_sound, quiet
 from disk import regular, replacing
+from face.head import rotation
 from face_decoder import FPS
 
 BACKGROUND = (232, 234, 238)        # sRGB
@@ -60,27 +61,23 @@ def normals(vertices, faces) -> np.ndarray:
     return np.where(length > 0, total / np.maximum(length, 1e-30), (0, 0, 1)).astype(np.float32)
 
 
-def _rotation(yaw) -> np.ndarray:
-    return np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
-
-
 def _camera(head, size, yaw, close) -> tuple:
     """Orthographic (matrix, offset): `vertices @ matrix + offset` are column and row in samples, and depth, which grows
     towards the camera."""
-    rotation, side = _rotation(yaw), size * SAMPLES
-    seen = head.vertices @ rotation.T
+    turn, side = rotation("y", yaw), size * SAMPLES
+    seen = head.vertices @ turn.T
     low, high = seen.min(0), seen.max(0)
     middle, extent = (low + high) / 2, (high - low)[:2].max() / (1 - 2 * MARGIN)
     if close:
         middle[1] = (head.eyes[:, 1].mean() + head.vertices[head.lips, 1].mean()) / 2
         extent = CLOSE * head.interocular
     scale = np.array([side, -side, NEAREST]) / (extent, extent, np.ptp(head.vertices, axis=0).max())
-    return rotation.T * scale, np.array([side / 2, side / 2, 0]) - middle * scale
+    return turn.T * scale, np.array([side / 2, side / 2, 0]) - middle * scale
 
 
 def _shade(normal, albedo, yaw) -> np.ndarray:
     """Unit normals (V, 3) and linear colours (V, 3) -> colours under the lights, sRGB in 2 ... 253, (V, 3)."""
-    normal = normal @ _rotation(yaw).T
+    normal = normal @ rotation("y", yaw).T
     half = KEY + (0, 0, 1)
     key, fill, glance = (np.maximum(normal @ (light / np.linalg.norm(light)), 0) for light in (KEY, FILL, half))
     light = KEY_LIGHT * key + FILL_LIGHT * fill + SKY_LIGHT * (1 + normal[:, 1]) / 2 + 0.1
