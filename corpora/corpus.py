@@ -21,6 +21,7 @@ from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from itertools import chain
 from multiprocessing import get_all_start_methods, get_context, parent_process
 from pathlib import Path
@@ -273,19 +274,29 @@ def decoded(clips, longest: dict, workers: int):
     context = get_context(kind)
     if kind == "forkserver":
         context.set_forkserver_preload(["__main__", "corpora.sound"])               # imported once, not per worker
-    pool, waiting = ProcessPoolExecutor(workers, context, follow_parent), deque()
+    pool = ProcessPoolExecutor(workers, context, follow_parent)
     try:
-        for clip in chain(clips, [None] * workers * AHEAD):                         # None: empty the queue
-            if clip is not None:
-                waiting.append((clip, pool.submit(decode, clip, longest)))
-            if waiting and (clip is None or len(waiting) == workers * AHEAD):
-                first, future = waiting.popleft()
-                yield first, future.result()
+        yield from in_order(clips, partial(decode, longest=longest), pool, workers * AHEAD)
     except BrokenProcessPool:
         raise OSError("a worker process was ended (for want of memory?): the same command goes on, --workers takes "
                       "fewer") from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def in_order(items, function, pool, ahead: int):
+    """Yield (item, function(item)) in order, computed by a pool with at most `ahead` items in work. No item is None."""
+    waiting = deque()
+    try:
+        for item in chain(items, [None] * ahead):                                   # None: empty the queue
+            if item is not None:
+                waiting.append((item, pool.submit(function, item)))
+            if waiting and (item is None or len(waiting) == ahead):
+                first, future = waiting.popleft()
+                yield first, future.result()
+    finally:
+        for _, future in waiting:                           # after an interrupt or an error: start nothing new
+            future.cancel()
 
 
 def follow_parent() -> None:

@@ -28,7 +28,7 @@ LACKING = 0.9               # a span is refused if the file holds less than this
 
 
 class Skip(Exception):
-    """Why a row does not become a sample. reason: one of a few, which are counted; detail: about this row."""
+    """Why a row or text has no sample or sound. reason: one of a few, which are counted; detail: about this one."""
 
     def __init__(self, reason: str, detail=""):
         super().__init__(reason, detail)

@@ -11,9 +11,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections import Counter, deque
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 
 import cli
@@ -23,19 +22,13 @@ from tqdm import tqdm
 
 from audio import SAMPLE_RATE, load_audio
 from corpora import adding
+from corpora.corpus import in_order
+from corpora.sound import Skip
 from data import Split
 
 QUIET = 10 ** (-50 / 20)        # a peak below -50 dB is silence
 TRIED = 8                       # if the first 8 texts all fail, the command is wrong
 AHEAD = 2                       # answers in memory per worker
-
-
-class Failure(Exception):
-    """Why a text has no sound. reason: one of a few, which are counted; detail: about this text."""
-
-    def __init__(self, reason: str, detail=""):
-        super().__init__(reason, detail)
-        self.reason, self.detail = reason, " ".join(str(detail).split())[:300]
 
 
 def add_speak(commands) -> None:
@@ -80,9 +73,9 @@ def speak(split: Split, command: list, workers: int, timeout: float, longest: fl
         bar = tqdm(total=work.left, desc=f"speech of {split.directory}", unit="answer", disable=None)
         say = lambda number: spoken(texts[number], command, timeout, longest)
         with bar, ThreadPoolExecutor(workers) as pool:
-            for number, sound in in_order([number for number, in work.jobs], say, pool, workers):
+            for number, sound in in_order((number for number, in work.jobs), say, pool, workers * AHEAD):
                 bar.update()
-                if isinstance(sound, Failure):
+                if isinstance(sound, Skip):
                     failures[sound.reason] += 1
                     first.setdefault(sound.reason, f"{split.rows[number]['id']} {sound.detail}".strip())
                 else:
@@ -98,34 +91,19 @@ def speak(split: Split, command: list, workers: int, timeout: float, longest: fl
           + "".join(f"; failed {count}: {reason}, first {first[reason]}" for reason, count in failures.most_common()))
 
 
-def in_order(numbers: list, function, pool, workers: int):
-    """Yield (number, function(number)) in order, computed by the pool a few ahead."""
-    waiting = deque()
-    try:
-        for number in chain(numbers, [None] * len(numbers)):
-            if number is not None:
-                waiting.append((number, pool.submit(function, number)))
-            if waiting and (number is None or len(waiting) == workers * AHEAD):
-                done, future = waiting.popleft()
-                yield done, future.result()
-    finally:
-        for _, future in waiting:                           # after an interrupt or an error: start nothing new
-            future.cancel()
-
-
 def spoken(text: str, command: list, timeout: float, longest: float):
-    """A text -> its sound (samples,) float32 at 16 kHz, or a Failure."""
+    """A text -> its sound (samples,) float32 at 16 kHz, or a Skip, which says why it has none."""
     try:
         with tempfile.TemporaryDirectory(prefix="speak.") as folder:
             out = Path(folder) / "answer.wav"
             run(text, command, out, timeout)
             return checked(out, longest)
-    except Failure as failure:
+    except Skip as failure:
         return failure
 
 
 def run(text: str, command: list, out: Path, timeout: float) -> None:
-    """Run the program: it speaks the text into the file `out`. Raises Failure."""
+    """Run the program: it speaks the text into the file `out`. Raises Skip."""
     argument = f" {text}" if text.startswith("-") else text             # it must not be taken for an option
     fill = {"{text}": argument, "{out}": str(out)}
     words = [re.sub(r"\{text\}|\{out\}", lambda found: fill[found[0]], word) for word in command]
@@ -134,24 +112,24 @@ def run(text: str, command: list, out: Path, timeout: float) -> None:
             done = subprocess.run(words, input=b"" if any("{text}" in word for word in command) else text.encode(),
                                   stdout=subprocess.DEVNULL, stderr=errors, timeout=timeout)
         except subprocess.TimeoutExpired:
-            raise Failure(f"not done in {timeout:g} s") from None
+            raise Skip(f"not done in {timeout:g} s") from None
         except (OSError, ValueError) as error:                          # the argument is too long, or has a zero byte
-            raise Failure("not a text for a command line", error) from None
+            raise Skip("not a text for a command line", error) from None
         if done.returncode:
             errors.seek(max(0, errors.seek(0, 2) - 300))
-            raise Failure(f"ended with code {done.returncode}", errors.read().decode(errors="replace"))
+            raise Skip(f"ended with code {done.returncode}", errors.read().decode(errors="replace"))
 
 
 def checked(out: Path, longest: float) -> np.ndarray:
-    """The sound that the program wrote. Raises Failure."""
+    """The sound that the program wrote. Raises Skip."""
     if not out.exists() or not out.stat().st_size:
-        raise Failure("wrote no sound")
+        raise Skip("wrote no sound")
     try:
         sound = load_audio(out).numpy()
     except (ValueError, OSError) as error:
-        raise Failure("no sound that can be read", str(error).replace(str(out), "its file")) from None
+        raise Skip("no sound that can be read", str(error).replace(str(out), "its file")) from None
     if len(sound) > longest * SAMPLE_RATE:
-        raise Failure(f"longer than {longest:g} s", f"{len(sound) / SAMPLE_RATE:.1f} s")
+        raise Skip(f"longer than {longest:g} s", f"{len(sound) / SAMPLE_RATE:.1f} s")
     if np.abs(sound).max() < QUIET:
-        raise Failure("silence")
+        raise Skip("silence")
     return sound
