@@ -219,9 +219,12 @@ def replacing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         name = f".new.{os.getpid()}@{socket.gethostname()[:40]}.{os.urandom(6).hex()}"      # short: `path` may be long
         temporary = path.parent / name
-        open(temporary, "xb").close()
+        with open(temporary, "xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         try:
             yield temporary
+            with suppress(OSError):                         # safetensors makes a file that its owner alone may read
+                os.chmod(temporary, mode)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)

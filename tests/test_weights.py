@@ -390,3 +390,9 @@ def test_zeros_that_belong_there_are_no_damage(tmp_path):
     weights.write_tensors(tmp_path / "a.safetensors", norm.state_dict())
     with pytest.raises(ValueError, match="weight .* is zero"):
         weights.load(norm, [tmp_path / "a.safetensors"])
+
+
+def test_who_may_read_other_new_files_may_read_weights(tmp_path):
+    (tmp_path / "plain").touch()
+    weights.write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(2)})
+    assert (tmp_path / "a.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
