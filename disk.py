@@ -219,8 +219,8 @@ def replacing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         name = f".new.{os.getpid()}@{socket.gethostname()[:40]}.{os.urandom(6).hex()}"      # short: `path` may be long
         temporary = path.parent / name
-        with open(temporary, "xb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = stat.S_IMODE(os.stat(temporary).st_mode)
         try:
             yield temporary
             with suppress(OSError):                         # safetensors makes a file that its owner alone may read
