@@ -286,7 +286,7 @@ def test_a_kill_while_the_steps_go_on_leaves_the_checkpoint_before(half, four):
 def test_a_training_that_fails_in_its_first_step_leaves_nothing(base, data, tmp_path, capsys, monkeypatch):
     def damaged(*_):
         raise ValueError("a sample is damaged")
-    monkeypatch.setattr(train, "moved", damaged)
+    monkeypatch.setattr(train, "to_device", damaged)
     refuse(capsys, [*command(data, base, tmp_path / "runs" / "out", 2), "--anyway"], "a sample is damaged")
     assert not list(tmp_path.iterdir())
 
