@@ -227,6 +227,8 @@ def framed(value, path: Path, order) -> Rows:
         inner = entry({key: part for key, part in value.items() if isinstance(part, (list, dict))}, WEIGHTS)
         if shapes:                                                          # a list of weights per name
             same_length(shapes, path)
+            used = {*map(id, shapes.values())}                      # weights, so neither times nor other columns
+            facts = [(key, part) for key, part in facts if id(part) not in used]
             names, value = [*shapes], [*map(list, zip(*shapes.values()))]
         else:
             value = [value] if inner is None else inner

@@ -253,6 +253,12 @@ def test_json_of_all_shapes_is_read(tmp_path, value, encoding):
         assert_ramp(read_capture(written(tmp_path, json.dumps(value), "take.json", encoding)), 2)
 
 
+def test_lists_of_weights_are_not_said_to_be_left_out_where_they_are_nested(tmp_path):
+    value = {"fps": 30, "weights": columns(TRACK)}
+    capture = read_capture(written(tmp_path, json.dumps(value), "take.json"))
+    assert not [note for note in capture.notes if "left out" in note]
+
+
 def test_frames_without_a_face_and_single_frames(tmp_path):
     empty = [{"t": t, "faceBlendshapes": [] if i in (0, 5) else [{"categories": mediapipe(frame)}]}
              for i, (t, frame) in enumerate(zip(TIMES.tolist(), FRAMES))]
