@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import disk
 from data import by_length, collate
-from ranks import agree, first_rank_first, rank_and_world
+from ranks import first_rank_first, rank_and_world, stop_if_any_failed
 
 FORMAT = 1
 SHARD_BYTES = 256 << 20         # a shard is written when it exceeds this size
@@ -173,11 +173,11 @@ def open_cache(directory, state: dict, model, mixture, numbers, device, autocast
         fill(cache, missing[rank::world], model.eval(), device, autocast)
     except (ValueError, OSError) as error:
         failure = error
-    agree(failure)
+    stop_if_any_failed(failure)
     cache.scan()
     lost = len(cache.missing(numbers))
-    agree(ValueError(f"--cache {directory}: {lost} samples that other processes have made are not there: it must be a "
-                     "directory that all of them see") if lost else None)
+    stop_if_any_failed(ValueError(f"--cache {directory}: {lost} samples that other processes have made are not there: it "
+                                  "must be a directory that all of them see") if lost else None)
     return cache
 
 

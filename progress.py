@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import disk
 from loading import Stream
-from ranks import agree, rank_and_world, sum_over_ranks
+from ranks import rank_and_world, stop_if_any_failed, sum_over_ranks
 
 PATIENCE = 10           # the training stops after so many steps in a row with gradients that are not finite
 
@@ -128,8 +128,8 @@ class Log:
     def give_up(self, why: str, advice: str = "start again with a lower --lr") -> None:
         """Raises ValueError, on all ranks together, after finishing the save in progress."""
         self.saver.finish()
-        agree(ValueError(f"{why}: {advice}; {self.out} holds "
-                         + (f"step {self.saver.saved}" if self.saver.saved else "no checkpoint yet")))
+        stop_if_any_failed(ValueError(f"{why}: {advice}; {self.out} holds "
+                                      + (f"step {self.saver.saved}" if self.saver.saved else "no checkpoint yet")))
 
     @contextmanager
     def pause(self):

@@ -57,7 +57,7 @@ def gathered(value) -> list:
     return values
 
 
-def agree(failure: Exception | None) -> None:
+def stop_if_any_failed(failure: Exception | None) -> None:
     """End all ranks if one has failed. Called by all ranks. Of ranks with the same message only the first raises it,
     the others exit silently, so that it is printed once."""
     rank, messages = rank_and_world()[0], gathered(None if failure is None else str(failure))
@@ -77,7 +77,7 @@ def first_rank_first(make):
                 made = make()
         except (ValueError, OSError) as error:
             failure = error
-        agree(failure)
+        stop_if_any_failed(failure)
     return made
 
 

@@ -20,7 +20,7 @@ from face_decoder import FaceConfig
 from loading import Mixture, Stream, fitting_numbers, mixed_rows, open_mixture
 from model import ExOmni
 from prepared import TASKS
-from ranks import agree, rank_and_world
+from ranks import rank_and_world, stop_if_any_failed
 
 # Options that stay the same for the whole training; --resume refuses other values.
 FIXED = ("init_from", "recipe", "epochs", "steps", "seed", "dtype", "ablate")
@@ -139,8 +139,8 @@ def exclusive_out(args):
             failure = OSError(f"--out {out} cannot be written to ({error.strerror}): choose another")
         except (ValueError, OSError) as error:
             failure = error
-        agree(failure)
-        agree(None if saving.shared(out / ".lock") else ValueError(
+        stop_if_any_failed(failure)
+        stop_if_any_failed(None if saving.shared(out / ".lock") else ValueError(
             f"--out {out} is not the same directory for all processes: it must be one that all nodes share"))
         yield
 

@@ -37,7 +37,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
 
 import disk
-from ranks import agree, gathered, rank_and_world
+from ranks import gathered, rank_and_world, stop_if_any_failed
 
 FILES = "trainer/files.json"
 MARKED = ("model*.safetensors", "config.json", "trainer/state.json", "trainer/optimizer/*.distcp")
@@ -225,7 +225,7 @@ class Saver:
 
     def finish(self) -> None:
         """Wait for the threads of all ranks, then put what they have written in its place. Raises OSError on all ranks
-        together (`ranks.agree`), with the old checkpoint untouched."""
+        together (`ranks.stop_if_any_failed`), with the old checkpoint untouched."""
         if self.thread is None:
             return
         self.thread.join()
@@ -238,10 +238,11 @@ class Saver:
             except (OSError, ValueError) as error:
                 self.failure = error
             shutil.rmtree(self.out / ".saving", ignore_errors=True)     # of one that failed
-        agree(self.failure and OSError(f"step {self.step} could not be saved in {self.out} ({self.failure}): " + (
+        failed = self.failure and OSError(f"step {self.step} could not be saved in {self.out} ({self.failure}): " + (
             "it is whole in .saved there, --resume puts it in its place" if (self.out / ".saved").exists() else
             "the last checkpoint is untouched, --resume goes on from there" if (self.out / "config.json").exists() else
-            "nothing was saved before")))
+            "nothing was saved before"))
+        stop_if_any_failed(failed)
         self.model.directory, self.saved = self.out, self.step
 
     def close(self) -> None:

@@ -85,7 +85,7 @@ def together():
         yield
     except (ValueError, OSError) as error:
         failure = error
-    ranks.agree(failure)
+    ranks.stop_if_any_failed(failure)
 
 
 @contextmanager

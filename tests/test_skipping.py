@@ -20,10 +20,10 @@ def test_an_error_ends_all_ranks_and_is_raised_where_it_is_new(monkeypatch, mess
         monkeypatch.setattr(ranks, "rank_and_world", lambda: (rank, len(messages)))
         own = None if message is None else OSError(message)
         if raises is None:
-            ranks.agree(own)
+            ranks.stop_if_any_failed(own)
             continue
         with pytest.raises(OSError if message is not None and message not in messages[:rank] else SystemExit):
-            ranks.agree(own)
+            ranks.stop_if_any_failed(own)
 
 
 def test_an_error_says_on_which_rank(monkeypatch):
