@@ -91,8 +91,8 @@ STAGES = {
         1: Stage(ASR, ("text",), {"projector": 2e-3}, 0.4, 48, 0.1, 4, toy=True),
         2: Stage(TTS, ("units",), {"generator": 2e-3}, 10, 16, 0.1, 4, toy=True),
         3: Stage(FACE, ("face",), {"face": 2e-3}, 5, 16, 0.1, 4, toy=True),
-        4: Stage(QA, LOSSES, {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 1.6, 48, 0.1, 6,
-                 replay={"chat": 8000, "face": 2000, "asr": 3000}, toy=True)}}
+        4: Stage(QA, LOSSES, {"projector": 2e-3, "llm": 2e-3, "generator": 5e-4, "face": 5e-4}, 1.7, 48, 0.1, 6,
+                 replay={"chat": 12000, "face": 2000, "asr": 4000}, toy=True)}}
 
 
 # ---------------------------------------------------------------- trained and frozen parts, FSDP2, optimizers

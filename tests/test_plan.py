@@ -23,9 +23,10 @@ def written(full):
 def test_the_full_plan_has_the_recipes_numbers(full):
     questions = [clip for clip in full["train"] if "answer" in clip]
     families = Counter(clip["how"]["family"] for clip in full["train"])
-    assert 11500 <= len(questions) <= 13000 and families["kokoro"] == 1105 and families["hibari"] == 1325
+    assert 17500 <= len(questions) <= 19000 and families["kokoro"] == 1681 and families["hibari"] == 1921
     asked = Counter(clip["answer"] for clip in questions if "before" not in clip)
-    assert min(asked["Monday comes after Sunday."], asked["May comes before June."]) >= 40 > asked["Five plus two is seven."]
+    assert min(asked["Monday comes after Sunday."], asked["May comes before June."]) >= 40
+    assert 40 > asked["The capital of Chile is Santiago."] >= 16 > asked["Five plus two is seven."] >= 9
     assert set(families) == {*voices.FAMILIES, "noise"}
     assert all(3 <= len(clip["text"].split()) <= 8 for clip in full["train"] if clip["kind"] == "random")
     assert len({clip["id"] for several in full.values() for clip in several}) == sum(map(len, full.values()))

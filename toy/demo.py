@@ -52,7 +52,7 @@ WINDOW = 5.12                                       # seconds: 512 frames of the
 UNIT_SAMPLES = round(voices.RATE / UNIT_RATE)       # 1280
 SHIPPED = Path(__file__).parent.parent / "mini" / "data"   # the default of --answers when flite is not installed
 REPLY = ("units", "face")                           # arrays that all samples of an answer share
-SPEAKING = 3        # in training every third clip of a question has a REPLY: it costs most, and is always the same
+SPEAKING = 4        # in training every fourth clip of a question has a REPLY: it costs most, and is always the same
 # Versions of each training clip of the slow families, of which there are few, each changed differently.
 VERSIONS = {"kokoro": 3, "hibari": 3}
 CROWD = 16          # clips for babble in the background, per process

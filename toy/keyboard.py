@@ -103,7 +103,7 @@ CHANGES = {"lower": lambda text, _: text.lower(), "upper": lambda text, _: text.
            "title": lambda text, _: re.sub(r"\b[a-z]", lambda c: c[0].upper(), text).replace("'S", "'s"),
            "digits": digits, "spaces": spaces, "punctuation": punctuation, "typo": slip, "short": short}
 CASES = (("lower", 0.45), ("upper", 0.14), ("title", 0.06))                 # else unchanged
-SHARES = (("digits", 0.5), ("short", 0.08), ("punctuation", 0.45), ("typo", 0.35), ("spaces", 0.15))
+SHARES = (("digits", 0.5), ("short", 0.08), ("punctuation", 0.45), ("typo", 0.5), ("spaces", 0.2))
 
 
 def typed(text: str, random: np.random.Generator) -> str:

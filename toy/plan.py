@@ -17,16 +17,17 @@ from toy import casual, domain, facts, keyboard, outside, talks, voices
 from toy.keyboard import pick
 from toy.rooms import NOISES
 
-# Numbers of training clips by family of voices ("once more": factors of ALIKE); of random strings and plain sentences
-# to read aloud, and how many of each are held out; of casual questions, of typed conversations, and of conversations
-# with a clip's sound. The tests ask for "every" n-th answer; test-turns and test-outside have "tests" spoken samples.
+# Numbers of training clips by family of voices ("once more": factors of MISHEARD); of random strings and plain
+# sentences to read aloud, and how many of each are held out; of casual questions, of typed conversations, and of
+# conversations with a clip's sound. The tests ask for "every" n-th answer; test-turns and test-outside have "tests"
+# spoken samples.
 SIZES = {
     "full": {"asked": {"espeak": 2900, "flite": 2900, "kokoro": 570, "hibari": 720},
              "once more": {"espeak": 3, "flite": 3, "kokoro": 1, "hibari": 1},
              "unknown": {"espeak": 350, "flite": 300, "kokoro": 80, "hibari": 110},
-             "follow-up": {"espeak": 500, "flite": 500, "kokoro": 100, "hibari": 140}, "noise": 300,
+             "follow-up": {"espeak": 1500, "flite": 1500, "kokoro": 200, "hibari": 260}, "noise": 300,
              "random": {"espeak": 2200, "flite": 1800}, "strings": 1500, "sentences": 300, "held": 40,
-             "casual": 24000, "typed talks": 14000, "spoken talks": 3000, "every": 2, "tests": 240},
+             "casual": 24000, "typed talks": 14000, "spoken talks": 5000, "every": 2, "tests": 240},
     "small": {"asked": {"espeak": 700, "flite": 700, "kokoro": 10, "hibari": 10}, "once more": {},
               "unknown": {"espeak": 60, "flite": 60}, "follow-up": {"espeak": 30, "flite": 30}, "noise": 20,
               "random": {"espeak": 100, "flite": 60}, "strings": 60, "sentences": 40, "held": 10,
@@ -35,9 +36,10 @@ SIZES = {
 TESTS = ("test-voices", "test-recombined", "test-wording", "test-both", "test-natural")
 MORE_TESTS = ("test-turns", "test-outside", "test-typed")
 SPLITS = ("voice", "train", "val", *TESTS, *MORE_TESTS)
-# Kinds whose questions differ in one short word only. Each family asks such a question this number times SIZES' "once
-# more" additional times.
-ALIKE = {"day": 4, "month": 4, "season": 4, "opposite": 1, "sound": 1, "color": 1}
+# Kinds that are misheard more often than sums, most of all those whose questions differ in one short word only. Each
+# family asks such a question this number times SIZES' "once more" additional times.
+MISHEARD = {"day": 4, "month": 4, "season": 4, "talk": 3, "opposite": 2, "sound": 2, "color": 1, "capital": 1,
+            "fact": 1, "topic": 1, "legs": 1}
 ASK_AGAIN = 7               # every 7th typed conversation of training ends with a request to repeat (talks.AGAIN)
 READ_AS_QUESTION = 14       # every 14th typed question of training also has a spoken answer, which costs most
 
@@ -116,8 +118,9 @@ def clip(seed: int, name: str, row: dict, family: str, held: bool = False) -> di
 
 
 def questions(seed: int, counts: dict, more: dict, answers: list, rows: dict) -> list:
-    """Training questions with an answer. Each family asks for the answers in turn, and more often for those of ALIKE.
-    The phrasings of an answer are used in turn, ordered such that the cores alternate: every form is spoken."""
+    """Training questions with an answer. Each family asks for the answers in turn, and more often for those of
+    MISHEARD. The phrasings of an answer are used in turn, ordered such that the cores alternate: every form is
+    spoken."""
     order, taken, asked_by, found = {}, Counter(), Counter(), []
     for n, answer in enumerate(answers):
         trained, seen, ranked = rows[answer]["train"], Counter(), []
@@ -130,7 +133,7 @@ def questions(seed: int, counts: dict, more: dict, answers: list, rows: dict) ->
         who = rng(seed, f"who {family}").permutation(len(answers))
         turns += [(family, int(who[number % len(who)])) for number in range(count)]
     turns += [(family, n) for family, count in more.items() for n, answer in enumerate(answers)
-              for _ in range(count * ALIKE.get(rows[answer]["train"][0]["kind"], 0))]
+              for _ in range(count * MISHEARD.get(rows[answer]["train"][0]["kind"], 0))]
     for family, n in turns:
         answer = answers[n]
         row = order[answer][taken[answer] % len(order[answer])]

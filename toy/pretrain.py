@@ -57,7 +57,7 @@ def units(data: Path, base: Path) -> None:
 
 # Rounds of training the encoder: (directory below --work, steps, peak learning rate). All but the first begin with the
 # strongest augmentation.
-ROUNDS = (("first", 5500, 2e-3), ("second", 10500, 2e-3), ("", 5500, 1e-3))
+ROUNDS = (("first", 5500, 2e-3), ("second", 10500, 2e-3), ("third", 5500, 1e-3), ("", 6500, 1.5e-3))
 
 
 def encoder(data: Path, parts: Path, more: dict) -> None:
