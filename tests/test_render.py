@@ -351,6 +351,7 @@ WRITERS = {"png": lambda path, sound: render.write_png(path, np.zeros((2, 2, 3),
            "mp4": lambda path, sound: render.write_video(path, snap(2), sound, make_head(), SIZE)}
 
 
+@pytest.mark.filterwarnings("ignore")       # they name the file, which pytest-xdist cannot pass on
 @pytest.mark.parametrize("ending", WRITERS)
 def test_every_writer_takes_long_and_latin_1_names_and_new_folders(pillow, ffmpeg, tmp_path, ending):
     folder, sound = tmp_path / os.fsdecode(b"caf\xe9"), tmp_path / os.fsdecode(b"l\xe4rm.wav")

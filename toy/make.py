@@ -1,6 +1,6 @@
 """Makes mini/, the trained model that comes with the code: from scratch, or its four stages alone.
 
-    python -m toy                             # everything, four to five hours on two cores; the data need flite
+    python -m toy                             # everything, five to six hours on two cores; the data need flite
     python -m toy --from mini                 # the four stages, with the pretrained parts of mini/: pip packages only
 
 Each step is a command of this project, printed before it starts. Finished steps are skipped, so that the same command
