@@ -178,7 +178,7 @@ def sources(names: list, where: str = "the track") -> list:
     twice = [name for name, our in zip(names, ours) if our and (ours.count(our) > 1 or HALVES.get(our, "") in ours)]
     unknown = [name for name, our in zip(names, ours) if our is None and folded(name)]
     if missing or twice:
-        wrong = {"missing": missing, "not understood": unknown if missing else [], "twice": twice}
+        wrong = {"missing": missing, "other names": unknown if missing else [], "twice": twice}
         raise ValueError(f"{where} is not a track of the 52 ARKit shapes: "
                          + "; ".join(f"{what}: {few(these)}" for what, these in wrong.items() if these))
     wholes = [HALVES.get(our, our) for our in ours]

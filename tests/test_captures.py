@@ -186,7 +186,7 @@ TABLE = a_table(LIVE_LINK)
     (text_of([row + row[20:21] for row in TABLE]), "twice: MouthClose, MouthClose"),
     (text_of([row[:2] + row[:2] for row in TABLE]), "none of its first 50 lines holds names"),
     (text_of([[cell.replace("EyeBlink", "eyelid") for cell in row] for row in TABLE]),
-     "missing: eyeBlinkLeft, eyeBlinkRight; not understood: .*eyelidLeft"),
+     "missing: eyeBlinkLeft, eyeBlinkRight; other names: .*eyelidLeft"),
     (text_of([*TABLE[:5], ["y" * 200_000]]), "row 6 is no row of a table: field larger"),
     (text_of([row + [*map(str, range(3000))] for row in TABLE[:3]]), "has 3054 columns, expected at most 2000"),
     ("PK\x03\x04\0\0\xff" * 100, "none of its first 50 lines"), ("", "none of its first 50 lines"),

@@ -50,14 +50,16 @@ def test_questions_of_unknown_voices_are_answered(mini):
     assert len(QUESTIONS) == 6 and not wrong
 
 
+MISHEARD = pytest.mark.xfail(strict=True, reason='"big" is heard as "begin": where the cut begins depends on the silence')
+
+
 @pytest.mark.parametrize("before, after", [(2, 0), (4, 1)])
-def test_silence_around_a_question_costs_little(mini, before, after):
-    """evaluate.py: .946 of 350 are right after silence, .949 without. So one of six may be lost ("big" is heard as
-    "begin"); before silence was cut off, all were."""
-    chats, clips = zip(*(spoken(row["kind"]) for row in QUESTIONS))
-    clips = [torch.cat([torch.zeros(before * 16_000), clip, torch.zeros(after * 16_000)]) for clip in clips]
-    answers = mini.generate(list(chats), clips, max_new_tokens=64)
-    assert sum(answer.text == row["answer"] for answer, row in zip(answers, QUESTIONS)) >= 5
+@pytest.mark.parametrize("row", [pytest.param(row, id=row["kind"], marks=[MISHEARD] * (row["kind"] == "opposite"))
+                                 for row in QUESTIONS])
+def test_silence_around_a_question_costs_nothing(mini, row, before, after):
+    chat, clip = spoken(row["kind"])
+    clip = torch.cat([torch.zeros(before * 16_000), clip, torch.zeros(after * 16_000)])
+    assert mini.generate(chat, clip, max_new_tokens=64).text == row["answer"]
 
 
 def test_an_answer_is_spoken_with_a_face_and_the_same_seed_says_it_again(mini):
